@@ -26,12 +26,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import zoo
-from harness.cli.entry import build_parser, main
+from harness.cli.entry import main, parse
 from harness.datasets import get_dataset
 from harness.measure import match
 from harness.records.record import read_records
+from harness.report.writers import csv_text
 from harness.studies.questions import list_studies
-from harness.studies.tables import StudyTable, compare_lines, study_csv
+from harness.studies.tables import StudyTable, compare_lines
 from tools import write_results
 from zoo.core.reducer import METHODS
 from zoo.loading.registry import default_cfgs
@@ -209,7 +210,7 @@ def test_the_tables_of_a_page_are_those_of_its_records(page: Path, monkeypatch):
 @pytest.mark.parametrize("name", list_studies())
 def test_the_figures_of_a_study_are_those_of_its_records(name: str):
     """Labels say which records a line is of; all else is computed again."""
-    text, tables = (STUDIES / f"{name}.csv").read_text("utf-8"), []
+    text, found = (STUDIES / f"{name}.csv").read_text("utf-8"), list[dict[str, Any]]()
     for dataset, lines in groupby(csv.DictReader(io.StringIO(text)), lambda line: line["dataset"]):
         records = (one for one in read_records(STUDIES / f"{name}.jsonl.gz") if one.dataset == dataset)
         dense, rows = next(records), []
@@ -217,8 +218,8 @@ def test_the_figures_of_a_study_are_those_of_its_records(name: str):
             labels = dict(list(line.items())[4 : list(line).index("group")])
             rows.append((labels, line["group"], list(islice(records, int(line["seeds"])))))
         assert list(records) == []
-        tables.append(StudyTable(title=name, dense=dense, rows=compare_lines(rows, dense)))
-    assert study_csv(tables) == text
+        found += StudyTable(title=name, dense=dense, rows=compare_lines(rows, dense)).lines()
+    assert csv_text(found) == text
 
 
 def figures_of(text: str) -> set[str]:
@@ -245,7 +246,7 @@ def test_a_page_leads_to_the_figures_and_the_command_of_each_study():
     pages = "".join(page.read_text(encoding="utf-8") for page in RESULTS.glob("*.md"))
     assert sorted(re.findall(r"^patchrank study (\w+)", pages, re.M)) == sorted(list_studies())
     for line in re.findall(r"^patchrank (study.*)$", pages, re.M):
-        build_parser().parse_args(shlex.split(line))
+        parse(shlex.split(line))
     assert set(re.findall(r"\(studies/(\w+)\.csv\)", pages)) == set(list_studies())
 
 
@@ -253,7 +254,7 @@ def test_its_commands_are_commands_and_its_links_lead_somewhere():
     lines = re.findall(r"^patchrank (.*)$", README, re.M)
     assert len(lines) == 4
     for line in lines:
-        build_parser().parse_args(shlex.split(line, comments=True))
+        parse(shlex.split(line, comments=True))
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", README):
         assert (ROOT / target).exists(), target
 

@@ -105,16 +105,3 @@ def write_or_check(files: Mapping[str, bytes], folder: Path, *, check: bool) -> 
         write_whole(target, content)
         print(f"{name}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     return 1 if differing else 0
-
-
-def replace_part(text: str, part: str, begin: str, end: str, page: Path) -> str:
-    """Return a page's text with ``part`` in the place of the lines from ``begin`` to ``end``, which it has itself.
-
-    Raises:
-        ValueError: there are no such lines.
-    """
-    before, opened, rest = text.partition(begin)
-    _, closed, after = rest.partition(end + "\n")
-    if not opened or not closed:
-        raise ValueError(f"{page.as_posix()} lacks the lines {begin!r} and {end!r}")
-    return before + part + after

@@ -28,11 +28,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 def commands() -> str:
     """Return a section per command, with its help, in Markdown."""
-    from harness.cli.command import Formatter, leaves
-    from harness.cli.entry import build_parser
+    from harness.cli.command import CommandParser, Formatter
+    from harness.cli.entry import COMMANDS
 
     lines = ["## Commands"]
-    for path, parser in leaves(build_parser()).items():
+    for path, command in COMMANDS.items():
+        parser = CommandParser(command)
         parser.formatter_class = partial(Formatter, width=98)
         lines += ["", f"### {path}", "```text", parser.format_help() + "```"]
     return "\n".join([*lines, ""])

@@ -1,20 +1,18 @@
 """Train the embedded text tower: ``python -m tools.train_text``.
 
 By locked-image tuning (arXiv 2111.07991): projection and text tower for a frozen image tower. First the class tokens
-of all training images go through the frozen tower and into a cache; then projection and text tower are fitted on them,
-resumably. Images: the shipped training emoji, and canvases composed from Fashion-MNIST's training part without the
+of all training images go through the frozen tower and into a cache; then projection and text tower are fitted on them.
+Images: the shipped training emoji, and canvases composed from Fashion-MNIST's training part without the
 items that ship as validation. No validation or test image is ever looked at here.
 """
 
 import argparse
 import io
 import json
-import logging
 import math
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,23 +25,33 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import zoo
 from harness.datasets.canvas import seeded
-from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
+from harness.datasets.emoji import CATEGORIES, STYLES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from tools import build_fashion
-from zoo.core.files import cache_folder, digest, write_whole
-from zoo.learning.fit import FitState
+from zoo.core.files import cache_folder, write_whole
 from zoo.loading.clip import CompactText, image_transform, tokenizer
 from zoo.loading.sizes import EMBEDDED
 
-log = logging.getLogger(__name__)
 CONTEXT = 20
 GEOMETRY = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 3, "output_dim": 256}
 FASHION_CANVASES = 12_000
 EMOJI_VARIANTS = 4
 BATCH = 32  # images that the tower sees at once
+SEED = 0  # of weights, batches, captions and noise
 STYLE_TEMPLATES = (("a flat icon of {}.", "a noto emoji of {}."), ("a 3d rendering of {}.", "a glossy 3d emoji of {}."))
+SUBCATEGORIES = {
+    "face-neutral-skeptical": "neutral or skeptical face", "face-concerned": "worried or sad face",
+    "emotion": "comic symbol of emotion", "body-parts": "body part", "person": "plain person",
+    "person-role": "person with a job or role", "animal-mammal": "mammal", "animal-bird": "bird",
+    "plant-other": "plant", "food-fruit": "fruit", "food-vegetable": "vegetable",
+    "food-prepared": "prepared food", "food-asian": "asian food", "drink": "drink",
+    "place-building": "building", "transport-ground": "land vehicle",
+    "sky & weather": "sky and weather", "event": "celebration", "sport": "sport equipment",
+    "game": "game or toy", "clothing": "clothing", "light & video": "camera or light",
+    "office": "office supply", "tool": "tool", "household": "household item",
+    "transport-sign": "public information sign", "other-symbol": "other symbol",
+}  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -121,20 +129,6 @@ def features_of(source: Source, name: str, cache: Path) -> Tensor:
     return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
-@dataclass(frozen=True, kw_only=True)
-class LitConfig:
-    """Recipe of locked-image tuning."""
-
-    steps: int = 2000
-    batch: int = 512  # images per step
-    learning_rate: float = 1e-3  # AdamW's peak, cosine to zero after the warm-up
-    weight_decay: float = 0.05
-    warmup: int = 100  # steps of linear growth
-    noise: float = 0.1  # standard deviation of feature noise, as a share of the features' own
-    seed: int = 0  # of batches, captions and noise
-    checkpoint_every: int = 200  # steps
-
-
 class LitModel(nn.Module):
     """What is trained: projection of the class token, text tower, logit scale."""
 
@@ -151,72 +145,69 @@ def train_lit(
     images: Tensor,
     captions: Sequence[Sequence[int]],
     tokens: Tensor,
-    config: LitConfig,
-    *,
     weights: Tensor,
-    checkpoint: Path,
-    on_step: Callable[[int, float], None],
-) -> None:
-    """Fit projection and text tower with a contrastive loss over sets of captions.
+    *,
+    steps: int,
+    batch: int = 512,
+    peak: float = 1e-3,
+    warmup: int = 100,
+) -> list[float]:
+    """Fit projection and text tower with a contrastive loss over sets of captions; return the loss of each step.
 
-    In a batch, an image and a caption are a positive pair whenever the caption is one of the
-    image's, not only where they were drawn together; targets are spread evenly over positives.
-    ``images`` are (n, D) float32 class tokens after the final norm, ``captions`` for each image the
-    rows of ``tokens`` (m, L) that describe it, ``weights`` (n,) how often it is drawn, relative.
-    ``checkpoint`` is written as training goes and resumed from if it exists.
+    In a batch, an image and a caption are a positive pair whenever the caption is one of the image's, not only where
+    they were drawn together; targets are spread evenly over positives. AdamW's rate grows to its ``peak`` over the
+    ``warmup`` and falls to zero as a cosine. Features have noise of a tenth of their own standard deviation.
 
-    Raises:
-        ValueError: the checkpoint was made with another recipe.
+    Args:
+        model: what is trained.
+        images: class tokens after the final norm, (n, D) float32.
+        captions: for each image the rows of ``tokens`` that describe it.
+        tokens: captions as ids, (m, L).
+        weights: how often an image is drawn, relative, (n,).
+        steps: steps of the optimiser.
+        batch: images per step.
+        peak: highest learning rate.
+        warmup: steps of linear growth.
     """
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
     # Matrices alone decay: no biases, norms, tables or the scale.
-    groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
+    groups: dict[float, list[nn.Parameter]] = {0.05: [], 0.0: []}  # by the decay
     for name, parameter in model.named_parameters():
-        groups[config.weight_decay if parameter.ndim >= 2 and "embedding" not in name else 0.0].append(parameter)
-    optimiser = torch.optim.AdamW(
-        [{"params": params, "weight_decay": rate} for rate, params in groups.items()], lr=config.learning_rate
-    )
-    generator, every = torch.Generator(), config.checkpoint_every
-    data = (one.numpy().tobytes() for one in (images, tokens, weights))
-    mark = digest([asdict(config), [list(own) for own in captions]], *data)
-    state = FitState(mark=mark, model=model, optimiser=optimiser, generator=generator)
-    spread = images.std(dim=0) * config.noise
-    member = [torch.tensor(list(c)) for c in captions]
-
-    def learn() -> float:
-        last = 0.0
-        for step in range(state.epoch * every, min((state.epoch + 1) * every, config.steps)):
-            generator.manual_seed(config.seed * 1_000_003 + step + 500_000)
-            rows = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
-            generator.manual_seed(config.seed * 1_000_003 + step)
-            noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
-            own = [member[int(row)] for row in rows]
-            texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in own]).unique()
-            positive = torch.stack([torch.isin(texts, choices) for choices in own]).float()
-            image = F.normalize(model.project(images[rows] + noise), dim=-1)
-            with torch.autocast("cpu", torch.bfloat16):
-                text_features = model.text(tokens[texts])
-            text_features = F.normalize(text_features.float(), dim=-1)
-            logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
-            loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
-            last = state.descend(loss, [config.learning_rate * _schedule(step, config)] * len(groups))
-            on_step(step, last)
-        return last
-
-    # The latest weights count as the best.
-    most = math.ceil(config.steps / every)
-    state.run(learn, lambda: -state.epoch, most=most, patience=1, on_epoch=lambda *_: None, checkpoint=checkpoint)
+        groups[0.05 if parameter.ndim >= 2 and "embedding" not in name else 0.0].append(parameter)
+    optimiser = torch.optim.AdamW([{"params": own, "weight_decay": decay} for decay, own in groups.items()], lr=peak)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    spread, member = images.std(dim=0) * 0.1, [torch.tensor(list(own)) for own in captions]
+    generator, losses = torch.Generator(), list[float]()
+    for step in track(range(steps), description="text tower"):
+        generator.manual_seed(SEED * 1_000_003 + step + 500_000)
+        rows = torch.multinomial(weights, batch, replacement=True, generator=generator)
+        generator.manual_seed(SEED * 1_000_003 + step)
+        noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
+        own = [member[int(row)] for row in rows]
+        texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in own]).unique()
+        positive = torch.stack([torch.isin(texts, choices) for choices in own]).float()
+        image = F.normalize(model.project(images[rows] + noise), dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            text_features = model.text(tokens[texts])
+        text_features = F.normalize(text_features.float(), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
+        loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
 
 
 def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
     target = positive / positive.sum(dim=1, keepdim=True)
     return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-
-
-def _schedule(step: int, config: LitConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -225,10 +216,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fashion", type=Path, help="Fashion-MNIST's .deb, as for build_fashion")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "train_text")
-    parser.add_argument("--steps", type=int, default=LitConfig.steps)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    assert zoo.MODELS  # registered
     args.cache.mkdir(parents=True, exist_ok=True)
 
     sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
@@ -240,32 +229,26 @@ def main(argv: list[str] | None = None) -> int:
         for index in range(source.size)
     ]
     tokens = tokenizer(CONTEXT)(list(texts))
-    share = [0.5 / s.size for s in sources.values() for _ in range(s.size)]
-    config = LitConfig(steps=args.steps)
-    torch.manual_seed(config.seed)
+    weights = torch.tensor([0.5 / source.size for source in sources.values() for _ in range(source.size)])
+    torch.manual_seed(SEED)
     model = LitModel(images.shape[1], CompactText(tokens.unique().tolist(), **GEOMETRY), 256)
-    log.info("%d images, %d captions, %d tokens", len(images), len(texts), len(tokens.unique()))
-
-    def report(step: int, loss: float) -> None:
-        if step % 50 == 0:
-            log.info("step %d of %d, loss %.3f", step, config.steps, loss)
-
-    weights, checkpoint = torch.tensor(share), args.cache / "train.pt"
-    train_lit(model, images, captions, tokens, config, weights=weights, checkpoint=checkpoint, on_step=report)
-    write(model, config, args.output)
+    print(f"{len(images)} images, {len(texts)} captions, {len(tokens.unique())} tokens")
+    losses = train_lit(model, images, captions, tokens, weights, steps=args.steps)
+    print(f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    write(model, args.steps, args.output)
     return 0
 
 
-def write(model: LitModel, config: LitConfig, path: Path) -> None:
+def write(model: LitModel, steps: int, path: Path) -> None:
     """Write projection and text tower as fp16 safetensors with their geometry."""
     tensors = {f"text.{k}": v.half().contiguous() for k, v in model.text.state_dict().items()}
     tensors["visual_projection"] = model.project.weight.detach().half().contiguous()
     tensors["visual_bias"] = model.project.bias.detach().half().contiguous()
     tensors["token_ids"] = model.text.token_ids.to(torch.int32)
     tensors["logit_scale"] = model.logit_scale.detach().clone()
-    facts = {"geometry": GEOMETRY, "steps": config.steps, "seed": config.seed}
+    facts = {"geometry": GEOMETRY, "steps": steps, "seed": SEED}
     write_whole(path, save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
-    log.info("wrote %s, %d bytes", path.name, path.stat().st_size)
+    print(f"wrote {path}, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

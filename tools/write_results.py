@@ -20,14 +20,13 @@ from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
 from harness.studies.final import FinalConfig, summarise
-from tools import replace_part
 from zoo.core.files import write_whole
 
 RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
 TIMED = {  # records by column
     f"batch {batch}, {dtype}": f"equal_time_{batch}_{dtype}.jsonl.gz"
-    for batch in (1, 8)
+    for batch in (1, 8, 32)
     for dtype in ("float32", "bfloat16")
 }
 PHOTOGRAPHS = ("photos", "frames")  # datasets that are split into halves by their detail
@@ -72,7 +71,8 @@ def write(page: Path) -> str:
     text = page.read_text("utf-8")
     for name, make in PARTS[page].items():
         begin, end = (marker.format(name) for marker in (BEGIN, END))
-        text = replace_part(text, f"{begin}\n{markdown(make()).strip()}\n{end}\n", begin, end, page)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{markdown(make()).strip()}\n{end}{rest.partition(end)[2]}"
     return text
 
 

@@ -5,9 +5,9 @@ import glob
 import gzip
 import json
 import os
-import shlex
 import shutil
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -44,10 +44,6 @@ def hold_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
         lock.release()
 
 
-def _lock(path: Path) -> contextlib.AbstractContextManager[bool]:
-    return hold_lock(_lock_path(path))
-
-
 def _lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
@@ -56,14 +52,14 @@ def append_lines(path: Path, lines: bytes) -> None:
     """Add lines at the end of a file, all or none; it is made if it isn't there.
 
     Raises:
-        ValueError: a file that is read packed, see `read_lines`, or no file at all.
+        ValueError: a file that is read packed, see `parse_lines`, or no file at all.
         OSError: they can't be written.
     """
     require_file(path)
     if path.suffix == ".gz":
         raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file, _lock(path) as alone:
+    with path.open("ab+", buffering=0) as file, hold_lock(_lock_path(path)) as alone:
         if alone:
             _mend(file)
         size = os.fstat(file.fileno()).st_size
@@ -118,22 +114,16 @@ def claim_file(path: Path | None) -> Iterator[None]:
         yield
 
 
-def read_lines(path: Path) -> tuple[list[bytes], bool]:
-    """Return a file's lines, unpacked where its name ends in ``.gz``, and whether the last is torn.
+def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """Read each line by a function that raises ValueError for what isn't right, in file order; blank ones are none.
+
+    A file is unpacked where its name ends in ``.gz``. A torn last line is left out with a warning.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no file, no gzip file, or not the whole of one.
+        ValueError: names the file, the line and what the function said; or it is no file, or not a whole gzip file.
     """
     require_file(path)
-    lines, torn = _split(path)
-    if torn and _lock_path(path).exists():  # unless somebody is writing it
-        with _lock(path):
-            return _split(path)
-    return lines, torn
-
-
-def _split(path: Path) -> tuple[list[bytes], bool]:
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
@@ -141,64 +131,28 @@ def _split(path: Path) -> tuple[list[bytes], bool]:
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: not a whole gzip file ({error}); unpack what there is with gzip -dc") from error
     *lines, last = content.split(b"\n")
-    return ([*lines, last], _is_torn(last)) if last else (lines, False)
-
-
-def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """Read each line by a function that raises ValueError for what isn't right, in file order; blank ones are none.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the file, the line and what the function said; or the last line is torn.
-    """
+    if last and _is_torn(last):
+        warnings.warn(f"{path}: the last line is torn, as what wrote it was stopped; it is left out", stacklevel=2)
+    else:
+        lines.append(last)
     values = []
-    lines, torn = read_lines(path)
     for number, line in enumerate(lines, start=1):
         try:
             values += [parse(line)] if line.strip() else []
         except ValueError as error:
-            what = str(error)
-            if torn and number == len(lines):
-                code = f"from harness.base.lines import mend; mend({str(path)!r})"
-                what = (
-                    "torn, as what wrote it was stopped midway; the same command drops it and goes "
-                    f"on, or drop it with: python -c {shlex.quote(code)}"
-                )
-            raise ValueError(f"{path}, line {number}: {what}") from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return values
 
 
-def can_resume(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool:
-    """Tell whether an earlier run left lines to go on from, which none are if all is ``fresh``.
-
-    A torn last line is dropped first, and ``say`` called with words that say so.
-    """
-    if fresh or not path.is_file():
-        return False
-    if mend(path):
-        say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
-    return True
-
-
-def mend(path: str | Path) -> bool:
-    """Drop the torn last line of a file, as the next that appends would; say if there was one."""
-    with Path(path).open("rb+", buffering=0) as file, _lock(Path(path)) as alone:
-        return alone and _mend(file)
-
-
-def _mend(file: FileIO) -> bool:
-    """End the last line of a locked file, or drop it if it is torn; say if it was dropped."""
+def _mend(file: FileIO) -> None:
+    """End the last line of a locked file, or drop it if it is torn."""
     file.seek(0)
     content = file.readall()
     start = content.rfind(b"\n") + 1
-    if start == len(content):
-        return False
-    if _is_torn(content[start:]):
+    if start < len(content) and _is_torn(content[start:]):
         os.ftruncate(file.fileno(), start)
-        return True
-    file.seek(0, os.SEEK_END)
-    file.write(b"\n")  # an editor left it out
-    return False
+    elif start < len(content):
+        file.write(b"\n")  # an editor left it out
 
 
 def _is_torn(line: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What a subcommand is, and its parser, which gets its flags when the command is chosen."""
+"""What a subcommand is, and its parser."""
 
 import argparse
 import itertools
@@ -19,12 +19,11 @@ from rich.console import Console
 from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
-from harness.base.terminal import WHENS
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
-SHARED = ("--json", "--explain", "--quiet", "--color")  # flags that every command takes
+SHARED = ("--json", "--explain", "--quiet")  # flags that every command takes
 TEXTS = tomllib.loads(Path(__file__).with_name("commands.toml").read_text("utf-8"))
 EXIT_CODES = {
     0: "fine",
@@ -71,71 +70,35 @@ def command(
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that takes no beginning of a flag for it, and names the near match of a mistake."""
+    """A command's parser, which takes no beginning of a flag for it, and names the near match of a mistake."""
 
-    def __init__(self, *, command: Command | None = None, **kwargs: Any) -> None:
-        """Prepare; the flags of ``command`` are added when it is filled."""
-        # A command's --help stands with the flags that every command takes.
-        super().__init__(allow_abbrev=False, add_help=command is None, formatter_class=Formatter, **kwargs)
-        self.command = command
+    def __init__(self, command: Command) -> None:
+        """Add the command's flags, and those of every command."""
+        super().__init__(
+            prog=f"{PROGRAM} {command.path}".strip(), description=command.what, allow_abbrev=False, add_help=False,
+            epilog=command.epilog().replace("%", "%%"), formatter_class=Formatter,
+        )  # fmt: skip
         self._positionals.title, self._optionals.title = "arguments", "flags"
-
-    def fill(self) -> "CommandParser":
-        """Add the flags of the command unless they are there, and return the parser."""
-        command = self.command
-        if command is None or self._actions:
-            return self
         command.flags(self)
-        shared = self.add_argument_group("every command")
-        shared.add_argument("-h", "--help", action="help", help="show this and exit")
-        add_shared(shared, default=argparse.SUPPRESS)
-        self.set_defaults(command=command.path, run=command.run)
-        self.epilog = command.epilog().replace("%", "%%")
         places = [one for one in self._actions if one.required or not one.option_strings]
         names = [" ".join([*one.option_strings[:1], str(one.metavar or one.dest.upper())]) for one in places]
         words = [name if one.required else f"[{name}]" for one, name in zip(places, names, strict=True)]
         self.usage = " ".join([self.prog, *words, "[flags]"])
-        return self
-
-    def format_help(self) -> str:
-        """Return the help, with the command's flags."""
-        return super(CommandParser, self.fill()).format_help()
+        add_shared(self.add_argument_group("every command"))
+        self.set_defaults(command=command.path, run=command.run)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, refusing what no argument takes; half a command prints its help.
+        """Parse, refusing what no argument takes.
 
         Raises:
             ValueError: a mistake.
             SystemExit: after help.
         """
-        if self._subparsers is not None and not args:
-            self.print_help(sys.stderr)
-            self.exit(2)
-        if self.fill().command is not None:
-            args = self._with_model(args)
-            self._require_flags(args)
+        self._require_flags(args)
         values, rest = super().parse_known_args(args, namespace)
-        self._require_flags(rest)
         if rest:
             self.error(f"no argument {rest[0]!r} is expected here")
         return values, rest
-
-    def _with_model(self, args: list[str]) -> list[str]:
-        """Put ``--model`` before models that the arguments begin with.
-
-        Where a command takes other words there, our models' names alone are taken for models.
-        """
-        first = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
-        if not all(action.option_strings for action in self._actions):
-            ours = re.compile(r"clip_vit_\w+(\.(?!jsonl)\w+)?")
-            first = list(itertools.takewhile(lambda word: ours.fullmatch(word) and not Path(word).exists(), first))
-        if not first or "--model" not in self._option_string_actions:
-            return args
-        rest = args[len(first) :]
-        if any(word.partition("=")[0] == "--model" for word in rest):
-            self.error(f"{first[0]!r} and --model: give one of the two")
-        at = rest.index("--") if "--" in rest else len(rest)  # behind other words, which --model would take
-        return [*rest[:at], "--model", *first, *rest[at:]]
 
     def _require_flags(self, args: Sequence[str]) -> None:
         """Refuse unknown flags, and several values in two places, before argparse tells what else is missing."""
@@ -167,23 +130,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            what = _name(action)
-            if isinstance(action, argparse._SubParsersAction):
-                what = self.prog.removeprefix(PROGRAM).strip() or "command"
-            raise argparse.ArgumentError(None, f"{what} {value!r}: {nearest(str(value), action.choices)}")
+            raise argparse.ArgumentError(None, f"{_name(action)} {value!r}: {nearest(str(value), action.choices)}")
 
 
 def _name(action: argparse.Action) -> str:
     return action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
-
-
-def leaves(parser: CommandParser) -> dict[str, CommandParser]:
-    """Return the parsers of all subcommands by path, with their flags."""
-    found: dict[str, CommandParser] = {}
-    for action in parser._actions:
-        for child in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
-            found |= {child.command.path: child.fill()} if child.command else leaves(child)
-    return found
 
 
 class Formatter(argparse.HelpFormatter):
@@ -210,20 +161,13 @@ class Formatter(argparse.HelpFormatter):
         return f"{text} (default: {shown})".replace("%", "%%")
 
 
-def add_shared(group: Any, default: Any = None) -> None:
-    """Add the flags that every command takes, before its name or after it.
-
-    After it ``default`` is ``argparse.SUPPRESS``, so that what stood before stays.
-    """
-    off = False if default is None else default
-    text = "print one JSON document instead of tables"
-    group.add_argument("--json", action="store_true", default=off, help=text)
-    text = "explain each table's columns below it"
-    group.add_argument("--explain", action="store_true", default=off, help=text)
+def add_shared(group: Any) -> None:
+    """Add the flags that every command takes."""
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
+    group.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    group.add_argument("--explain", action="store_true", help="explain each table's columns below it")
     text = "print results and errors only, no progress and no notes"
-    group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)
-    text = "auto (on a terminal, see also NO_COLOR and FORCE_COLOR), always or never"
-    group.add_argument("--color", metavar="WHEN", choices=WHENS, default=default or "auto", help=text)
+    group.add_argument("--quiet", "-q", action="store_true", help=text)
 
 
 class Version(argparse.Action):

@@ -9,105 +9,70 @@ import textwrap
 import warnings
 from argparse import Namespace
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from harness.base.hints import describe_error
+from harness.base.hints import describe_error, nearest
 from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli import apps, learn, measure, study
-from harness.cli.command import (
-    EXIT_CODES,
-    PROGRAM,
-    Command,
-    CommandParser,
-    Version,
-    add_shared,
-    command,
-    leaves,
-)
+from harness.cli.command import PROGRAM, TEXTS, Command, CommandParser, Version, command
 from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
-SHELLS = ("bash", "zsh")
-
-
-def _completion_flags(parser: CommandParser) -> None:
-    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
-
-
-def run_completion(args: Namespace, _status: Console) -> Shown:
-    """Show a script that completes commands, flags and names without starting Python."""
-    import shtab
-
-    from harness.datasets import KINDS, list_datasets
-    from harness.measure.rows import known_methods
-    from zoo import METHODS
-    from zoo.loading.sizes import MODELS
-
-    names: dict[str, Any] = {"model": list(MODELS), "methods": known_methods(), "method": list(METHODS)}
-    names["models"] = names["model"]
-    names["dataset"] = names["datasets"] = [*list_datasets(), *(f"{prefix}:" for prefix in KINDS)]
-    parser = build_parser()
-    for leaf in leaves(parser).values():
-        for action in leaf._actions:
-            if action.choices is None and action.dest in names and action.nargs != 0:
-                action.choices = names[action.dest]
-            elif action.type is Path or action.metavar in ("IMAGE", "SOURCE"):
-                kind = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
-                action.complete = kind  # type: ignore[attr-defined]
-    text = shtab.complete(parser, shell=args.shell)
-    return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})
-
-
-COMPLETION = command("completion", run_completion, _completion_flags)
 GROUPS = (measure, apps, learn, study)
-COMMANDS: dict[str, Command] = {
-    one.path: one for one in (*(one for group in GROUPS for one in group.COMMANDS), COMPLETION)
-}
-# First words that have subcommands of their own.
-FAMILIES = {
-    "fit": "Learn predictors, prompts, recoveries and schedules.",
-    "datasets": "Check a local copy of a dataset.",
-    "study": "Answer questions by experiments, and reproduce the paper's tables.",
-}
-DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.
-
-Results go to standard output; progress, notes and errors to standard error."""
-EPILOG = f"""examples:
-  # models, methods and datasets
-  {PROGRAM} list
-  # two methods on the datasets that ship
-  {PROGRAM} compare --methods patchrank evit --limit 100
-  # flags and examples of a command
-  {PROGRAM} compare --help
-
-exit codes: {"; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())}"""
+COMMANDS: dict[str, Command] = {one.path: one for group in GROUPS for one in group.COMMANDS}
+FAMILIES = ("", "fit", "datasets")  # first words of several commands
 
 
-def build_parser() -> CommandParser:
-    """Return the parser; of what it parses, ``command`` is a path and ``run`` what runs it."""
-    parser = CommandParser(prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--version", action=Version, nargs=0, help="show versions of the package and its dependencies")
-    add_shared(parser)
-    groups = {"": _subcommands(parser, "COMMAND")}
-    for path, one in COMMANDS.items():
-        first, _, second = path.rpartition(" ")
-        if first not in groups:
-            what, prog = FAMILIES[first], f"{PROGRAM} {first}"
-            family = groups[""].add_parser(first, help=what, description=what, prog=prog)
-            groups[first] = _subcommands(family, "WHAT")
-        text = {"help": one.what, "description": one.what, "prog": f"{PROGRAM} {path}"}
-        groups[first].add_parser(second, command=one, **text)
-    return parser
+def list_commands(first: str) -> dict[str, str]:
+    """Return what stands behind a first word, or what a command line begins with, and what that is for."""
+    depth, every = len(first.split()), [path.split() for path in COMMANDS]
+    paths = dict.fromkeys(" ".join(words[: depth + 1]) for words in every if words[:depth] == first.split())
+    return {path.split()[-1]: TEXTS[path]["what"] if path in FAMILIES else COMMANDS[path].what for path in paths}
 
 
-def _subcommands(parser: CommandParser, metavar: str) -> Any:
-    return parser.add_subparsers(required=True, title="commands", metavar=metavar, parser_class=CommandParser)
+def _overview(first: str) -> Command:
+    """Return what shows the commands behind a first word."""
+
+    def flags(parser: CommandParser) -> None:
+        if not first:
+            text = "show versions of the package and its dependencies"
+            parser.add_argument("--version", action=Version, nargs=0, help=text)
+        group = parser.add_argument_group("commands")
+        for name, what in list_commands(first).items():
+            group.add_argument(name, nargs="?", help=what)
+
+    return replace(command(first, lambda *_: Shown(parts=(), data=None)), flags=flags)
+
+
+def parse(words: Sequence[str]) -> Namespace:
+    """Return the arguments of a command line: ``command`` is the path, and ``run`` what runs it.
+
+    Flags of every command may stand before its name. Half a command prints its help.
+
+    Raises:
+        ValueError: a mistake.
+        SystemExit: after help or version.
+    """
+    lead = list(takewhile(lambda word: word.startswith("-"), words))
+    rest = words[len(lead) :]
+    path = next((path for path in (" ".join(rest[:2]), *rest[:1]) if path in (*COMMANDS, *FAMILIES)), "")
+    rest = rest[len(path.split()) :]
+    if path in COMMANDS:
+        return CommandParser(COMMANDS[path]).parse_args([*lead, *rest])
+    parser = CommandParser(_overview(path))
+    parser.usage = f"{parser.prog} COMMAND [flags]"
+    if rest and not rest[0].startswith("-"):
+        parser.error(f"{path or 'command'} {rest[0]!r}: {nearest(rest[0], list_commands(path))}")
+    parser.parse_args([*lead, *rest])
+    parser.print_help(sys.stderr)
+    raise SystemExit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,11 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each try again; what comes of it is told
     words = list(sys.argv[1:] if argv is None else argv)
-    color, goes_on = "auto", False
+    goes_on = False
     try:
         require_own_packages()
-        args = build_parser().parse_args(words)
-        args.argv, color = words, args.color
+        args = parse(words)
+        args.argv = words
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
         with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
@@ -137,13 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
         text = f"[bold red]{PROGRAM}: error:[/] {escape(_describe(error))}"
-        errors(color).print(text, highlight=False, soft_wrap=True)
+        errors().print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
             on = "finished work is kept, and the same command continues it"
             anew = "nothing is left half-written; the same command starts again"
-            errors(color).print(f"stopped; {on if goes_on else anew}")
+            errors().print(f"stopped; {on if goes_on else anew}")
         return 130
     return code
 
@@ -205,7 +170,7 @@ def _run(args: Namespace) -> int:
     from harness.datasets import forget
 
     status, flags = notes(args), vars(args)
-    output = None if args.json else results(args)
+    output = None if args.json else results()
     try:
         if flags.get("device") is not None and flags.get("workers") is None:
             check_device(args.device)  # that of workers may be elsewhere
@@ -230,7 +195,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     Raises:
         ValueError: a flag for datasets with ``--images``, or a dataset that can't be.
     """
-    from harness.datasets import names_of
+    from harness.datasets import Options, names_of
 
     flags = vars(args)
     ways = ("root", "download", "templates", "skip_bad", "skip_unknown_classes")
@@ -243,7 +208,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     if flags.get("dry_run") or flags.get("runs"):
         datasets = []  # what is missing is part of what it tells; two runs need no images
     several: list[str] = [datasets] if isinstance(datasets, str) else datasets
-    names = names_of(several, **how, progress=Progress(status))
+    names = names_of(several, Options(**how, progress=Progress(status)))
     if datasets:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
 

@@ -108,7 +108,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
     require_appendable(path)
     with claim(args.output):  # no other run writes there
-        known = earlier(path, progress, fresh=args.fresh)
+        known = earlier(path, fresh=args.fresh)
         for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
             keep_new(path, group, known)
             records += group
@@ -244,7 +244,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
-    from harness.base.lines import can_resume, require_appendable
+    from harness.base.lines import require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.records import times
     from harness.report.writers import markdown
@@ -258,7 +258,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
         progress.say(f"batches {' '.join(map(str, plan.batches))}; choose others with --batches")
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
-    known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
+    known = times.read_latencies(path) if path.is_file() and not args.fresh else []
 
     def timed() -> Iterator[times.LatencyRecord]:
         for cell, new in measure_latency(plan, known, progress):

@@ -2,7 +2,7 @@
 
 import ast
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,11 @@ def outline(module: str) -> Outline:
     return Outline(_statements(module))
 
 
-def decorated(module: str, decorator: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield name, first line of the docstring and the decorator's keywords of functions of one of our modules."""
+def decorated(module: str, decorator: str) -> dict[str, str]:
+    """Return the first line of the docstring of each function of one of our modules that has a decorator, by name."""
+    found = {}
     for node in _statements(module):
         match node:
-            case ast.FunctionDef(decorator_list=[ast.Call(func=ast.Name(id=by), keywords=keywords)]) if by == decorator:
-                facts = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
-                yield node.name, (ast.get_docstring(node) or "").partition("\n")[0], facts
+            case ast.FunctionDef(name=name, decorator_list=[ast.Call(func=ast.Name(id=by))]) if by == decorator:
+                found[name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return found

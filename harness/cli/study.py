@@ -3,9 +3,8 @@
 import json
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.console import Console
 from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser, command
+from harness.cli.command import CommandParser, command
 from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
@@ -24,17 +23,18 @@ if TYPE_CHECKING:
 
 def _fit_flags(group: Any) -> None:
     """Add how golden rankings are made and predictors fitted."""
-    flags.add(group, "--train-limit", 500, "ranked images to learn from, per dataset", flags.positive)
+    text = "ranked images to learn from, per dataset; default: 500"
+    flags.add(group, "--train-limit", None, text, flags.positive)
     text = "changes of golden rankings, such as block=2,window=2,stride=1"
     flags.add(group, "--golden", None, text, metavar="CHANGES")
     text = "changes of how predictors are fitted, such as arch=mlp,width=32"
     flags.add(group, "--fit", None, text, metavar="CHANGES")
 
 
-def _token_flags(group: Any, draws: str | None, text: str = "") -> None:
+def _token_flags(group: Any, text: str) -> None:
     """Add how tokens are learned."""
-    flags.tokens_recipe(group, draws, text)
-    flags.add(group, "--labelled", 16, "labelled images per class", flags.positive, metavar="K")
+    flags.tokens_recipe(group, None, text)
+    flags.add(group, "--labelled", None, "labelled images per class; default: 16", flags.positive, metavar="K")
 
 
 def _run_flags(parser: CommandParser, folder: str) -> None:
@@ -57,26 +57,23 @@ def _reproduce_flags(parser: CommandParser) -> None:
     made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
     flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
     _fit_flags(made)
-    _token_flags(made, None, "; default: coop with a root, else ours")
+    _token_flags(made, "; default: coop with a root, else ours")
     _run_flags(parser, "results/reproduce")
 
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.studies import reproduce
+    from harness.studies.answer import take_stock
 
-    names, progress = list(dict.fromkeys(args.names)), Progress(status)
-    data: list[dict[str, Any]] = []
-    for name in names:
+    progress, data = Progress(status), list[dict[str, Any]]()
+    for name in dict.fromkeys(args.names):
         table = reproduce.TABLES[name]
         config = table.conditions(paper_config(args, name))
-        datasets, failures = reproduce.readable(config.datasets, table)
+        reproduce.require_readable(config.datasets, table)
         if args.dry_run:
-            config = replace(config, datasets=datasets)
-            steps, title = reproduce.list_steps(table, config, progress), reproduce.paper(name)["title"]
-            part, facts = _stock_table(name, title, config.model, steps, failures)
-        elif failures:
-            raise next(iter(failures.values()))  # at once, not after the work on others
+            steps = [step for part in table.groups(config) for step in take_stock(table.study, part, progress)]
+            part, facts = _stock_table(name, reproduce.paper(name)["title"], config.model, steps)
         else:
             part, facts = _measure_table(args, table, config, progress)
         data.append(json_values(facts))
@@ -84,17 +81,13 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _stock_table(
-    name: str, title: str, model: str, steps: "Sequence[Stock]", failures: dict[str, Exception]
-) -> tuple[Table, dict[str, Any]]:
-    """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
+def _stock_table(name: str, title: str, model: str, steps: "Sequence[Stock]") -> tuple[Table, dict[str, Any]]:
+    """Lay out what is cached and what is missing."""
     rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
-    rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
     caption = "Rankings are counted in images. What is cached takes no time"
     heads = ("what", "of", "cached", "missing")
     table = Table.of(f"{title}; {model}", heads, rows, words=heads[:2], caption=caption)
-    missing = {dataset: str(error) for dataset, error in failures.items()}
-    return table, json_values({"name": name, "model": model, "steps": steps, "missing": missing})
+    return table, json_values({"name": name, "model": model, "steps": steps})
 
 
 def _measure_table(
@@ -107,7 +100,7 @@ def _measure_table(
     from zoo.core.files import write_whole
 
     path = args.output / f"{table.name}.jsonl"
-    known = earlier(path, progress, fresh=args.fresh)
+    known = earlier(path, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
     for measured, records in produce(table, config, known, progress, path.with_suffix(UNFINISHED)):
         keep_new(path, records, known)
@@ -181,7 +174,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
-    known = earlier(path, progress, fresh=args.fresh)
+    known = earlier(path, fresh=args.fresh)
     config = flags.settings(FinalConfig, args, methods=tuple(args.methods or ()))
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
@@ -201,61 +194,66 @@ def run_final(args: Namespace, status: Console) -> Work:
     return Shown(parts=(tables[-1],), data={"commit": commit, "records": json_values(records)})
 
 
-def _study_flags(tunes: bool, fits: bool, foreground: bool, parser: CommandParser) -> None:
+USES = {"golden": "fits", "fit": "fits", "train_limit": "fits", "tune": "tunes", "draws": "tunes", "labelled": "tunes"}
+
+
+def _study_flags(parser: CommandParser) -> None:
+    questions = decorated("harness.studies.questions", "study")
+    parser.add_argument("name", metavar="STUDY", choices=questions, help="a name of those below")
+    parser.add_argument_group("studies", "\n".join(f"{name}: {question}" for name, question in questions.items()))
     what = parser.add_argument_group("what is studied")
     flags.usual(what, "model", text="a dense model with a text tower")
     flags.usual(what, "datasets", default=list(outline("harness.measure.plan").Plan.datasets))
     flags.usual(what, "keeps", text="keep rates in (0, 1]; default: the study's own")
-    if tunes:
-        flags.add(what, "--split", "test", "split to judge by", choices=("val", "test", "final"))
-    elif foreground:
-        parser.set_defaults(split="test")  # val chooses the strength of probes
-    else:
-        flags.usual(what, "split", default="val", text="split to judge by", choices=("val", "test"))
+    text = "split to judge by; default: val, of learned tokens and of patches test; final is for learned tokens"
+    flags.add(what, "--split", None, text, choices=("val", "test", "final"))
     flags.limits(what, 300)
     flags.usual(what, "halves")
     flags.data(parser)
-    if fits or tunes:
-        made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
-        flags.add(made, "--seeds", 3, "repetitions from other seeds", flags.positive)
-        if fits:
-            _fit_flags(made)
-        if tunes:
-            _token_flags(made, outline("harness.datasets.few_shot").OURS)
-        else:
-            flags.add(made, "--seed", 0, "first seed")
+    made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
+    flags.add(made, "--seeds", 3, "repetitions from other seeds", flags.positive)
+    _fit_flags(made)
+    _token_flags(made, "; default: ours")
     _run_flags(parser, "results/studies")
 
 
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
+    from harness.datasets.base import FINAL, FINAL_ALONE
+    from harness.datasets.few_shot import OURS
     from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
+    from harness.report.writers import csv_text
     from harness.studies.answer import answer, take_stock
     from harness.studies.questions import list_studies
-    from harness.studies.tables import study_csv
     from harness.studies.workshop import StudyConfig
     from zoo.core.files import write_whole
     from zoo.learning.fit import FitConfig
 
-    study, progress = list_studies()[args.command.removeprefix("study ")], Progress(status)
-    made: dict[str, Any] = {}
+    study, progress = list_studies()[args.name], Progress(status)
+    for name, used in USES.items():
+        if getattr(args, name) is not None and not getattr(study, used):
+            raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
+    made: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
+    if made["split"] == FINAL and not study.tunes:
+        raise ValueError(f"--split {FINAL!r}: {FINAL_ALONE}")
     if study.fits:
         made["golden"] = flags.change(StudyConfig().golden, args.golden, "--golden")
         made["fit"] = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit")
     if study.tunes:
-        made["tune"] = flags.tune_config(args, args.draws)
+        made["draws"] = args.draws or OURS
+        made["tune"] = flags.tune_config(args, made["draws"])
     config = flags.settings(StudyConfig, args, **made)
     if args.dry_run:
-        table, facts = _stock_table(study.name, study.title, config.model, take_stock(study, config, progress), {})
+        table, facts = _stock_table(study.name, study.title, config.model, take_stock(study, config, progress))
         return Shown(parts=(table,), data=facts)
     path = args.output / f"{study.name}.jsonl"
-    known = earlier(path, progress, fresh=args.fresh)
+    known = earlier(path, fresh=args.fresh)
     tables = []
     for measured, records in answer(study, config, known, progress, folder=path.with_suffix(UNFINISHED)):
         keep_new(path, records, known)
         tables.append(measured)
-        write_whole(path.with_suffix(".csv"), study_csv(tables).encode())
+        write_whole(path.with_suffix(".csv"), csv_text([line for one in tables for line in one.lines()]).encode())
         with progress.hidden():
             yield measured.table()
     written = ["jsonl", "csv"]
@@ -263,21 +261,11 @@ def run_study(args: Namespace, status: Console) -> Work:
         written.append("svg")
         write_whole(path.with_suffix(".svg"), render([measured.chart(*study.plot) for measured in tables]))
     progress.say(f"{config.describe(tunes=study.tunes)}\nwrote {path.with_suffix('')}.{{{','.join(written)}}}")
-    return Shown(parts=(), data={"study": study.name, "tables": [measured.data() for measured in tables]})
-
-
-def _studies() -> Iterator[Command]:
-    """Return a command for each study."""
-    any_study = command("study NAME", run_study)
-    for name, question, facts in decorated("harness.studies.questions", "study"):
-        tunes = facts.get("tunes", False)
-        examples = [(line.replace("NAME", name), purpose) for line, purpose in any_study.examples]
-        own = partial(_study_flags, tunes, facts.get("fits", not tunes), facts.get("foreground", False))
-        yield replace(any_study, path=f"study {name}", what=question, examples=examples, flags=own)
+    return Shown(parts=(), data={"study": study.name, "lines": [line for one in tables for line in one.lines()]})
 
 
 COMMANDS = (
+    command("study", run_study, _study_flags),
     command("study reproduce", run_reproduce, _reproduce_flags),
     command("study final", run_final, _final_flags),
-    *_studies(),
 )

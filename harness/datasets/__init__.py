@@ -19,7 +19,7 @@ from harness.datasets.public import CoopSplit, RootedDataset
 from harness.datasets.webdataset import TarDataset
 
 __all__ = [
-    "KINDS", "Dataset", "Example", "Split", "SplitName", "forget", "get_dataset", "kind_of",
+    "KINDS", "Dataset", "Example", "Options", "Split", "SplitName", "forget", "get_dataset", "kind_of",
     "list_datasets", "names_of", "root_of", "shipped_facts", "split_words",
 ]  # fmt: skip
 
@@ -29,14 +29,14 @@ KINDS: dict[str, type[OwnDataset]] = {kind.prefix: kind for kind in _OWN}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class Options:
     """What the command line says about all its datasets."""
 
-    root: Path | None = None
-    download: bool = False
-    templates: tuple[str, ...] = ()
-    skip_bad: bool | None = None
-    skip_unknown: bool = False
+    root: Path | None = None  # of those that aren't shipped; None for the environment's
+    download: bool = False  # what is missing below the root
+    templates: Sequence[str] | None = None  # prompts for all of them instead of their own
+    skip_bad: bool | None = None  # leave out images that can't be read; False refuses missing and empty ones
+    skip_unknown_classes: bool = False  # leave out classes with words that a text tower never saw
     progress: Progress = field(default_factory=Progress)
 
     def prepare(self, dataset: Dataset) -> Dataset:
@@ -57,7 +57,7 @@ class _Options:
             flags += ["--skip-bad"]
         elif here and self.skip_bad is False and (lines := dataset.differences()):
             raise FileNotFoundError(f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad")
-        if self.skip_unknown:
+        if self.skip_unknown_classes:
             dataset = dataset.without_unknown()
             flags += ["--skip-unknown-classes"]
         if flags:
@@ -68,7 +68,7 @@ class _Options:
 class _State:
     """How datasets are taken in this process, and those that were taken so, by name."""
 
-    options = _Options()
+    options = Options()
     datasets: ClassVar[dict[str, Dataset]] = {}
 
 
@@ -143,7 +143,7 @@ def get_dataset(name: str) -> Dataset:
 
 def forget() -> None:
     """Take datasets as they are by themselves again, and know none that was made by its path."""
-    _State.options = _Options()
+    _State.options = Options()
     _State.datasets.clear()
 
 
@@ -157,44 +157,25 @@ def _explain_unknown(name: str) -> str:
     return f"no dataset is called {name!r}.{hint} Choose from {names}; `patchrank list` shows them. {kinds}."
 
 
-def names_of(
-    datasets: Sequence[str],
-    *,
-    root: Path | None = None,
-    download: bool = False,
-    templates: Sequence[str] | None = None,
-    skip_bad: bool | None = None,
-    skip_unknown_classes: bool = False,
-    progress: Progress | None = None,
-) -> list[str]:
+def names_of(datasets: Sequence[str], options: Options | None = None) -> list[str]:
     """Return names for what the command line gives; nothing goes by a path from then on.
-
-    ``root`` holds the datasets that aren't shipped, by default the environment's, and ``download``
-    gets what is missing there. ``templates`` are prompts for all of them instead of their own.
-    ``skip_bad`` leaves out images that can't be read; False refuses missing and empty ones.
-    ``skip_unknown_classes`` leaves out those with words that a text tower never saw.
 
     Raises:
         ValueError: two of one name; a root, and nothing that lies there; or see ``get_dataset``.
         FileNotFoundError: a dataset that isn't shipped, and no root.
     """
     forget()
-    _State.options = _Options(
-        root=root, download=download, templates=tuple(templates or ()), skip_bad=skip_bad,
-        skip_unknown=skip_unknown_classes, progress=progress or Progress(),
-    )  # fmt: skip
-    rooted = [word for word in datasets if isinstance(_listed().get(word), RootedDataset)]
-    useless = download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
-    if datasets and not rooted and (root is not None or useless):
-        flag, named = "root" if root else "download", ", ".join(datasets)
+    _State.options = options = options or Options()
+    rooted = any(isinstance(_listed().get(word), RootedDataset) for word in datasets)
+    useless = options.download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
+    if datasets and not rooted and (options.root is not None or useless):
+        flag, named = "root" if options.root else "download", ", ".join(datasets)
         raise ValueError(f"--{flag}: none of {named} lies below a root; shipped datasets and PREFIX:PATH need none")
     names = []
-    for word in datasets:
-        resolved = _kind(word) is not None or word in rooted or (templates and word in _listed())
-        dataset = get_dataset(word) if resolved else None
+    for dataset in map(get_dataset, datasets):
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root
-        names.append(word if dataset is None else dataset.name)
+        names.append(dataset.name)
     for word, name in zip(datasets, names, strict=True):
         if word != name and names.count(name) > 1:
             raise ValueError(f"dataset {word!r}: another one given is called {name!r}, too; rename it")

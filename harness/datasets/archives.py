@@ -10,7 +10,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -49,8 +48,6 @@ class Archive:
     holds: str = ""  # path that is there once it is unpacked, in the dataset's folder; it may be another archive
     strip: str = ""  # folder in the archive whose content is taken, and nothing else of it
     loose: bool = False  # that content lies in no folder of its own, and becomes the folder ``holds``
-    nested: bool = False  # its members are tars, each to be unpacked in a folder of its name
-    optional: bool = False  # the dataset is of use without it
     page: str = ""  # where a person gets it
 
     @property
@@ -81,13 +78,12 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
                         fetch(archive, file, update)
                 if archive.packed and file.exists():
                     require_file(file)
-                    label, size = f"checking and unpacking {archive.file}", file.stat().st_size
-                    with progress.task(label, size, unit=decimal) as update:
+                    with progress.task(f"checking and unpacking {archive.file}", 0):
                         require_sum(archive, file)
-                        unpack(archive, file, folder, update)
+                        unpack(archive, file, folder)
     lines = [f"dataset {name!r} isn't complete in {str(folder)!r}:"]
     for archive in archives:
-        if missing(archive) and not archive.optional:
+        if missing(archive):
             how = "by --download, or by hand" if archive.url else "by hand only"
             lines.append(f"  {archive.holds!r} is missing; get {archive.file!r} {how}, from {archive.page}")
     if lines[1:]:
@@ -98,7 +94,6 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
 def fetch(archive: Archive, to: Path, on_bytes: OnBytes = lambda *_: None) -> None:
     """Download a file; it is there whole, with the sum it should have, or not at all.
 
-    What came before a stop stays beside it as NAME.part and is gone on with, which pooch can't do.
     ``on_bytes`` receives how many bytes are there, and of how many (0 where nobody says).
 
     Raises:
@@ -106,43 +101,29 @@ def fetch(archive: Archive, to: Path, on_bytes: OnBytes = lambda *_: None) -> No
         OSError: the server can't be reached, says no, or stops too early; or there is no room.
     """
     part = to.with_name(to.name + PART)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _append(archive, part, on_bytes)
-        require_sum(archive, part)
-    except requests.RequestException as error:
-        kept = f"; {part.stat().st_size:,} bytes are kept" if part.exists() else ""
-        raise OSError(
-            f"the download of {archive.file!r} from {archive.url} failed: {error}{kept}; the same command goes on, or "
-            f"get it from {archive.page} and put it at {str(to)!r}"
-        ) from error
-    except ValueError:
-        part.unlink(missing_ok=True)
-        raise
-    part.replace(to)
-
-
-def _append(archive: Archive, part: Path, on_bytes: OnBytes) -> None:
-    """Append to the part what it lacks."""
     headers = {"User-Agent": "clip-patchrank", "Accept-Encoding": "identity"}
-    headers |= {"Range": f"bytes={part.stat().st_size}-"} if part.exists() else {}
-    with requests.get(archive.url, stream=True, timeout=TIMEOUT_S, headers=headers) as answer:
-        if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()  # nothing is lacking, or it is of another file: get it anew
-            return _append(archive, part, on_bytes)
-        answer.raise_for_status()
-        if answer.headers.get("Content-Type", "").startswith("text/html"):
-            raise ValueError(
-                f"{archive.url} answered with a web page instead of {archive.file!r}; open {archive.page} in a browser "
-                f"and put the file at {str(part.with_name(archive.file))!r}"
-            )
-        size = int(answer.headers.get("Content-Length") or 0)
-        with part.open("ab" if answer.status_code == HTTPStatus.PARTIAL_CONTENT else "wb") as file:
-            total = file.tell() + size if size else 0
-            for block in answer.iter_content(CHUNK):
-                file.write(block)
-                on_bytes(file.tell(), total)
-    return None
+    try:
+        with requests.get(archive.url, stream=True, timeout=TIMEOUT_S, headers=headers) as answer:
+            answer.raise_for_status()
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise ValueError(
+                    f"{archive.url} answered with a web page instead of {archive.file!r}; open {archive.page} in a "
+                    f"browser and put the file at {str(to)!r}"
+                )
+            total = int(answer.headers.get("Content-Length") or 0)
+            with part.open("wb") as file:
+                for block in answer.iter_content(CHUNK):
+                    file.write(block)
+                    on_bytes(file.tell(), total)
+        require_sum(archive, part)
+        part.replace(to)
+    except requests.RequestException as error:
+        raise OSError(
+            f"the download of {archive.file!r} from {archive.url} failed: {error}; try again, or get it from "
+            f"{archive.page} and put it at {str(to)!r}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def require_sum(archive: Archive, file: Path) -> None:
@@ -157,11 +138,11 @@ def require_sum(archive: Archive, file: Path) -> None:
         raise ValueError(f"archive {str(file)!r} has {found}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
 
-def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambda _: None) -> None:
+def unpack(archive: Archive, file: Path, folder: Path) -> None:
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
     Members stay inside, see ``tarfile.data_filter``; all together may have ``RATIO`` times the archive's bytes. What is
-    there already stays as it is. ``on_bytes`` receives how far in the file this is.
+    there already stays as it is.
 
     Raises:
         ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or holds
@@ -171,10 +152,7 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
     what, partial = f"archive {str(file)!r}", folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:
-        _extract(file, partial, on_bytes)
-        for inner in partial.glob("*.tar") if archive.nested else ():
-            _extract(inner, inner.with_suffix(""))
-            inner.unlink()
+        _extract(file, partial)
         source = partial / archive.strip
         if not (source if archive.loose else source / archive.holds).exists():
             raise ValueError(f"{what} doesn't hold {archive.holds!r}, so it isn't the one of {archive.page}")
@@ -195,7 +173,7 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _extract(file: Path, goal: Path, on_bytes: OnBytes = lambda _: None) -> None:
+def _extract(file: Path, goal: Path) -> None:
     """Write the members of a zip, or of a tar in whatever compression, into a new folder."""
     left = RATIO * file.stat().st_size + ALLOWANCE
     goal.mkdir(parents=True)
@@ -212,11 +190,10 @@ def _extract(file: Path, goal: Path, on_bytes: OnBytes = lambda _: None) -> None
                 count(info.filename, info.file_size)
             opened.extractall(goal)
         return
-    with file.open("rb") as content, tarfile.open(fileobj=content) as tar:
+    with tarfile.open(file) as tar:
 
         def accept(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
             count(member.name, member.size)
-            on_bytes(content.tell())
             return tarfile.data_filter(member, into)
 
         tar.extractall(goal, filter=accept)

@@ -133,6 +133,7 @@ class Dataset(abc.ABC):
     studied: bool = False  # whether studies have read the test split many times
     has_final: bool = False  # whether there is a split "final", see `released`
     skip_unknown: bool = False  # classes that a text tower has no words for are left out, not refused
+    captions_seen: bool = False  # whether all class captions were in the training of the embedded text tower
     captioned: bool = False  # whether texts describe single images, see `captions_of`
     _released: bool = False
 
@@ -145,11 +146,6 @@ class Dataset(abc.ABC):
     def labelled(self) -> bool:
         """Whether the images have classes; without, a model is only compared with the dense one."""
         return bool(self.classes)
-
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """Per class: was its caption seen in text training; True where nobody knows."""
-        return (True,) * len(self.classes)
 
     def captions_of(self, image_id: str) -> tuple[str, ...]:
         """Return the texts that describe an image: one or more where the dataset is ``captioned``, else none."""

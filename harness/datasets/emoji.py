@@ -7,7 +7,6 @@ Tasks differ in the labels of the same images. Splits are disjoint by group of n
 import functools
 import io
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,6 @@ from harness.datasets.canvas import compose, decode, seeded
 
 STYLES = ("noto", "fluent")
 SEED = 1607
-SEEN_ELSEWHERE = ("coat",)  # a class of `fashion`, whose captions text training sees
-MIN_TRAIN, MIN_TEST = 8, 2  # emoji of a subcategory to count as a class: 16 shots in two styles
 CAPTION = "an emoji showing {}."  # the first of the templates that text training used
 # Test emoji whose names have words that the embedded text tower knows.
 CAPTIONED = frozenset((
@@ -34,18 +31,6 @@ CATEGORIES = {
     "Animals & Nature": "animal or plant", "Food & Drink": "food or drink",
     "Travel & Places": "vehicle, place or weather", "Activities": "sport, game or celebration",
     "Objects": "everyday object", "Symbols": "sign or symbol",
-}  # fmt: skip
-SUBCATEGORIES = {
-    "face-neutral-skeptical": "neutral or skeptical face", "face-concerned": "worried or sad face",
-    "emotion": "comic symbol of emotion", "body-parts": "body part", "person": "plain person",
-    "person-role": "person with a job or role", "animal-mammal": "mammal", "animal-bird": "bird",
-    "plant-other": "plant", "food-fruit": "fruit", "food-vegetable": "vegetable",
-    "food-prepared": "prepared food", "food-asian": "asian food", "drink": "drink",
-    "place-building": "building", "transport-ground": "land vehicle",
-    "sky & weather": "sky and weather", "event": "celebration", "sport": "sport equipment",
-    "game": "game or toy", "clothing": "clothing", "light & video": "camera or light",
-    "office": "office supply", "tool": "tool", "household": "household item",
-    "transport-sign": "public information sign", "other-symbol": "other symbol",
 }  # fmt: skip
 
 
@@ -128,56 +113,13 @@ class EmojiCategory(_EmojiTask):
 
     name = "emoji"
     shots_from = "val"
-    has_final = True
+    has_final = captions_seen = True
     title = "Emoji categories, Noto and Fluent 3D"
     classes = tuple(CATEGORIES.values())
 
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's category."""
         return list(CATEGORIES).index(emoji.category)
-
-
-class EmojiSubcategory(_EmojiTask):
-    """Subcategories with at least 8 training and 2 test emoji (16 and 4 images)."""
-
-    name = "emoji-subcategory"
-    title = "Emoji subcategories, Noto and Fluent 3D"
-
-    @functools.cached_property
-    def _used(self) -> list[str]:
-        count = Counter((e.subcategory, e.split) for e in self.emoji)
-        keys = dict.fromkeys(e.subcategory for e in self.emoji)
-        return [key for key in keys if count[key, "train"] >= MIN_TRAIN and count[key, "test"] >= MIN_TEST]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Readable captions of the subcategories that are large enough."""
-        return tuple(SUBCATEGORIES[key] for key in self._used)
-
-    def label_of(self, emoji: Emoji) -> int | None:
-        """Position of the emoji's subcategory; None if that is too small."""
-        return self._used.index(emoji.subcategory) if emoji.subcategory in self._used else None
-
-
-class EmojiNames(_EmojiTask):
-    """Names of the test emoji, each shown in two styles; train and val are empty (zero-shot)."""
-
-    name = "emoji-names"
-    title = "Names of held-out emoji, Noto and Fluent 3D"
-
-    @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the test emoji, lower case."""
-        return tuple(dict.fromkeys(e.name for e in self.emoji if e.split == "test"))
-
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """Only where the name is a caption of other training data; no test emoji was seen."""
-        return tuple(name in SEEN_ELSEWHERE for name in self.classes)
-
-    def label_of(self, emoji: Emoji) -> int | None:
-        """Position of the emoji's name; None where it is no test emoji."""
-        return self.classes.index(emoji.name) if emoji.split == "test" else None
 
 
 class EmojiCaptions(_EmojiTask):
@@ -201,4 +143,4 @@ class EmojiCaptions(_EmojiTask):
         return -1 if emoji.split == "test" and emoji.name in CAPTIONED else None
 
 
-DATASETS = (EmojiCategory(), EmojiSubcategory(), EmojiNames(), EmojiCaptions())
+DATASETS = (EmojiCategory(), EmojiCaptions())

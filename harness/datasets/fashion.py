@@ -91,8 +91,8 @@ class Fashion(Dataset):
     files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
     build_command = "python -m tools.build_fashion"
     shots_from = "val"
-    studied = has_final = True
-    classes = CLASSES  # whose captions all occur in text training
+    studied = has_final = captions_seen = True
+    classes = CLASSES
     templates = (
         "a photo of a {}.", "a picture of a {}.", "a {} on a cluttered background.",
         "a {} among other things.", "an image of a {}, a piece of clothing.",

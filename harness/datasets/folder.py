@@ -26,14 +26,13 @@ from harness.datasets.images import (
     find_images,
     folder_images,
     is_image,
-    list_found,
     require_inside,
     tell_unread,
 )
 from zoo.core.files import digest
 
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
-CAPTION_FILES = ("classes.txt", "classnames.txt")
+CAPTIONS = "classes.txt"  # what class folders mean
 
 
 class FolderDataset(OwnDataset, ListedDataset):
@@ -57,12 +56,14 @@ class FolderDataset(OwnDataset, ListedDataset):
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             found = [(file, label) for inner, label in folders if inner.is_dir() for file in find_images(inner)]
             files = [(file, label) for file, label in found if not file.wrong]
-            lists[split] = list_found(folder, [file for file, _ in files], [label for _, label in files], self.name)
+            paths = [file.path.relative_to(folder).as_posix() for file, _ in files]
+            labels = np.array([label for _, label in files], dtype=np.int64)
+            lists[split] = ImageList(root=folder, paths=paths, labels=labels, prefix=self.name)
             self.notes += tell_unread((file for file, _ in found), folder, where)
         self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
-        labels = np.concatenate([images.labels for images in self._lists.values()])
-        if missing := sorted(set(range(len(names))) - set(labels.tolist())):
+        used = {label for images in self._lists.values() for label in images.labels.tolist()}
+        if missing := sorted(set(range(len(names))) - used):
             raise ValueError(
                 f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put some there; {KNOWN}"
             )
@@ -177,35 +178,21 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the captions of class folders, in their order.
+    """Return the captions of class folders, in their order: their names, or what ``classes.txt`` says.
 
-    They are in ``classes.txt`` or ``classnames.txt``, one a line: each after its folder's name, or
-    all without and in the order of the sorted folders. Without such a file, names are captions.
+    Each of its lines is a folder's name, a space or tab, and the caption.
     """
     captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
-    present = [file for file in CAPTION_FILES if (folder / file).exists()]
-    if len(present) > 1:
-        raise ValueError(f"{where}: both {' and '.join(present)} are there; leave one")
-    if present:
-        captions = _match(lines_of(folder / present[0]), names, f"{where}: {present[0]}")
-    require_unique(captions, names, f"{where} (say what folders mean in {CAPTION_FILES[0]})")
+    if (folder / CAPTIONS).exists():
+        where = f"{where}: {CAPTIONS}"
+        found: dict[str, str] = {}
+        for line in lines_of(folder / CAPTIONS):
+            owner = max((n for n in names if line.startswith((f"{n} ", f"{n}\t"))), key=len, default="")
+            if not owner or owner in found:
+                raise ValueError(f"{where}: {line!r}: expected one line for each class folder, its name and a caption")
+            found[owner] = line[len(owner) :].strip()
+        if lacking := [name for name in names if name not in found]:
+            raise ValueError(f"{where}: no line for the class folder {lacking[0]!r}")
+        captions = [found[name] for name in names]
+    require_unique(captions, names, f"{where} (say what folders mean in {CAPTIONS})")
     return tuple(captions)
-
-
-def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
-    """Match lines with folders: each begins with a folder's name, the longest that fits, or all are in their order."""
-    owners = [max((n for n in names if line.startswith((f"{n} ", f"{n}\t"))), key=len, default="") for line in lines]
-    if all(owners):
-        for name in names:
-            if (count := owners.count(name)) != 1:
-                raise ValueError(f"{where}: expected one line for the folder {name!r}, got {count}")
-        captions = {owner: line[len(owner) :].strip() for owner, line in zip(owners, lines, strict=True)}
-        return [captions[name] for name in names]
-    if len(lines) != len(names):
-        raise ValueError(f"{where}: {len(lines)} lines for {len(names)} class folders; expected one for each")
-    for number, (line, name) in enumerate(zip(lines, names, strict=True), start=1):
-        if line != name and line in names:
-            raise ValueError(
-                f"{where}, line {number}: {line!r} is another folder than {name!r}; write 'folder caption'"
-            )
-    return lines

@@ -6,7 +6,6 @@ yield tables with columns for images and classes. The network is used if that is
 """
 
 import importlib
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,12 +30,12 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import MISSING, decode_image
+from zoo.core.files import digest
 from zoo.core.messages import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns
 LOOKED_AT = 32  # images of a split whose bytes count for its revision
-OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
 # What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
@@ -113,11 +112,8 @@ def _library() -> Any:
     """Import the library, which keeps its warnings to itself and its bars to terminals."""
     try:
         library: Any = importlib.import_module("datasets")
-        here = library.__version__
-    except ModuleNotFoundError:
-        here = "0"
-    if int(here.partition(".")[0]) < OLDEST:
-        raise ValueError(f"hfds: needs `datasets`, got {here}; `python -m pip install 'datasets>={OLDEST}'`")
+    except ModuleNotFoundError as error:
+        raise ValueError("hfds: needs `datasets`; pip install 'clip-patchrank[hfds]'") from error
     library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
     if not sys.stderr.isatty():
         library.disable_progress_bars()
@@ -141,70 +137,54 @@ def _column(features: Mapping[str, Any], kind: str, key: str, asked: str, where:
 
 
 class HfRows:
-    """The rows of a split; images aren't read before they are asked for.
+    """The rows of a split; images aren't read before they are asked for."""
 
-    roots: folders in which image files may be that the table only has paths of; no dataset may name others.
-    """
-
-    def __init__(self, table: Any, image: str, label: str, roots: Sequence[str], what: str) -> None:
-        self._images, self._roots, self.what = table.select_columns([image]).with_format("arrow"), roots, what
+    def __init__(self, table: Any, image: str, label: str, what: str) -> None:
+        self._images, self.what = table.select_columns([image]).with_format("arrow"), what
         whole = table.select_columns([image, label]).with_format("arrow")[:]
         try:
             whole.validate(full=True)  # of images only where they begin and end; else to read one may end the process
         except pa.ArrowInvalid as error:
             raise ValueError(f"{what}: the table is damaged: {error}") from error
-        self.labels = self._numbers(whole.column(label))
+        self.labels = _numbers(whole.column(label))
         classes = table.features[label].num_classes
         if wrong := int(np.count_nonzero((self.labels < 0) | (self.labels >= classes))):
             raise ValueError(
                 f"{what}: {wrong:,} of {len(self.labels):,} rows have no label of a class; name others, as in #test=val"
             )
 
-    @cached_property
-    def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each image file, (n,) int64; -1 of those that are missing."""
-        images = self._images[:].column(0)
-        sizes = self._numbers(pc.binary_length(pc.struct_field(images, "bytes")))
-        elsewhere = np.flatnonzero(sizes <= 0)
-        paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
-        for index, path in zip(elsewhere.tolist(), paths, strict=True):
-            if path and self._is_inside(path) and Path(path).is_file():
-                sizes[index] = Path(path).stat().st_size
-        return sizes
-
-    @staticmethod
-    def _numbers(column: Any) -> NDArray[np.int64]:
-        numbers: NDArray[np.int64] = pc.fill_null(column, MISSING).to_numpy().astype(np.int64)
-        return numbers
-
     def read(self, index: int) -> bytes:
         """Read the file of an image, in whatever format it is."""
-        image = self._images[index].column(0)[0].as_py() or {"bytes": None, "path": None}
-        if image["bytes"]:
+        image = self._images[index].column(0)[0].as_py() or {}
+        if image.get("bytes"):
             return bytes(image["bytes"])
-        if not (path := image["path"]):
+        if not (path := image.get("path")):
             raise ValueError(f"image {self.where(index)} can't be read: the row has none")
-        if not self._is_inside(path):
-            inside = " or ".join(map(repr, self._roots))
-            raise ValueError(f"image {self.where(index)} is only named, as {path!r}; expected a file in {inside}")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"image {self.where(index)} is only named, as {path!r}, and no file is there")
         return Path(path).read_bytes()
-
-    def _is_inside(self, path: str) -> bool:
-        return any(Path(os.path.realpath(path)).is_relative_to(root) for root in self._roots)
 
     def where(self, index: int) -> str:
         """Say which row is meant."""
         return f"in row {index} of {self.what}"
 
-    def add_to(self, digest: Any) -> None:
-        """Add labels, sizes and the bytes of a few images to a hash."""
-        count = len(self.labels)
-        digest.update(f"{count}\0".encode())
-        for column in (self.labels, self.sizes):
-            digest.update(column.astype("<i8").tobytes())
-        for index in np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)):
-            if self.sizes[index] > 0:
-                digest.update(sha256(self.read(int(index))).digest())
+    def facts(self) -> bytes:
+        """Return labels, files' sizes and hashes of a few images, for a hash."""
+        images, count = self._images[:].column(0), len(self.labels)
+        sizes = _numbers(pc.binary_length(pc.struct_field(images, "bytes")))
+        for at in np.flatnonzero(sizes <= 0).tolist():
+            path = (images[at].as_py() or {}).get("path")
+            if path and Path(path).is_file():
+                sizes[at] = Path(path).stat().st_size
+        few = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)).tolist()
+        hashes = [sha256(self.read(at)).digest() for at in few if sizes[at] > 0]
+        numbers = [column.astype("<i8").tobytes() for column in (self.labels, sizes)]
+        return b"".join([f"{count}\0".encode(), *numbers, *hashes])
+
+
+def _numbers(column: Any) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = pc.fill_null(column, MISSING).to_numpy().astype(np.int64)
+    return numbers
 
 
 class HfDataset(OwnDataset):
@@ -228,8 +208,6 @@ class HfDataset(OwnDataset):
         self.name_after(" ".join((name, *(choice[key] for key in CHOICES[:3] if key in choice))), where)
         self.title = f"Images of {name}"
         tables = load(source, choice.get("config"), download=download)
-        caches = () if _is_saved(source) else (constants.HF_HUB_CACHE, _library().config.HF_DATASETS_CACHE)
-        roots = [os.path.realpath(root) for root in (*([source] if local else []), *caches)]
         self._rows: dict[SplitName, HfRows] = {}
         found = set()
         for split, own in _choose_splits(list(tables), choice, where).items():
@@ -240,7 +218,7 @@ class HfDataset(OwnDataset):
             found.add((image, label, names))
             if len(found) > 1:
                 raise ValueError(f"{where}: {own!r} has other columns or classes than another split")
-            self._rows[split] = HfRows(tables[own], image, label, roots, f"split {own!r} of {where}")
+            self._rows[split] = HfRows(tables[own], image, label, f"split {own!r} of {where}")
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
         require_unique(self.classes, names, f"{where}: column {label!r}")
 
@@ -250,11 +228,8 @@ class HfDataset(OwnDataset):
 
     @cached_property
     def _hash(self) -> str:
-        whole = sha256("\0".join(self.classes).encode())
-        for split, rows in self._rows.items():
-            whole.update(f"\0{split}\0".encode())
-            rows.add_to(whole)
-        return whole.hexdigest()[:12]
+        parts = [part for split, rows in self._rows.items() for part in (f"\0{split}\0".encode(), rows.facts())]
+        return digest("\0".join(self.classes).encode(), *parts, length=12)
 
     def _split(self, name: SplitName) -> Split:
         def render(index: int, _variant: int) -> Rendered:

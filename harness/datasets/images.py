@@ -2,14 +2,12 @@
 
 import io
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -50,7 +48,6 @@ SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with 
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
-SAVED_S = 30.0  # seconds between two states on disk, of which a kill costs one
 DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
@@ -130,59 +127,47 @@ class FoundFile(NamedTuple):
 def find_images(folder: Path) -> list[FoundFile]:
     """Find what is named like an image below a folder, in an order that is the same on every machine.
 
-    Links are followed, but from hidden folders, and a folder that is reached twice, as in a loop of links, counts once.
+    Hidden files and folders don't count. Links are followed, and a folder that is reached twice, as in a loop of links,
+    counts once.
     """
 
     def refuse(error: OSError) -> None:
-        if _hidden_part(os.path.relpath(error.filename, folder)) is None:
-            raise error  # os.walk would swallow it, as of a folder without permission
+        raise error  # os.walk would swallow it, as of a folder without permission
 
     found: list[FoundFile] = []
-    visited: set[tuple[int, int, bool]] = set()
+    visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        facts, inside = Path(root).stat(), os.path.relpath(root, folder)
-        # A folder that a link brings out of a hidden one is seen there, too.
-        place = (facts.st_dev, facts.st_ino, _hidden_part(inside) is None)
-        if place in visited:
+        facts = Path(root).stat()
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        if (facts.st_dev, facts.st_ino) in visited:
             folders.clear()
             continue
-        visited.add(place)
-        # What a hidden folder links to isn't hidden itself.
-        folders[:] = sorted(n for n in folders if not (_hidden_part(f"{inside}/{n}") and Path(root, n).is_symlink()))
-        found += [_look_at(Path(root, name), f"{inside}/{name}") for name in names if is_named_like_image(name)]
+        visited.add((facts.st_dev, facts.st_ino))
+        found += [_look_at(Path(root, name)) for name in names if is_named_like_image(name)]
     return sorted(found, key=lambda file: file.path.relative_to(folder).parts)
 
 
-def _look_at(file: Path, inside: str) -> FoundFile:
-    fault = name_fault(inside)
+def _look_at(file: Path) -> FoundFile:
     try:
         facts = file.stat()
     except OSError as error:
         what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
-        return FoundFile(file, wrong=fault or f"{what} can't be read: {error.strerror}")
-    if kind := odd_kind(facts.st_mode):
-        fault = fault or f"it is {kind}; expected a regular file"
+        return FoundFile(file, wrong=f"{what} can't be read: {error.strerror}")
+    kind = odd_kind(facts.st_mode)
+    fault = name_fault(file.name) or (f"it is {kind}; expected a regular file" if kind else None)
     return FoundFile(file, facts.st_size, facts.st_mtime_ns, fault)
 
 
-def is_named_like_image(name: str) -> bool:
-    """Tell whether a name has the extension of an image, be it of a format that isn't read."""
-    return PurePosixPath(name).suffix.lower() in _NAMED
+def is_named_like_image(path: str) -> bool:
+    """Tell whether a path has the extension of an image, be it of a format that isn't read, and isn't hidden."""
+    hidden = any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
+    return PurePosixPath(path).suffix.lower() in _NAMED and not hidden
 
 
 def name_fault(path: str) -> str | None:
-    """Say why an image of that path, relative to the folder or in the tar, isn't read; None if it may be."""
-    if PurePosixPath(path).name.startswith("._"):
-        return "it is what macOS writes beside a file, no image"
-    if (hidden := _hidden_part(path)) is not None:
-        return f"it is hidden: {hidden!r} starts with a dot"
-    if (suffix := PurePosixPath(path).suffix.lower()) in UNREAD:
-        return f"{suffix} files aren't read; convert it, for instance to .png"
-    return None
-
-
-def _hidden_part(path: str) -> str | None:
-    return next((part for part in PurePosixPath(path).parts if part.startswith(".") and part != ".."), None)
+    """Say why an image of that name isn't read; None if it may be."""
+    suffix = PurePosixPath(path).suffix.lower()
+    return f"{suffix} files aren't read; convert it, for instance to .png" if suffix in UNREAD else None
 
 
 def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str, ...]:
@@ -217,7 +202,6 @@ class ImageList:
     root: Path
     paths: Sequence[str]  # relative to the root, with "/"
     labels: NDArray[np.int64]  # (n,)
-    sizes: NDArray[np.int64]  # bytes of each file, (n,), -1 of those that are missing
     prefix: str = ""  # what ids start with, before "/" and the path
     by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
     way: str = SKIP_BAD  # out of a damaged image, for messages
@@ -225,8 +209,7 @@ class ImageList:
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
-        paths = list(compress(self.paths, chosen))
-        return replace(self, paths=paths, labels=self.labels[chosen], sizes=self.sizes[chosen])
+        return replace(self, paths=list(compress(self.paths, chosen)), labels=self.labels[chosen])
 
     @property
     def split(self) -> Split:
@@ -243,6 +226,11 @@ class ImageList:
         if not path.is_file():
             raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
         return read_image(path, way=self.way), None
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each file, (n,), -1 of those that are missing."""
+        return np.array([_file_size(f"{self.root}/{path}") for path in self.paths], dtype=np.int64)
 
     @cached_property
     def digests(self) -> NDArray[np.str_]:
@@ -272,6 +260,13 @@ class ImageList:
             if (where := np.flatnonzero(self.sizes == size)).size:
                 names = shorten([self.paths[index] for index in where[: SHOWN + 1]])
                 yield f"{how_many(where.size, what)} in {str(self.root)!r}: {names}"
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  (of a million files: without a Path for each)
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
 
 
 class ListedDataset(Dataset):
@@ -308,25 +303,9 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
     if not files:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
-    return replace(list_found(folder, files, [-1] * len(files)), by_content=True, way=way, notes=notes)
-
-
-def list_found(root: Path, files: Sequence[FoundFile], labels: Sequence[int], prefix: str = "") -> ImageList:
-    """List files that were found below a root; they aren't looked at again."""
-    paths = [file.path.relative_to(root).as_posix() for file in files]
-    sizes = np.array([file.size for file in files], dtype=np.int64)
-    return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
-
-
-def list_files(
-    root: Path, paths: Sequence[str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
-) -> ImageList:
-    """List files below a root, or what should be there, by their paths relative to it."""
-    sizes = np.full(len(paths), MISSING, dtype=np.int64)
-    for index, path in enumerate(paths):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            sizes[index] = (root / path).stat().st_size
-    return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
+    paths = [file.path.relative_to(folder).as_posix() for file in files]
+    labels = np.full(len(files), -1, dtype=np.int64)
+    return ImageList(root=folder, paths=paths, labels=labels, by_content=True, way=way, notes=notes)
 
 
 def measure_detail(image: Image.Image, size: tuple[int, int] | None = None) -> float:
@@ -358,39 +337,29 @@ class Decoded:
 
 
 def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
-    """Decode every image of a dataset; what was found is kept in the user's cache.
+    """Decode every image of a dataset.
 
-    With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
-    tried again. A pass that was stopped always counts.
+    With ``known`` only those are tried that no earlier pass could read, as the user's cache has it.
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
     path, kept = cached_json("decoded", "pixels, or why not", *identity)
-    places = [(name, index) for name in SPLITS for index in range(len(splits[name]))]
-    results = [("", "")] * len(places)  # digests of pixels, or why there is none; neither until it's read
-    if kept is not None and len(kept) == len(places) and (known or not all(map(any, kept))):
-        results = [(pixels, why) for pixels, why in kept]
-    unread, saved_s = [at for at, (pixels, _) in enumerate(results) if not pixels], time.monotonic()
+    places = [(split, index) for split in splits.values() for index in range(len(split))]
+    results = kept if known and kept else [("", "")] * len(places)  # digests of pixels, or why there is none
+    unread = [at for at, (pixels, _) in enumerate(results) if not pixels]
     with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
-        try:
-            for start in range(0, len(unread), CHUNK):
-                chunk = unread[start : start + CHUNK]
-                found = list(threads.map(lambda at: _decode(splits[places[at][0]], places[at][1]), chunk))
-                for at, result in zip(chunk, found, strict=True):
-                    results[at] = result
-                update(start + len(chunk))
-                if time.monotonic() - saved_s >= SAVED_S:
-                    keep_json(path, results)
-                    saved_s = time.monotonic()
-        finally:
-            keep_json(path, results)
-    digests: dict[SplitName, list[str]] = {name: [] for name in SPLITS}
-    bad: dict[str, str] = {}
-    for (name, index), (pixels, why) in zip(places, results, strict=True):
-        digests[name].append(pixels)
-        if why:
-            bad[splits[name].image_id(index)] = why
-    return Decoded(digests=digests, bad=bad)
+        for start in range(0, len(unread), CHUNK):
+            chunk = unread[start : start + CHUNK]
+            for at, result in zip(chunk, threads.map(lambda at: _decode(*places[at]), chunk), strict=True):
+                results[at] = result
+            update(start + len(chunk))
+    keep_json(path, results)
+    left = iter(results)
+    found = {name: list(islice(left, len(split))) for name, split in splits.items()}
+    return Decoded(
+        digests={name: [pixels for pixels, _ in own] for name, own in found.items()},
+        bad={splits[name].image_id(at): why for name, own in found.items() for at, (_, why) in enumerate(own) if why},
+    )
 
 
 def _decode(split: Split, index: int) -> tuple[str, str]:

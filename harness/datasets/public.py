@@ -7,7 +7,6 @@ docs/datasets.md names the papers. Files come from elsewhere, so nothing of them
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -18,26 +17,22 @@ from reprlib import repr as brief
 from typing import NamedTuple, Self
 
 import numpy as np
-from filelock import FileLock
 
 from harness.base.terminal import Progress
-from harness.datasets.archives import LOCK, Archive, provide
+from harness.datasets.archives import Archive, provide
 from harness.datasets.base import (
     SPLITS,
     OwnDataset,
     SplitName,
-    cached_json,
-    keep_json,
     lines_of,
     require_folder,
     require_unique,
 )
-from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files, require_inside
+from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, require_inside
 from zoo.core.files import digest, from_json, require_file, strict_json
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
-CACHED_FROM = 20_000  # files; fewer are listed in no time
 TRAIN, VAL = "images/train", "images/val"
 CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
@@ -105,10 +100,10 @@ def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: s
     classes = tuple(names[label] for label in range(len(names)))
     require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
     require_inside(root, splits, what)
-    images = {
-        split: list_files(root, [one.path for one in own], [one.label for one in own], prefix)
-        for split, own in entries.items()
-    }
+    images: dict[SplitName, ImageList] = {}
+    for split, own in entries.items():
+        labels = np.array([one.label for one in own], dtype=np.int64)
+        images[split] = ImageList(root=root, paths=[one.path for one in own], labels=labels, prefix=prefix)
     return Listing(classes, images)
 
 
@@ -186,11 +181,6 @@ class RootedDataset(ListedDataset):
         """The images of train, val and test."""
         return self._listing.images
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: nobody knows, so no result counts as zero-shot."""
-        return (True,) * self.class_count
-
     def _revision(self) -> str:
         """12 hex digits over what lists the images and their names and sizes."""
         return digest(self._listing.source, *(self.image_lists[split].facts for split in SPLITS), length=12)
@@ -256,40 +246,25 @@ def by_class_folder(dataset: RootedDataset) -> Listing:
 
 def _class_images(dataset: RootedDataset, images: str, folders: tuple[str, ...]) -> ImageList:
     """List the images of class folders, class by class; other folders are left out."""
-    listing = class_folders(dataset.place / images)
-    present = [listing.get(name, {}) for name in folders]
+    root = dataset.place / images
+    present = [_image_names(f"{root}/{folder}") for folder in folders]
     return ImageList(
-        root=dataset.place / images,
-        paths=[f"{folder}/{name}" for folder, inner in zip(folders, present, strict=True) for name in inner],
-        labels=np.repeat(np.arange(len(present)), [len(inner) for inner in present]),
-        sizes=np.array([size for inner in present for size in inner.values()], np.int64),
+        root=root,
+        paths=[f"{folder}/{name}" for folder, names in zip(folders, present, strict=True) for name in names],
+        labels=np.repeat(np.arange(len(present)), [len(names) for names in present]),
         prefix=f"{dataset.name}/{images}",
     )
 
 
-def class_folders(folder: Path) -> dict[str, dict[str, int]]:
-    """List the images in each folder of a folder, sorted, with their bytes; nothing where there is no such folder.
-
-    A long listing is kept in the user's cache as long as no folder says that a name was added or removed; a file that
-    was overwritten in place goes unnoticed.
-    """
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        inner = sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.name[0] != "." and e.is_dir())
-    file, kept = cached_json("folders", os.path.realpath(folder), inner)
-    listing: dict[str, dict[str, int]] = kept or {name: _list_images(folder / name) for name, _ in inner}
-    if kept is None and sum(map(len, listing.values())) >= CACHED_FROM:
-        with suppress(OSError, RuntimeError):  # a cache that can't be written costs time only
-            keep_json(file, listing)
-    return listing
-
-
-def _list_images(folder: Path) -> dict[str, int]:
-    with os.scandir(folder) as entries:  # a million: without a Path for each
-        named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
-        images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
-        return dict(sorted((entry.name, entry.stat().st_size) for entry in images if entry.is_file()))
+def _image_names(folder: str) -> list[str]:
+    """List the images of a folder, sorted; none where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:  # of a million files: without a Path for each
+            named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
+            images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
+            return sorted(entry.name for entry in images if entry.is_file())
+    except FileNotFoundError:
+        return []
 
 
 def as_imagenet(dataset: RootedDataset) -> Listing:
@@ -300,7 +275,6 @@ def as_imagenet(dataset: RootedDataset) -> Listing:
     Without the training images train and val are empty.
     """
     synsets = synsets_of("imagenet")
-    sort_validation(dataset.place)
     test, whole = (_class_images(dataset, folder, synsets) for folder in (VAL, TRAIN))
     hashes = b"".join(sha256(path.rpartition("/")[2].encode()).digest()[:8] for path in whole.paths)
     order = np.frombuffer(hashes, dtype=">u8")
@@ -311,27 +285,6 @@ def as_imagenet(dataset: RootedDataset) -> Listing:
         carved[start + np.argsort(order[start:end], kind="stable")[:most]] = True
     images: dict[SplitName, ImageList] = {"train": whole.subset(~carved), "val": whole.subset(carved), "test": test}
     return Listing(captions_of(synsets), images)
-
-
-def sort_validation(place: Path) -> None:
-    """Move ImageNet's validation images that lie in one folder, as shipped, into folders by class.
-
-    torchvision reads the classes out of the devkit's archive, which has to lie in the folder of the dataset.
-    """
-    if not any((place / VAL).glob("ILSVRC2012_val_*.JPEG")):
-        return
-    from torchvision.datasets import imagenet
-
-    with FileLock(place / LOCK):
-        try:
-            imagenet.parse_devkit_archive(place)
-        except RuntimeError as error:
-            raise ValueError(f"{error} It says the classes of the images in {str(place / VAL)!r}.") from error
-        for number, synset in enumerate(imagenet.load_meta_file(place)[1], start=1):
-            image = place / VAL / f"ILSVRC2012_val_{number:08}.JPEG"
-            if image.is_file():
-                (place / VAL / synset).mkdir(exist_ok=True)
-                image.rename(place / VAL / synset / image.name)
 
 
 LAYOUTS: Mapping[str, Callable[[RootedDataset], Listing]] = {

@@ -126,26 +126,21 @@ def rank(job: RankJob, progress: Progress) -> Ranked:
 def rank_by_scores(job: RankJob, progress: Progress) -> dict[str, Ranked]:
     """Rank images by each score of a job; the stores are, byte for byte, those that ``rank`` makes of each alone.
 
-    Windows are removed once for all scores. A greedy search goes by its score, so each takes passes of its own there,
-    and so do scores whose stores were begun with different precisions or batches. Raises what ``rank`` does.
+    Windows are removed once for all scores. A greedy search goes by its score, so each takes passes of its own there.
+    Raises what ``rank`` does.
     """
-    scores = job.every_score
-    one_by_one = len(scores) > 1 and job.config.greedy is not None
-    if one_by_one:
-        progress.say(f"--greedy {job.config.greedy} removes by its score: {', '.join(scores)} are ranked one by one")
-    else:
-        ranker = ShardRanker(job)
-        with contextlib.ExitStack() as claims:
-            for store in ranker.stores.values():
-                claims.enter_context(store.open(progress.say))
-            first = [shard.provenance for store in ranker.stores.values() for shard in [*store.present.values()][:1]]
-            one_by_one = len({(own.dtype, own.batch) for own in first}) > 1
-            if not one_by_one:
-                _fill(ranker, first[0] if first else None, progress)
-        done = {"images": len(ranker.split), "total": len(job.source.images) * job.variants}
-    if one_by_one:
-        return {score: rank(job.alone(score), progress) for score in scores}
-    return {score: Ranked(store.folder, **done) for score, store in ranker.stores.items()}
+    if len(job.every_score) > 1 and job.config.greedy is not None:
+        names = ", ".join(job.every_score)
+        progress.say(f"--greedy {job.config.greedy} removes by its score: {names} are ranked one by one")
+        return {score: rank(job.alone(score), progress) for score in job.every_score}
+    ranker = ShardRanker(job)
+    with contextlib.ExitStack() as claims:
+        for store in ranker.stores.values():
+            claims.enter_context(store.open(progress.say))
+        stored = (shard.provenance for store in ranker.stores.values() for shard in store.present.values())
+        _fill(ranker, next(stored, None), progress)
+    images, total = len(ranker.split), len(job.source.images) * job.variants
+    return {score: Ranked(store.folder, images, total) for score, store in ranker.stores.items()}
 
 
 def _fill(ranker: "ShardRanker", stored: Provenance | None, progress: Progress) -> None:

@@ -116,7 +116,7 @@ def compare(
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
     done = 0
-    with progress.task("models x datasets", len(plan.models) * len(pairs), parts=True) as update:
+    with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
         for name in plan.models:
             bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
             for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
@@ -261,7 +261,7 @@ class Bench:
             return self._add_times(rows, present)
         captions = self.captions(split) if dataset.captioned else None  # refuses before images are run
         label = f"{self.rows[0].model} on {dataset.name}"
-        found = self.outcomes.find(rows, split, label, part=not tuning.shots)
+        found = self.outcomes.find(rows, split, label)
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()

@@ -376,19 +376,17 @@ class OutcomeCache:
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
 
-    def find(self, rows: Sequence[Variant], split: Split, label: str, *, part: bool = False) -> dict[str, Outcome]:
+    def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
-
-        ``part`` says that a dataset is done with them, see ``Progress.task``.
 
         Raises what ``outcomes`` does.
         """
         if any(row.prompted for row in rows):
-            return self._run(rows, split, label, part)
+            return self._run(rows, split, label)
         ids = split.image_ids
         known = [self._places.get(row.key, {}) for row in rows]
         if missing := [i for i, name in enumerate(ids) if any(name not in places for places in known)]:
-            for key, outcome in self._run(rows, split.subset(missing), label, part).items():
+            for key, outcome in self._run(rows, split.subset(missing), label).items():
                 places = self._places.setdefault(key, {})
                 new = [at for at, i in enumerate(missing) if ids[i] not in places]
                 places |= {ids[missing[at]]: len(places) + place for place, at in enumerate(new)}
@@ -408,10 +406,10 @@ class OutcomeCache:
             with contextlib.suppress(OSError):  # another run's are there, or none
                 self.folder.parent.rmdir()
 
-    def _run(self, rows: Sequence[Variant], split: Split, label: str, part: bool) -> dict[str, Outcome]:
+    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, count = f"{label}, images", len(split)
         if self.folder is None:
-            with self.progress.task(label, count, part=part) as update:
+            with self.progress.task(label, count) as update:
                 return outcomes(rows, split, self.preprocess, update, self.probes)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings: list[Any] = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
@@ -423,7 +421,7 @@ class OutcomeCache:
         with store.open(self.progress.say):
             todo = store.missing(origin)
             done = count - sum(len(store.positions(index)) for index in todo)
-            with self.progress.task(label, count, done, part=part) as update:
+            with self.progress.task(label, count, done) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
                     found = outcomes(rows, batch, self.preprocess, probes=self.probes)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts, split_words
-from harness.datasets.public import RootedDataset
 from harness.records.metrics import Measured, Metric, fidelity_metrics
 from harness.records.record import (
     DENSE,
@@ -385,17 +384,9 @@ def describe_uncounted(*records: Record) -> str:
 
 
 def captions(dataset: str) -> str:
-    """Say which of a shipped dataset's class captions the embedded text tower saw in training.
-
-    Only where it saw none is a text classifier zero-shot.
-    """
-    facts = shipped_facts(dataset)
-    if isinstance(facts, RootedDataset):
-        return "text classifier"
-    seen, count = sum(facts.captions_seen), len(facts.captions_seen)
-    if not seen:
-        return "zero-shot: no class caption seen in text training"
-    return f"text classifier: {'all' if seen == count else f'{seen} of {count}'} class captions seen in text training"
+    """Say whether the embedded text tower saw a listed dataset's class captions in training."""
+    seen = ": all class captions seen in text training" if shipped_facts(dataset).captions_seen else ""
+    return f"text classifier{seen}"
 
 
 def protocol(record: Record) -> str:

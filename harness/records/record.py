@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.base.lines import append_lines, can_resume, parse_lines
-from harness.base.terminal import Progress
+from harness.base.lines import append_lines, parse_lines
 from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, kind_of, strict_json
@@ -302,7 +301,7 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line is no record of this schema; names the file and the line, and whether the last line is torn.
+        ValueError: a line is no record of this schema; names the file and the line.
     """
     return parse_lines(Path(path), _read_record)
 
@@ -324,14 +323,11 @@ def _read_metric(name: str, facts: Any) -> Measured:
         raise ValueError(f"metric {name!r}: {error}") from error
 
 
-def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
-    """Return the records that a command wrote before, none if ``fresh``; it goes on from a torn last line, dropped.
-
-    If ``fresh``, outcomes of a stopped run go, too.
-    """
+def earlier(path: Path, *, fresh: bool) -> list[Record]:
+    """Return the records that a command wrote before; none if ``fresh``, when outcomes of a stopped run go, too."""
     if fresh:
         shutil.rmtree(path.with_suffix(UNFINISHED), ignore_errors=True)
-    return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
+    return read_records(path) if path.is_file() and not fresh else []
 
 
 def read_run(path: Path) -> list[Record]:

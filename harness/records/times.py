@@ -201,7 +201,7 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
 
 
 def read_latencies(path: Path) -> list[LatencyRecord]:
-    """Read JSON lines, in file order; ValueError names file, line and what is wrong, or that the last line is torn."""
+    """Read JSON lines, in file order; ValueError names file, line and what is wrong."""
     return parse_lines(path, _read_latency)
 
 

@@ -58,7 +58,7 @@ def answer(
         ValueError: a tower without text tower, or something that can't be made.
     """
     cases = _cases(study, config, progress)
-    with progress.task(f"study {study.name}, datasets", len(cases), parts=not study.tunes) as update:
+    with progress.task(f"study {study.name}, datasets", len(cases)) as update:
         # All is made before the first is measured: predictors know their tower by the weights as loaded.
         every = [list(study.lines(case)) for case in cases]
         for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):

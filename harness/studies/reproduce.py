@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
-from harness.studies.answer import Stock, answer, take_stock
+from harness.studies.answer import answer
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,
@@ -69,19 +69,12 @@ def paper(name: str) -> dict[str, Any]:
     return {"axis": "", **page, "columns": tuple(content["columns"][page["columns"]])}
 
 
-class Form(NamedTuple):
-    """How a measure is shown."""
-
-    own: str  # a number of it
-    relative: str  # a comparison
-    unit: str
-
-
+# How a measure and a comparison of it are shown, and its unit.
 MEASURES = {
-    "top1": Form(".1f", "+.1f", "percent"),
-    "match": Form(".1f", "+.1f", "percent"),
-    "gflops": Form(".2f", ".3f", "1e9 multiply-adds"),
-    "latency": Form(".3g", ".3f", "ms per image"),
+    "top1": (".1f", "+.1f", "percent"),
+    "match": (".1f", "+.1f", "percent"),
+    "gflops": (".2f", ".3f", "1e9 multiply-adds"),
+    "latency": (".3g", ".3f", "ms per image"),
 }
 RATIOS = ("gflops", "latency")  # compared by dividing
 
@@ -362,16 +355,12 @@ class Comparison:
 
     def data(self) -> dict[str, Any]:
         """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
-        rows = [
-            {
-                "row": one.row,
-                "unit": MEASURES[one.row.measure].unit,
-                "ours": {"by_dataset": one.ours, "mean": self.mean(one.ours), "compared_by_dataset": one.to},
-                "paper": {"mean": one.row.mean_over(self.datasets), "mean_compared": one.paper_to(self.datasets)},
-                "gflops_share_of_dense": one.share,
-            }
-            for one in self.results
-        ]
+        rows = []
+        for one in self.results:
+            ours = {"by_dataset": one.ours, "mean": self.mean(one.ours), "compared_by_dataset": one.to}
+            theirs = {"mean": one.row.mean_over(self.datasets), "mean_compared": one.paper_to(self.datasets)}
+            facts = {"row": one.row, "unit": MEASURES[one.row.measure][2], "gflops_share_of_dense": one.share}
+            rows.append({**facts, "ours": ours, "paper": theirs})
         about = {"name": self.name, "title": self.title, "tower": self.tower, "images_by_dataset": self.images}
         values: dict[str, Any] = json_values({**about, "comparable": not self.differences, "rows": rows})
         return values
@@ -465,25 +454,19 @@ def produce(
         yield from answer(target.study, part, known, progress, folder=folder)
 
 
-def readable(names: Sequence[str], table: PaperTable) -> tuple[tuple[str, ...], dict[str, Exception]]:
-    """Return the datasets that can be read and lack no split that is needed, and what is wrong with others.
+def require_readable(names: Sequence[str], table: PaperTable) -> None:
+    """Refuse datasets that can't be read or lack a split that is needed, all of them by one ValueError.
 
     Those that the predictor of a table's ``general`` one serves need a test split only.
     """
-    failures: dict[str, Exception] = {}
+    problems = []
     for name in names:
         served = table.general in names and name != table.general
         try:
             dataset = get_dataset(name)
-            for split, use in USES.items():
-                if (split == "test" or not served) and not len(dataset.split(split)):
-                    raise ValueError(f"dataset {name!r} has no {split} images, which {use}")
+            lacking = [split for split in USES if not len(dataset.split(split)) and (split == "test" or not served)]
+            problems += [f"dataset {name!r} has no {split} images, which {USES[split]}" for split in lacking]
         except (OSError, ValueError) as error:
-            failures[name] = error
-    return tuple(name for name in names if name not in failures), failures
-
-
-def list_steps(table: PaperTable, config: StudyConfig, progress: Progress) -> list[Stock]:
-    """Return what a table takes and how much of it is cached."""
-    groups = table.groups(config) if config.datasets else []
-    return [step for group in groups for step in take_stock(table.study, group, progress)]
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))

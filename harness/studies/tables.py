@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, figure, json_values, points
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, figure, points
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p
 from harness.records.metrics import METRICS
 from harness.records.record import Record, refuse_mixed
@@ -23,7 +23,6 @@ from harness.records.statistics import (
     together,
 )
 from harness.report.charts import Chart, Dot
-from harness.report.writers import csv_text
 
 NOTES = (
     "1 - cosine of the features to dense, and top-1 in %, mean over seeds (least to most); differences, of top-1 in "
@@ -108,12 +107,6 @@ def _further(difference: Interval | None) -> Cell:
     if difference is None:
         return UNMEASURED
     return Cell("{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference), difference.estimate)
-
-
-def _means(row: Average) -> dict[str, Any]:
-    match = row.measured("match_at_k")
-    means = {name: row.mean(name) for name in _MEANS}
-    return {"keep": row.keep, **means, "match_chance": None if match is None else match.chance}
 
 
 def compare_lines(
@@ -220,45 +213,26 @@ class StudyTable:
         images = f"{self.dense.dataset} ({judged_on(self.dense)}, {self.dense.image_count} images)"
         return Chart(title=images, x_label=x, y_label=y_label, series=dots, log=near)
 
-    def data(self) -> dict[str, Any]:
-        """Return it as JSON values, with what was measured but has no column."""
-        families = self.families()
-        lines = [
-            {
-                "labels": row.labels,
-                "asked": row.group,
-                "seeds": len(row.records),
-                **{name: row.difference(name) for name in DIFFERENCES},
-                "over_seeds": row.over_seeds,
-                "p": {name: p for name, (_, p) in row.differences.items()},
-                "p_holm": {name: family.adjusted.get(at) for name, family in families.items()},
-                **_means(row.average),
-            }
-            for at, row in enumerate(self.rows)
-        ]
-        about: dict[str, Any] = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
-        about |= {"images": self.dense.image_count, "dense": _means(_average([self.dense])), "lines": lines}
-        values: dict[str, Any] = json_values(about)
-        return values
+    def lines(self) -> list[dict[str, Any]]:
+        """Return its rows as CSV and JSON have them; numbers have six digits, None is what wasn't measured.
 
-
-def study_csv(tables: Sequence[StudyTable]) -> str:
-    """Return CSV with a line per row of each table; numbers have six digits.
-
-    What wasn't measured is empty, or has no column where no row has it and it is about patches.
-    """
-    rows = []
-    for table in tables:
-        families = table.families()
-        about = {name: getattr(table.dense, name) for name in ("dataset", "split", "image_count", "dtype")}
-        for at, row in enumerate(table.rows):
-            figures: dict[str, Any] = _means(row.average)
+        Without features per patch there are no columns of them.
+        """
+        families, lines = self.families(), []
+        patches = any(row.average.mean("patch_distance") is not None for row in self.rows)
+        about = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "dtype")}
+        for at, row in enumerate(self.rows):
+            match = row.average.measured("match_at_k")
+            figures: dict[str, Any] = {"keep": row.average.keep} | {name: row.average.mean(name) for name in _MEANS}
+            figures["match_chance"] = None if match is None else match.chance
             for name in (*DIFFERENCES, "over_seeds"):
                 interval = row.over_seeds if name == "over_seeds" else row.difference(name)
                 figures |= zip((name, f"{name}_low", f"{name}_high"), interval or [None] * 3, strict=True)
             figures |= {f"{name}_p_holm": family.adjusted.get(at) for name, family in families.items()}
-            figures = {name: None if value is None else float(f"{value:.6g}") for name, value in figures.items()}
-            rows.append(about | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
-    patches = [name for name in rows[0] if "iou" in name or "patch" in name]
-    absent = {name for name in patches if all(row[name] is None for row in rows)}
-    return csv_text([{name: value for name, value in row.items() if name not in absent} for row in rows])
+            figures = {
+                name: None if value is None else float(f"{value:.6g}")
+                for name, value in figures.items()
+                if patches or not ("patch" in name or "iou" in name)
+            }
+            lines.append(about | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
+        return lines

@@ -11,7 +11,7 @@ from packing import tarred
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
-from harness.cli.entry import build_parser
+from harness.cli.entry import parse
 from harness.cli.measure import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record_of(words: list[str], model: str) -> Record:
-    [records] = evaluated(build_parser().parse_args(words), Console(quiet=True))
+    [records] = evaluated(parse(words), Console(quiet=True))
     (record,) = [record for record in records if record.model == model]
     return record
 

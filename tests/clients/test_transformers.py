@@ -14,11 +14,11 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from tiny_towers import check_any_order, check_export, check_methods
 from torch import Tensor, nn
 
 import zoo
 from harness.models.towers import load_tower
-from tools import write_towers as towers
 from zoo.core.files import blocks_fingerprint
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -125,13 +125,12 @@ def test_kept_says_which_tokens_are_in_the_output(kind: str):
     assert torch.equal(model.leave(left)[0], output.last_hidden_state)
 
 
-@torch.enable_grad()
-@pytest.mark.parametrize("kind", ["transformers clip", "transformers siglip 2"])
-def test_a_row_of_the_page_is_what_trying_gives(kind: str):
-    """It tries all methods, order, golden rankings, a predictor, recovery and export."""
-    page = (Path(__file__).parents[2] / "docs" / "towers.md").read_text(encoding="utf-8")
-    notes = [line.partition(". ")[2] for line in page.splitlines() if re.match(r"\d+\. ", line)]
-    assert f"| {' | '.join(towers.row_of(kind, notes))} |" in page.splitlines()
+@pytest.mark.parametrize("kind", ["clip", "siglip 2"])
+def test_every_method(kind: str):
+    tower = build(kind)
+    assert check_methods(tower, pooled(tower(**inputs_of(kind)))) == set()
+    check_any_order(tower)
+    check_export(tower)
 
 
 def test_the_pool_counts_a_token_as_often_as_it_stands_for_and_its_probe_attends():

@@ -57,10 +57,6 @@ class Toy(Dataset):
     def classes(self) -> tuple[str, ...]:
         return (*WORDS, "zebra")
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        return (True,) * 3 + (False,)
-
     def _split(self, name: SplitName) -> Split:
         labels = np.arange(COUNTS[name], dtype=np.int64) % 4
 

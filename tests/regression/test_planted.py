@@ -26,7 +26,7 @@ from harness.apps.check import Case, CheckPlan, CheckRow, measure
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check
-from harness.cli.entry import build_parser
+from harness.cli.entry import parse
 from harness.measure.plan import Plan
 from harness.measure.rows import Oracle
 from harness.records.record import write_records
@@ -63,7 +63,7 @@ def run() -> Callable[..., Shown]:
     """Run ``check`` with words of a command line, quietly and without timing."""
 
     def call(*words: str) -> Shown:
-        args = build_parser().parse_args(["check", "--no-latency", *words])
+        args = parse(["check", "--no-latency", *words])
         return run_check(args, Console(quiet=True))
 
     return call

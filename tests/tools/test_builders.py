@@ -1,20 +1,19 @@
-"""Builders of what ships: from the known sources alone, and by the rules that their first lines say."""
+"""Builders of what ships: from the known sources alone, and as the shipped indexes say."""
 
 import hashlib
-from collections import Counter, defaultdict
-from itertools import combinations
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from packing import tarred, zipped
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, SPLITS
 from tools import (
     DATA_DIR,
     build_emoji,
@@ -25,7 +24,6 @@ from tools import (
     read_members,
     write_or_check,
 )
-from tools.build_photos import LEAST, OVERLAP
 
 TOWER_SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
 
@@ -43,41 +41,31 @@ def test_check_tells_equal_from_different_and_a_source_must_be_the_known_one(tmp
     assert read_members(Path("x.whl"), zipped(files.items()), ("out",)) == {"out": b"3"}
 
 
-def test_emoji_are_shared_out_by_their_groups():
-    emoji = get_dataset("emoji").emoji
-    groups = [build_emoji.group_of(one.name, one.subcategory) for one in emoji]
-    first: dict[str, int] = defaultdict(lambda: len(SPLITS))  # that a group has a member in
-    for one, own in zip(emoji, groups, strict=True):
-        assert one.group == build_emoji.TWINS.get(one.name, build_emoji.TWINS.get(own, own))
-        if one.split != FINAL:
-            first[one.group] = min(first[one.group], SPLITS.index(build_emoji.split_of(own)))
-    for one, own in zip(emoji, groups, strict=True):
-        split = build_emoji.split_of(own)
-        if one.split == FINAL:
-            assert one.group not in first
-        else:
-            assert one.split == (split if split == SPLITS[first[one.group]] else None)
+def test_the_index_and_the_sources_give_what_ships(monkeypatch: pytest.MonkeyPatch):
+    """Sources are stood in for by what ships, at the places that the index names."""
+    members = [
+        {f"{folder}{one.code}.{kind}": one.images[at] for one in get_dataset("emoji").emoji}
+        for at, (folder, kind) in enumerate(zip(build_emoji.FOLDERS, ("png", "webp"), strict=True))
+    ]
+    monkeypatch.setattr(build_emoji, "read_known", lambda *_: b"")
+    monkeypatch.setattr(build_emoji, "read_members", lambda *_: members.pop(0))
+    fashion, parts = get_dataset("fashion").released(), {}
+    for name, split in build_fashion.INDEX["splits"].items():
+        items, _ = parts.setdefault(split["part"], (np.zeros((60_000, 28, 28), np.uint8), None))
+        items[split["source_index"]] = fashion.items(name)
+    monkeypatch.setattr(build_fashion, "read_parts", lambda _: parts)
+    for builder in (build_emoji, build_fashion):
+        assert write_or_check(builder.build(Path()), DATA_DIR, check=True) == 0
 
 
-def test_photographs_are_shared_out_by_their_series():
-    shared: dict[str, str] = {}
-    for dataset in (get_dataset("photos").released(), get_dataset("frames").released()):
-        rows, shares = dataset.photos, build_photos.SHARES[dataset.name]
-        splits = [(name, dataset.split(name).image_ids) for name in (*SPLITS, FINAL)]
-        found = {(dataset.group_of(image_id), name) for name, image_ids in splits for image_id in image_ids}
-        shared = build_photos.split_of(rows, shares, shared)
-        assert found == shared.items()
-        assert Counter(row["split"] for row in rows) == shares
-
-
-def test_crops_after_the_first_are_large_and_hardly_overlap():
-    for row in get_dataset("photos").photos:
-        squares = [box[:4] for box in row["crops"][1:]]
-        assert all(right - left >= LEAST for left, _, right, _ in squares)
-        for one, other in combinations(squares, 2):
-            width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
-            smaller = min(right - left for left, _, right, _ in (one, other)) ** 2
-            assert max(width, 0) * max(height, 0) <= OVERLAP * smaller
+def test_squares_are_cut_as_the_index_says_and_it_gets_their_lengths():
+    picture = Image.effect_noise((600, 500), 80)
+    picture.save(file := io.BytesIO(), "PNG")
+    row = {"member": "a.png", "crops": [[50, 0, 550, 500], [10, 20, 200, 210, 7]]}
+    images = build_photos.cut(row, file.getvalue(), "frames")
+    assert [Image.open(io.BytesIO(image)).size for image in images] == [(448, 448), (190, 190)]
+    assert [crop[4] for crop in row["crops"]] == list(map(len, images))
+    assert row["detail"] > 0
 
 
 def test_the_shipped_tower_is_the_pinned_one_and_its_features_are_onnx_runtime_s():

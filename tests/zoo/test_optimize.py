@@ -11,13 +11,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from lively import Build
+from tiny_towers import build, images_of, options_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import zoo
 from harness.measure.timing import peak_mib
-from tools.write_towers import images_of, options_of
-from tools.write_towers import tiny as of_kind
 from zoo.core.prompts import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
 from zoo.towers.lean import Product
@@ -55,7 +54,7 @@ CASES += [(kind, "rankmerge") for kind in (*LEAN, *POOLED)]
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_methods_on_kinds_of_tower(kind: str, method: str | None):
     options = {} if method is None else {"keep": 0.5, **options_of(method)}
-    _, tower = of_kind(kind)
+    tower = build(kind)
     model = zoo.reduce(tower, method=method, **options)
     fast = zoo.optimize(model)
     assert_equal(model, fast)
@@ -189,9 +188,9 @@ def test_refused_towers(tiny: Build):
     normed = tiny("clip_vit_b16")
     parametrizations.weight_norm(normed.blocks[1].mlp.fc1)
     for tower, dtype, match in (
-        (of_kind("dinov3 s")[1], "bfloat16", r"dtype='bfloat16': .*EvaBlock"),
-        (of_kind("beit v2")[1], "float32", r"nothing to optimise in ReducedBeit: .*timm\.models\.beit"),
-        (of_kind("pe core")[1], "float32", "nothing to optimise in ReducedEva: .*EvaBlock"),
+        (build("dinov3 s"), "bfloat16", r"dtype='bfloat16': .*EvaBlock"),
+        (build("beit v2"), "float32", r"nothing to optimise in ReducedBeit: .*timm\.models\.beit"),
+        (build("pe core"), "float32", "nothing to optimise in ReducedEva: .*EvaBlock"),
         (normed, "float32", "plain linear layers, this tower has Parametrized"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import torch.nn.functional as F
 from lively import lively
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transformer import QuickGELU, VisionTransformer
 from timm.models.vision_transformer import ResPostBlock
+from tiny_towers import OPEN_CLIP, TIMM, build, check_any_order, check_export, check_methods, images_of
 from torch import Tensor, nn
 
 import zoo
-from tools.write_towers import AVERAGED, CHECKS, OPEN_CLIP, P8, POOLER, SIZES, TINY, TOWERS, YES, images_of
 from zoo.core.host import Host
 from zoo.core.tokens import Tokens
 from zoo.loading.recovery_file import RecoveryConfig
@@ -26,31 +26,12 @@ from zoo.ranking.windows import members, merge_windows, outside, windows
 from zoo.towers.eva import rotation
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-OWN_CLIP: dict[str, dict[str, Any]] = {
-    **OPEN_CLIP,
-    "quick": {"ls_init_value": 0.5, "act_layer": QuickGELU, "no_ln_pre": True},
-    "norm behind": {"pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True},
-    "cascade": {**POOLER, "attentional_pool": "cascade", "output_dim": 32},
-}
-STYLES: dict[str, tuple[str, dict[str, Any]]] = {
-    "all norms": (AVERAGED, {"qk_norm": True, "init_values": 0.5, "scale_attn_norm": True, "scale_mlp_norm": True}),
-    "dynamic": (AVERAGED, {"dynamic_img_size": True}),
-    "swiglu": ("vit_giant_patch14_dinov2", {"mlp_ratio": 2.0}),
-}
-KINDS = (*TOWERS, *STYLES, *OWN_CLIP)
+KINDS = (*TIMM, *OPEN_CLIP)
 # One of each pool and family.
 FEW = ("siglip b16", "averaged", "averaged with maximum", "maximum", "dinov2 registers", "dinov3 s", "pe core")
 FEW += ("rope mixed", "beit", "open_clip", "norm behind", "coca", "cascade")
 QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged", "naflex rope")
 NEEDS_QUERY = ("clsattn", "diffrate", "evit", "evitfuse", "tca")
-
-
-def build(kind: str, **overrides: Any) -> nn.Module:
-    """Build a tower of 3 blocks with 16 patches."""
-    if kind in OWN_CLIP:
-        return lively(VisionTransformer(**{**TINY, **OWN_CLIP[kind], **overrides}))
-    name, own = (TOWERS | STYLES)[kind]
-    return lively(timm.create_model(name, **{**SIZES, **P8, **own, **overrides}))
 
 
 def parts(output: Any) -> tuple[Tensor, ...]:
@@ -60,13 +41,12 @@ def parts(output: Any) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_on_every_tower(kind: str):
     """All of it at keep 1 bit for bit, the count at .5, and the same of patches permuted with their places."""
-    tower, refused = build(kind), list[str]()
-    able = CHECKS["methods"](tower, refused)
-    assert len(refused) == (len(NEEDS_QUERY) if kind in QUERYLESS else 0)
-    assert able == f"{len(zoo.METHODS) - len(refused)} of {len(zoo.METHODS)}"
-    assert CHECKS["any order"](tower, []) == YES
+    tower = build(kind)
+    wanted = parts(tower(images_of(tower, 2)))[0].flatten(1)
+    assert check_methods(tower, wanted) == (set(NEEDS_QUERY) if kind in QUERYLESS else set())
+    check_any_order(tower)
     if kind in ("siglip b16", "rope mixed", "beit", "coca"):
-        assert CHECKS["export"](tower, []) == YES
+        check_export(tower)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +60,7 @@ def test_a_reduced_tower_gives_what_the_whole_one_gives(kind: str):
         assert len(parts(whole(images))) == len(wanted)
         assert all(map(torch.equal, parts(whole(images)), wanted))
     assert whole.trace(images).ranking is None
-    norm = {"normalize_intermediates": kind != "coca"} if kind in OWN_CLIP else {"norm": True}
+    norm = {"normalize_intermediates": kind != "coca"} if kind in OPEN_CLIP else {"norm": True}
     theirs, ours = (each.forward_intermediates(images, **norm) for each in (tower, whole))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     half = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=1)
@@ -104,8 +84,8 @@ def test_the_check_of_the_order_sees_places_left_behind(monkeypatch: pytest.Monk
         return straight(tokens, **changes)
 
     monkeypatch.setattr(zoo.Tokens, "_replace", moved)
-    with pytest.raises(ValueError, match="permuted patches"):
-        CHECKS["any order"](build("dinov3 s"), [])
+    with pytest.raises(AssertionError, match="permuted patches"):
+        check_any_order(build("dinov3 s"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +168,7 @@ def test_the_first_token_alone_is_the_first_of_all(kind: str):
     wanted = logits.softmax(dim=-1)[:, :, 0, tokens.prefix :].mean(dim=1)
     if kind not in ("beit", "beit v2"):  # its bias isn't in queries and keys
         assert torch.allclose(block.cls_attention(tokens), wanted, atol=1e-6)
-    if kind in OWN_CLIP:
+    if kind in OPEN_CLIP:
         module = model.block_modules[1]
         normed = module.ln_1(tokens.x)
         out, shares = module.attn(normed, normed, normed)
@@ -218,7 +198,7 @@ def test_merging_equal_tokens_changes_nothing(kind: str, overrides: dict[str, An
         assert torch.allclose(model(images), tower(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["averaged", "averaged with maximum", "siglip b16", *OWN_CLIP])
+@pytest.mark.parametrize("kind", ["averaged", "averaged with maximum", "siglip b16", *OPEN_CLIP])
 def test_pools_count_a_token_as_often_as_it_stands_for(kind: str):
     model = zoo.reduce(build(kind), method=None)
     tokens = model.embed(images_of(model, 2))
@@ -283,6 +263,19 @@ def test_golden_rankings_watch_the_pooled_output(kind: str, action: str):
         left = features(model, tokens, merged=action == "merge")
         wanted[:, window] = -(left * whole).sum(dim=1, keepdim=True)
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "follows", "halves"),
+    [("dinov2", True, True), ("averaged", False, True), ("rope mixed", True, False), ("coca", False, False)],
+)
+def test_which_golden_rankings_a_tower_has(kind: str, follows: bool, halves: bool):
+    """docs/towers.md says so."""
+    model = zoo.reduce(build(kind), method=None)
+    for able, approximate, precision in ((follows, "follow:12", "float32"), (halves, None, "bfloat16")):
+        with nullcontext() if able else pytest.raises(ValueError, match=approximate or precision):
+            config = GoldenConfig(block=1, approximate=approximate)
+            assert GoldenEngine(model, config, precision=precision).importance(images_of(model, 2)).isfinite().all()
 
 
 def test_approximations_of_towers_with_places():
@@ -358,12 +351,12 @@ def test_a_head_is_refused_where_no_linear_map_gives_the_features():
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8}
 COCA = {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
-TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": ""}
+TRUNK = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": ""}
 WHOLE: dict[str, Callable[[], nn.Module]] = {
     "clip": lambda: CLIP(16, VISION, TEXT),
     "custom text": lambda: CustomTextCLIP(16, VISION, TEXT),
     "coca": lambda: CoCa(16, {**TEXT, "mlp_ratio": 2}, {**TEXT, "output_tokens": True}, COCA),
-    "timm trunk": lambda: CustomTextCLIP(192, TIMM, TEXT),
+    "timm trunk": lambda: CustomTextCLIP(192, TRUNK, TEXT),
 }
 
 

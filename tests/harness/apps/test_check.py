@@ -23,7 +23,7 @@ from harness.apps.movements import EXACT, Movement, Tolerances, find_movements
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check
-from harness.cli.entry import build_parser
+from harness.cli.entry import parse
 from harness.measure.plan import Plan
 from harness.measure.timing import BusyError
 from harness.records.metrics import pack
@@ -217,7 +217,7 @@ def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("harness.apps.check.get_dataset", lambda name: toy)
 
     def call(*words: str) -> Shown:
-        return run_check(build_parser().parse_args(["check", *words]), Console(quiet=True))
+        return run_check(parse(["check", *words]), Console(quiet=True))
 
     return call
 

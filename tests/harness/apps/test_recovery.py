@@ -113,7 +113,7 @@ def test_refusals(tmp_path: Path):
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names), raising=False)
+    monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")
     fit = [
         "fit",

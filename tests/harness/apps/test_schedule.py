@@ -143,7 +143,7 @@ def test_refusals(method: str, change: dict[str, Any], quoted: str):
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names), raising=False)
+    monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "s.json")
     words = ["fit", "schedule", "--model", ARCH, "--dataset", "emoji", "--points", "2", "--candidates", "6"]
     assert main([*words, "--match-to", "random", "--keep", "0.55", "--output", path, "--json"]) == 0

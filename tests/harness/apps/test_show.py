@@ -50,7 +50,7 @@ def test_files_and_images_of_datasets(here: Path):
     ("fasion:val:3", "no dataset is called 'fasion'. Did you mean 'fashion'?"),
     ("fashion:vla:3", "'fashion:vla:3': split must be one of train, val, test"),
     ("fashion:val:100000", r"index '100000': fashion val has images 0 to \d+"),
-    ("emoji-names:val:0", "emoji-names val has no images"),
+    ("emoji-captions:val:0", "emoji-captions val has no images"),
 ])  # fmt: skip
 def test_refusals(place: str, match: str, here: Path):
     with pytest.raises(ValueError, match=match):

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from harness.base.hints import describe_error
-from harness.cli.entry import build_parser
+from harness.cli.entry import parse
 from zoo.core.files import wanting
 
 PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"arch": "mlp", "width": 9}}
@@ -27,7 +27,7 @@ def test_the_command_of_a_hint_is_one(kind: str, facts: dict, path: str, values:
         message = describe_error(error)
     assert message.startswith("outer; ")
     line = message.partition("patchrank ")[2].replace("MODEL", "clip_vit_b16")
-    args = vars(build_parser().parse_args(shlex.split(line)))
+    args = vars(parse(shlex.split(line)))
     assert args["command"] == path
     assert {name: args[name] for name in values} == values
 

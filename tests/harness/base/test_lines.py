@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.lines import append_lines, claim_file, mend, read_lines, require_appendable
+from harness.base.lines import append_lines, claim_file, parse_lines, require_appendable
 
 pytest.importorskip("fcntl", reason="no locks here")
 
@@ -47,11 +47,9 @@ def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp
     told = [process.communicate(timeout=120)[1] for process in processes]
     ends = [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
     assert ends == [(0, "")] * 2 + [(-signal.SIGXFSZ, "")]
-    mend(path)  # it may have been the last
-    lines, torn = read_lines(path)
-    assert not torn
+    append_lines(path, b"")  # drops what is torn, if it was the last
     found = defaultdict(list)
-    for values in map(json.loads, lines):
+    for values in parse_lines(path, json.loads):
         found[values["of"]].append(values["number"])
     assert {name: found[name] for name in names} == {name: list(range(40)) for name in names}
     assert found.keys() <= {*names, "doomed"}
@@ -62,23 +60,20 @@ def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp
 def test_all_that_is_no_whole_object_is_torn(left: bytes, tmp_path: Path):
     path = tmp_path / "records.jsonl"
     whole = b'{"a": 0}\n' + left[: left.rfind(b"\n") + 1]
-    for drop in (lambda: append_lines(path, b'{"c": 1}\n'), lambda: mend(path)):
-        path.write_bytes(b'{"a": 0}\n' + left)
-        assert read_lines(path)[1]
-        dropped = drop()
-        assert path.read_bytes() == whole + (b"" if dropped else b'{"c": 1}\n')
-    assert dropped
-    assert not mend(path)
+    path.write_bytes(b'{"a": 0}\n' + left)
+    with pytest.warns(UserWarning, match="the last line is torn"):
+        assert parse_lines(path, bytes) == whole.splitlines()
+    append_lines(path, b'{"c": 1}\n')
+    assert path.read_bytes() == whole + b'{"c": 1}\n'
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1}', b'{"a": \n'])  # editors leave out the end
 def test_neither_a_whole_line_nor_a_bad_one_with_an_end_is_dropped(content: bytes, tmp_path: Path):
     path = tmp_path / "records.jsonl"
     path.write_bytes(content)
-    assert read_lines(path) == ([content.rstrip(b"\n")], False)
-    assert not mend(path)
+    assert parse_lines(path, bytes) == content.splitlines()
     append_lines(path, b'{"a": 2}\n')
-    assert read_lines(path) == ([content.rstrip(b"\n"), b'{"a": 2}'], False)
+    assert parse_lines(path, bytes) == [*content.splitlines(), b'{"a": 2}']
 
 
 def test_one_run_writes_a_file_and_removes_what_killed_ones_left(tmp_path: Path):
@@ -103,7 +98,9 @@ def test_one_run_writes_a_file_and_removes_what_killed_ones_left(tmp_path: Path)
         claim_file(tmp_path / "file" / "out").__enter__()
 
 
-@pytest.mark.parametrize("use", [read_lines, require_appendable, lambda path: append_lines(path, b"{}\n")])
+@pytest.mark.parametrize("use", [
+    lambda path: parse_lines(path, bytes), require_appendable, lambda path: append_lines(path, b"{}\n"),
+])  # fmt: skip
 def test_lines_are_in_files(use: Callable[[Path], object], tmp_path: Path):
     os.mkfifo(tmp_path / "records.jsonl")
     for path, kind in ((tmp_path / "records.jsonl", "a pipe"), (Path("/dev/null"), "a device")):

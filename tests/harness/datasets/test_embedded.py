@@ -45,6 +45,8 @@ def test_both_styles_of_an_emoji_share_its_split_and_its_group():
             assert split.image_ids[index] == f"emoji/{emoji.code}/{STYLES[index % 2]}"
             assert split[index].label == label == dataset.labels(name)[index]
     assert set(codes.values()) == {1}
+    places = {(emoji.group, emoji.split) for emoji in dataset.emoji if emoji.split}
+    assert len({group for group, _ in places}) == len(places)  # no group is in two splits
 
 
 def test_captions_are_of_names_that_the_embedded_text_tower_knows():

@@ -87,7 +87,6 @@ NO_VAL = Uneven(train=[0, 1, 2], val=[0, 0, 2])
     ("fashion", 0, "ours", "--shots 0"),
     ("fashion", 1, "coop", "--draws coop: 'fashion'"),
     ("fashion", 1, "theirs", "'theirs': expected one of ours, coop"),
-    ("emoji-names", 1, "ours", "'emoji-names' has no train images"),
     ("photos", 1, "ours", "--shots 1: dataset 'photos' has no labels"),
     (UNEVEN, 2, "ours", "--shots 2: .*'dog' of 'uneven' has 1"),
     (NO_VAL, 1, "ours", "--shots 1: .*'dog' of 'uneven' has 0 validation images"),

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from harness.base.terminal import Progress
-from harness.datasets import SplitName, get_dataset, names_of
+from harness.datasets import Options, SplitName, get_dataset, names_of
 from harness.datasets.few_shot import draw
 from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder, captions_of
 from harness.datasets.images import folder_images
@@ -55,11 +55,11 @@ def test_class_folders_without_splits_are_test(shop: Make, monkeypatch: pytest.M
     assert len(FolderDataset(folder).split("test").image_ids) == 4
 
 
-@pytest.mark.parametrize(("prefix", "name"), [("folder", "dog/x.heic"), ("images", "dog/.x.png")])
+@pytest.mark.parametrize(("prefix", "name"), [("folder", "dog/x.heic"), ("images", "dog/x.jxl")])
 def test_files_that_are_left_out_are_told(prefix: str, name: str, shop: Make):
     folder, console = shop(PLAIN), Console(record=True, width=300)
     (folder / name).touch()
-    names_of([f"{prefix}:{folder}"], progress=Progress(console))
+    names_of([f"{prefix}:{folder}"], Options(progress=Progress(console)))
     assert f"folder '{folder}': left out: 1 image: '{name}' (" in console.export_text()
 
 
@@ -85,7 +85,7 @@ def test_names_and_revisions_stay_when_a_folder_moves_and_tell_other_content(sho
     revisions = [before.revision, after.revision]
     (folder / "dog" / "c.png").replace(folder / "dog" / "b.png")
     assert FolderDataset(tmp_path / "My Shop").revision == before.revision
-    for file, content in (("dog/b.png", "x"), ("classes.txt", "boots\ndogs\n")):
+    for file, content in (("dog/b.png", "x"), ("classes.txt", "ankle_boot boots\ndog dogs\n")):
         (folder / file).write_text(content)
         revisions.append(FolderDataset(folder).revision)
     assert len(set(revisions)) == 4
@@ -111,10 +111,10 @@ FOUR = [f"{name}/1.png" for name in NAMES]
     (["a-b/1.png", "a_b/1.png"], "", "'a-b' and 'a_b' would both be class 'a b'"),
     (["__/1.png"], "", "'__' can't be put into a prompt"),
     ([], "", "has no subfolders.*give images:"),
-    (FOUR, "a\nb\nc", "classes.txt: 3 lines for 4 class folders"),
-    (FOUR, "bag x\nbag y\ndog z\nankle_boot a\ndog_house w", "one line for the folder 'bag', got 2"),
-    (FOUR, "x\ny\nz\nx", "'ankle_boot' and 'dog_house' would both be class 'x'"),
-    (FOUR, "bag\nankle_boot\ndog\ndog_house", "line 1: 'bag' is another folder than 'ankle_boot'"),
+    (FOUR, "bag x\nbag y\ndog z\nankle_boot a\ndog_house w", "'bag y': expected one line for each class folder"),
+    (FOUR, "bag x\nboots", "'boots': expected one line for each class folder"),
+    (FOUR, "bag x\ndog z\nankle_boot a", "no line for the class folder 'dog_house'"),
+    (FOUR, "bag x\ndog z\nankle_boot a\ndog_house x", "'bag' and 'dog_house' would both be class 'x'"),
 ])  # fmt: skip
 def test_layouts_and_captions_that_are_refused(paths: list[str], captions: str, match: str, shop: Make, tmp_path: Path):
     (tmp_path / "My Shop").mkdir()
@@ -163,18 +163,12 @@ def test_images_without_classes_are_parted_by_their_bytes(shop: Make):
     assert sum(map(len, after.values())) == sum(map(len, ids.values())) + 1
 
 
-@pytest.mark.parametrize("text", [
-    "boots\nhandbag\na dog\nkennel\n",
-    "\ufeffankle_boot boots\r\nbag\thandbag\r\ndog a dog\r\ndog_house kennel\r\n\r\n",
-])  # fmt: skip
-def test_a_file_says_what_folders_mean(text: str, tmp_path: Path):
-    (tmp_path / "classnames.txt").write_bytes(text.encode())
+def test_a_file_says_what_folders_mean(tmp_path: Path):
+    text = "\ufeffankle_boot boots\r\nbag\thandbag\r\ndog a dog\r\ndog_house kennel\r\n\r\n"
+    (tmp_path / "classes.txt").write_bytes(text.encode())
     assert captions_of(tmp_path, NAMES, "here") == ("boots", "handbag", "a dog", "kennel")
-    (tmp_path / "classnames.txt").write_text("a b c x\na y\n")  # the longest folder is meant
+    (tmp_path / "classes.txt").write_text("a b c x\na y\n")  # the longest folder is meant
     assert captions_of(tmp_path, ["a", "a b c"], "here") == ("y", "x")
-    (tmp_path / "classes.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"both classes.txt and classnames.txt"):
-        captions_of(tmp_path, NAMES, "here")
 
 
 def lists(split: str = "", index: int = 0, entry: Any = None) -> dict[str, list[Any]]:
@@ -232,8 +226,8 @@ def test_missing_and_empty_images_are_told_or_left_out(make: Make):
     with pytest.raises(FileNotFoundError, match=r"'.*bag/test_1.png' is missing"):
         split[3]
     with pytest.raises(FileNotFoundError, match=r"1 missing image in .*'bag/test_1.png'.*1 empty image .*--skip-bad"):
-        names_of([f"coop:{file}"], skip_bad=False)
-    assert names_of([f"coop:{file}"], skip_bad=True) == ["coop-shop"]
+        names_of([f"coop:{file}"], Options(skip_bad=False))
+    assert names_of([f"coop:{file}"], Options(skip_bad=True)) == ["coop-shop"]
     assert len(get_dataset("coop-shop").split("test")) == len(split) - 2
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from packing import encoded, noise
 from PIL import Image
 
-from harness.datasets import get_dataset, names_of
+from harness.datasets import Options, get_dataset, names_of
 from harness.datasets.huggingface import HfDataset
 
 Table = datasets.Dataset
@@ -153,20 +153,8 @@ def test_bad_images_stop_with_their_row_and_can_be_left_out(content, path, match
     assert [example.label for example in (split[0], split[2])] == [0, 1]
     with pytest.raises((ValueError, FileNotFoundError), match=match):
         split[1]
-    [name] = names_of([f"hfds:{folder}"], skip_bad=True)
+    [name] = names_of([f"hfds:{folder}"], Options(skip_bad=True))
     assert get_dataset(name).split("test").image_ids == ("hfds-pets/test/0", "hfds-pets/test/2")
-
-
-def test_images_that_are_only_named_may_not_lie_elsewhere(tmp_path: Path):
-    """Neither by their path nor by a link."""
-    outside, folder = tmp_path / "secret.png", tmp_path / "pets"
-    outside.write_bytes(encoded("0"))
-    inside = {"bytes": None, "path": str(folder / "b.png")}
-    save_parquet(folder, test=rows(0, 1, image=(IMAGE, [{"bytes": None, "path": str(outside)}, inside])))
-    (folder / "b.png").symlink_to(outside)
-    for row in range(2):
-        with pytest.raises(ValueError, match=rf"in row {row} of .* is only named"):
-            HfDataset(folder).split("test")[row]
 
 
 @pytest.mark.usefixtures("online")
@@ -193,6 +181,6 @@ def test_only_download_may_go_to_the_network(download: bool, monkeypatch: pytest
 
     monkeypatch.setattr(datasets, "load_dataset_builder", open_it)
     with pytest.raises(OSError, match="'ann/pets' of the hub") as caught:
-        names_of(["hfds:ann/pets#config=small"], download=download)
+        names_of(["hfds:ann/pets#config=small"], Options(download=download))
     assert offline == ["ann/pets", "small", not download, not download]
     assert ("--download gets it" in str(caught.value)) != download

@@ -5,8 +5,6 @@ import io
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from PIL import ExifTags, Image
 from rich.console import Console
 
 from harness.base.terminal import Progress
-from harness.datasets import get_dataset, names_of
+from harness.datasets import Options, get_dataset, names_of
 from harness.datasets import images as module
 from harness.datasets.folder import FolderDataset
 from harness.datasets.images import decode_all, decode_image, find_images, folder_images
@@ -73,32 +71,24 @@ def test_the_revision_follows_names_and_sizes_and_nothing_else(folder: Path, tmp
 
 
 def test_links_are_followed_and_what_is_named_like_an_image_and_not_read_has_its_reason(folder: Path, tmp_path: Path):
-    """Loops of links end, and count once."""
+    """Loops of links end, and count once; hidden files don't count."""
     (tmp_path / "other").mkdir()
     SQUARE.rotate(270).save(tmp_path / "other" / "q.png")
     for name, to in {
         **{"b/up": folder, "zz": folder / "b", "loop.png": "loop.png", "gone.png": "nowhere"},
         **{"linked": tmp_path / "other", "one.png": tmp_path / "other" / "q.png"},
-        ".link": folder / "b",  # doesn't hide what is in b
-        "current": folder / ".store",
     }.items():
         (folder / name).symlink_to(to)
-    (folder / ".store").mkdir()
-    for name in (".c.png", ".store/d.png"):
-        SQUARE.save(folder / name)
+    SQUARE.save(folder / ".c.png")
     (folder / "b" / "x.HEIC").write_bytes(b"heic")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "folder.png").mkdir()
     assert {str(file.path.relative_to(folder)): file.wrong for file in find_images(folder)} == {
-        ".c.png": "it is hidden: '.c.png' starts with a dot",
-        ".store/d.png": "it is hidden: '.store' starts with a dot",
-        ".thumbnails/c.png": "it is hidden: '.thumbnails' starts with a dot",
-        "b/._z.webp": "it is what macOS writes beside a file, no image",
         "b/x.HEIC": ".heic files aren't read; convert it, for instance to .png",
         "gone.png": "it is a link to 'nowhere', which can't be read: No such file or directory",
         "loop.png": "it is a link to 'loop.png', which can't be read: Too many levels of symbolic links",
         "pipe.jpg": "it is a pipe; expected a regular file",
-        **dict.fromkeys(["a.JPG", "b/z.webp", "c.png", "current/d.png", "linked/q.png", "one.png"]),
+        **dict.fromkeys(["a.JPG", "b/z.webp", "c.png", "linked/q.png", "one.png"]),
     }
     assert ids(folder).count(digest(tmp_path / "other" / "q.png")) == 2
 
@@ -233,32 +223,9 @@ def test_digests_are_of_pixels(pets: Path):
     assert len(set(digests)) == len(digests) - 1
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_stopped_pass_goes_on(killed: bool, pets: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "CHUNK", 2)
-    monkeypatch.setattr(module, "SAVED_S", 0.0)
-    real = module._decode
-
-    def stopping(split, index):
-        if len(calls) == 8:
-            if killed:
-                patch.setattr(module, "keep_json", lambda *_: None)
-            raise KeyboardInterrupt
-        return real(split, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
-        patch.setattr(module, "_decode", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            decode_all(FolderDataset(pets), QUIET)
-    calls.clear()
-    assert set(decode_all(FolderDataset(pets), QUIET, known=False).bad) == set(BAD)
-    assert len(calls) == 4 + 1  # the bad one of the first pass is tried again
-
-
 def test_bad_images_are_counted_and_left_out(pets: Path):
     console = Console(record=True, width=300)
-    [name] = names_of([f"folder:{pets}"], skip_bad=True, progress=Progress(console))
+    [name] = names_of([f"folder:{pets}"], Options(skip_bad=True, progress=Progress(console)))
     said = console.export_text()
     assert "folder-pets: left out, as they can't be read: 2 images" in said
     dataset, whole = get_dataset(name), FolderDataset(pets)
@@ -270,4 +237,4 @@ def test_bad_images_are_counted_and_left_out(pets: Path):
     for number in (0, 2):
         (pets / "train" / "cat" / f"{number}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="class 'cat' of 'folder-pets' has no images left in train: all 3"):
-        names_of([f"folder:{pets}"], skip_bad=True)
+        names_of([f"folder:{pets}"], Options(skip_bad=True))

@@ -104,16 +104,6 @@ def test_several_scores_are_ranked_in_the_passes_of_one(options, run, counted, n
         assert len(files_of(alone)) == 3
 
 
-def test_scores_begun_in_other_batches_are_filled_one_by_one(run, named, counted, tmp_path):
-    for score, batch in (("label", 16), ("confidence", 8)):
-        run(GoldenConfig(score=score, window=2, stride=2), out=tmp_path / score, limit=4, batch=batch)
-    counted.clear()
-    config = GoldenConfig(score="label", window=2, stride=2)
-    run(config, scores=("confidence",), out=tmp_path, limit=8, batch=None)
-    assert sum(counted) == 8  # four of each
-    assert [Rankings.read(tmp_path / score).provenance.batch for score in ("label", "confidence")] == [16, 8]
-
-
 def test_a_larger_limit_redoes_only_the_last_shard(run, counted, tmp_path):
     run(out=tmp_path / "r", limit=6)
     first = shard_path(tmp_path / "r", 0).stat().st_mtime_ns

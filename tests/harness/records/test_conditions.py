@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.datasets import forget, get_dataset, names_of
+from harness.datasets import Options, forget, get_dataset, names_of
 from harness.golden.store import ranked_revision
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def condition(*given: str, **options: object) -> str:
-    [name] = names_of(given, **options)  # type: ignore[arg-type]
+    [name] = names_of(given, Options(**options))  # type: ignore[arg-type]
     return get_dataset(name).condition
 
 
@@ -48,7 +48,7 @@ def test_records_tell_templates_images_and_what_is_left_out(folder: Path):
 
 
 def test_rankings_go_by_images_and_by_prompts_where_these_matter(folder: Path):
-    [name] = names_of([f"folder:{folder}"], templates=["a {}"])
+    [name] = names_of([f"folder:{folder}"], Options(templates=["a {}"]))
     dataset = get_dataset(name)
     assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
     for score in ("label", "confidence"):

@@ -15,7 +15,7 @@ from by_hand import per_image, replace
 from rich.console import Console
 
 from harness.base.terminal import Progress
-from harness.cli.entry import build_parser, main
+from harness.cli.entry import main, parse
 from harness.records.record import Record, read_run, write_records
 from harness.report.folder import write_report
 from harness.report.groups import group_records, sections
@@ -43,7 +43,7 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
 
 def test_the_same_run_gives_the_same_bytes(records: list[Record], tmp_path):
     write_records(tmp_path / "records.jsonl", records)
-    args = build_parser().parse_args(["report", str(tmp_path), "--output", str(tmp_path / "out")])
+    args = parse(["report", str(tmp_path), "--output", str(tmp_path / "out")])
     data = json.loads(json.dumps(args.run(args, Console(quiet=True)).data, allow_nan=False))
     assert all(Path(name).exists() for name in data["files"])
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -76,7 +76,7 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
             raise ValueError(f"no dataset is called {name!r}")
         return datasets[name]
 
-    monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
+    monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names))
     for place in ("studies.answer", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in (

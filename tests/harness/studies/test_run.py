@@ -24,7 +24,7 @@ from harness.records.statistics import bootstrap_mean, holm, mean_interval, pair
 from harness.studies import answer as module
 from harness.studies.answer import Stock, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
-from harness.studies.tables import StudyTable, compare_lines, study_csv
+from harness.studies.tables import StudyTable, compare_lines
 from harness.studies.workshop import StudyConfig, find
 from zoo.core.files import read_facts
 from zoo.loading.weights import cache_folder
@@ -281,9 +281,8 @@ def test_each_column_is_a_family_judged_by_holm_and_marked():
     assert (family.clear, first.clear) == ({0, 2, 3}, {2})
     marked = [cell for row in one.table().rows for cell in row if cell.mark]
     assert len(marked) == 3 + 1
-    lines = list(csv.DictReader(io.StringIO(study_csv([one]))))
-    assert [line["to_dense_p_holm"] for line in lines] == [f"{p:.6g}" for p in holm(dense)]
-    assert [line["line"] for line in lines] == ["l0", "l1", "l2", "l3"]
+    assert [line["to_dense_p_holm"] for line in one.lines()] == [float(f"{p:.6g}") for p in holm(dense)]
+    assert [line["line"] for line in one.lines()] == ["l0", "l1", "l2", "l3"]
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():

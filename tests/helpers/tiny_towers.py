@@ -1,0 +1,139 @@
+"""Tiny towers of every family and pool, of the libraries' real classes, and what each must do under every method."""
+
+from typing import Any
+
+import timm
+import torch
+from lively import lively
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+
+import zoo
+from zoo.core.host import FeatureTower, Host
+from zoo.core.reducer import configure
+from zoo.towers.vit import TimmHost
+
+SIZES: dict[str, Any] = {
+    "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7,
+}  # fmt: skip
+P14: dict[str, Any] = {"patch_size": 14, "img_size": 56}
+NORMS = {"qk_norm": True, "init_values": 0.5, "scale_attn_norm": True, "scale_mlp_norm": True}
+NAFLEX = {"pos_embed_grid_size": (4, 4)}
+AVERAGED = "vit_tiny_patch16_224"
+# By a name of ours: timm's, and what makes it tiny: 3 blocks with 16 patches, 4 x 4 of 8 or 14 pixels.
+TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "siglip b16": ("vit_base_patch16_siglip_224", {}),
+    "siglip so400m": ("vit_so400m_patch14_siglip_224", P14),
+    "siglip 2": ("vit_base_patch16_siglip_224.v2_webli", {}),
+    "siglip averaged": ("vit_base_patch16_siglip_gap_224", {}),
+    "dinov2": ("vit_small_patch14_dinov2", P14),
+    "dinov2 registers": ("vit_small_patch14_reg4_dinov2", P14),
+    "deit 3": ("deit3_small_patch16_224", {}),
+    "registers averaged": ("vit_medium_patch16_reg4_gap_256", {}),
+    "averaged": (AVERAGED, {"global_pool": "avg", "class_token": False}),
+    "averaged with maximum": (AVERAGED, {"global_pool": "avgmax"}),
+    "maximum": (AVERAGED, {"global_pool": "max"}),
+    "dinov3 s": ("vit_small_patch16_dinov3", {}),
+    "dinov3 qkv bias": ("vit_small_patch16_dinov3_qkvb", {}),
+    "eva02 tiny": ("eva02_tiny_patch14_224", P14),
+    "eva clip b": ("eva02_base_patch16_clip_224", {}),
+    "eva clip e": ("eva02_enormous_patch14_clip_224", {**P14, "mlp_ratio": 4.0}),  # norms behind
+    "pe core": ("vit_pe_core_base_patch16_224", {}),
+    "rope mixed": ("vit_small_patch16_rope_mixed_ape_224", {}),
+    "rope averaged": ("vit_medium_patch16_rope_reg1_gap_256", {}),
+    "beit": ("beit_base_patch16_224", {}),
+    "beit v2": ("beitv2_base_patch16_224", {}),
+    "naflex siglip 2": ("naflexvit_base_patch16_siglip", NAFLEX),
+    "naflex rope": ("naflexvit_base_patch16_gap", {**NAFLEX, "rope_type": "axial"}),
+    "all norms": (AVERAGED, NORMS),
+    "dynamic": (AVERAGED, {"dynamic_img_size": True}),
+    "swiglu": ("vit_giant_patch14_dinov2", {"mlp_ratio": 2.0}),
+}
+TINY = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "heads": 4, "mlp_ratio": 2.0, "output_dim": 16}
+POOLER = {"attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True}
+# Arguments of open_clip's own tower.
+OPEN_CLIP: dict[str, dict[str, Any]] = {
+    "open_clip": {},
+    "open_clip averaged": {"pool_type": "avg"},
+    "coca": {**POOLER, "attentional_pool": True},
+    "coca parallel": {**POOLER, "attentional_pool": "parallel", "output_dim": 32},
+    "quick": {"ls_init_value": 0.5, "act_layer": QuickGELU, "no_ln_pre": True},
+    "norm behind": {"pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True},
+    "cascade": {**POOLER, "attentional_pool": "cascade", "output_dim": 32},
+}
+# Their choice goes by the order of the sequence, too: alternate sets, which token of a pair or cluster stays.
+ORDERED = ("atc", "tome", "tofu", "rankmerge")
+
+
+def build(kind: str, **overrides: Any) -> nn.Module:
+    """Build a tower of 3 blocks with 16 patches."""
+    if kind in OPEN_CLIP:
+        return lively(VisionTransformer(**{**TINY, **OPEN_CLIP[kind], **overrides}))
+    name, own = TIMM[kind]
+    return lively(timm.create_model(name, **{**SIZES, **own, **overrides}))
+
+
+def reduced(tower: nn.Module, method: str | None, **options: Any) -> Host:
+    """Reduce a tower; the result gives features, whatever the library's does."""
+    host: Host = zoo.reduce(tower, method=method, **options)
+    return host if isinstance(host, TimmHost) else FeatureTower(host).over(host)
+
+
+def images_of(tower: nn.Module, count: int) -> Tensor:
+    """Return random images of the tower's size."""
+    size = reduced(tower, None).input_size
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3))
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """Return options with which a method reduces a tower of three blocks."""
+    return {"reduce_at": 1} | ({"arch": "mlp", "width": 8} if method == "patchrank" else {})
+
+
+def check_methods(tower: nn.Module, wanted: Tensor) -> set[str]:
+    """Check bit-equality at keep 1, and the number of tokens, all finite, at keep .5; return the refused methods.
+
+    ``wanted`` are the library's features of two images.
+    """
+    images, refused = images_of(tower, 2), set[str]()
+    for method in zoo.METHODS:
+        try:
+            whole = reduced(tower, method, keep=1.0, **options_of(method))
+        except ValueError:
+            refused.add(method)
+            continue
+        assert torch.equal(whole(images), wanted), method
+        trace = reduced(tower, method, keep=0.5, **options_of(method)).trace(images)
+        assert trace.final_tokens == 8, method
+        assert trace.output.isfinite().all(), method
+    return refused
+
+
+def check_any_order(tower: nn.Module) -> None:
+    """Check that patches permuted with their places are ranked alike and give the same features."""
+    images, query = images_of(tower, 2), reduced(tower, None).query
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
+    for method in zoo.METHODS:
+        if method in ORDERED or (query is None and configure(method, {"keep": 0.5}, 3).needs_query):
+            continue
+        model = reduced(tower, method, keep=0.5, **options_of(method))
+        tokens = model.embed(images)
+        x = torch.cat((tokens.x[:, : tokens.prefix], tokens.patches[:, order]), dim=1)
+        straight, _ = model.advance(tokens)
+        permuted, _ = model.advance(tokens._replace(x=x, patch_idx=tokens.patch_idx[:, order]))
+        same = torch.allclose(model.finish(straight), model.finish(permuted), atol=1e-4)
+        assert same, f"{method}: other features of permuted patches"
+        for one, other in zip(straight.history, permuted.history, strict=True):
+            assert torch.equal(one.after.sort(dim=1).values, other.after.sort(dim=1).values), method
+            # In the order of places, in which fused tokens come first.
+            first, second = (each.importance.gather(1, each.before.argsort(dim=1)) for each in (one, other))
+            assert torch.allclose(first, second, atol=1e-4), method
+
+
+def check_export(tower: nn.Module) -> None:
+    """Check that torch.export of rankmerge with a free batch size gives the model's features."""
+    model = reduced(tower, "rankmerge", keep=0.5, reduce_at=1)
+    batch = torch.export.Dim("batch", min=1, max=16)
+    graph = torch.export.export(model, (images_of(tower, 2),), dynamic_shapes=({0: batch},)).module()
+    images = images_of(tower, 5)
+    assert torch.allclose(graph(images), model(images), atol=1e-5)
