@@ -355,9 +355,10 @@ class Bench:
     def outcomes(self) -> OutcomeCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
         here = measured_here(self.plan, self.tag, self.weights)
-        conditions = digest(here, self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition)
+        of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition, self.plan.foreground)
+        conditions = digest(here, *of)
         folder = None if self.folder is None else self.folder / conditions
-        return OutcomeCache(self.parts.preprocess, self.progress, folder, self._fit_probes())
+        return OutcomeCache(self.parts.preprocess, self.progress, folder, self._fit_probes)
 
     def _fit_probes(self) -> Probes | None:
         """Fit probes of foreground, if the plan asks for them and the dataset has masks."""

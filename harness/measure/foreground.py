@@ -1,6 +1,6 @@
 """Linear probes that tell an image's foreground by the features of single patches, and their IoU with the true one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,23 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-
-from harness.datasets.base import Example
-from harness.models.towers import undo_preprocess
 
 IMAGES = 100  # of train that probes are fitted to, and of val that choose strength and threshold
 STRENGTHS = tuple(10.0**power for power in range(-6, 1))  # of ridge regression of -1 and 1 on unit features
 THRESHOLDS = tuple(tenth / 10 for tenth in range(-6, 3))
 Patches = Iterable[tuple[str, Tensor, Tensor]]  # a row's key, unit features (B, N, D) and foreground (B, N) bool
-
-
-def true_foreground(examples: Sequence[Example], preprocess: Any, grid: tuple[int, int]) -> Tensor:
-    """Return which patches are at least half foreground by the images' masks, as a model sees them, (B, N) bool."""
-    masks = [Image.fromarray(example.mask).convert("RGB") for example in examples]
-    seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
-    return F.adaptive_avg_pool2d(seen[:, 0], grid).flatten(1) >= 0.5
 
 
 def iou(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -16,17 +16,18 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from harness import git_commit
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.measure.foreground import IMAGES, Patches, Probes, true_foreground
-from harness.models.towers import TIMM, split_method
+from harness.measure.foreground import Patches, Probes
+from harness.models.towers import TIMM, split_method, undo_preprocess
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
@@ -307,6 +308,13 @@ def patch_features(vit: Host, tokens: Tokens) -> Tensor:
     return tokens._replace(x=unit).spread()[:, tokens.prefix :]
 
 
+def true_foreground(examples: Sequence[Example], preprocess: Any, grid: tuple[int, int]) -> Tensor:
+    """Return which patches are at least half foreground by the images' masks, as a model sees them, (B, N) bool."""
+    masks = [Image.fromarray(example.mask).convert("RGB") for example in examples]
+    seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
+    return F.adaptive_avg_pool2d(seen[:, 0], grid).flatten(1) >= 0.5
+
+
 def patches_of(rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]) -> Patches:
     """Yield each row's features of all patches, a batch of a split after the other; ``update`` takes images done."""
     like, done = next(rows[0].vit.parameters()), 0
@@ -365,16 +373,26 @@ class OutcomeCache:
     """Outcomes of rows of one dense tower, so that no image is run twice."""
 
     def __init__(
-        self, preprocess: Any, progress: Progress, folder: Path | None = None, probes: Probes | None = None
+        self,
+        preprocess: Any,
+        progress: Progress,
+        folder: Path | None = None,
+        probes: Callable[[], Probes | None] = lambda: None,
     ) -> None:
         """Start empty; ``preprocess`` maps a PIL image to (C, H, W).
 
         ``folder`` keeps outcomes for the next run if this one is stopped; it is of one dataset, tower and machine.
-        ``probes`` tell the foreground of all images.
+        ``probes`` are fitted when images are first run, and tell the foreground of all of them.
         """
-        self.preprocess, self.progress, self.folder, self.probes = preprocess, progress, folder, probes
+        self.preprocess, self.progress, self.folder = preprocess, progress, folder
+        self._fit_probes = probes
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
+
+    @functools.cached_property
+    def probes(self) -> Probes | None:
+        """The probes of foreground, None without."""
+        return self._fit_probes()
 
     def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
@@ -409,22 +427,23 @@ class OutcomeCache:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, count = f"{label}, images", len(split)
         if self.folder is None:
+            probes = self.probes
             with self.progress.task(label, count) as update:
-                return outcomes(rows, split, self.preprocess, update, self.probes)
+                return outcomes(rows, split, self.preprocess, update, probes)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
-        settings: list[Any] = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
-        settings += [] if self.probes is None else [IMAGES]
+        settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
         origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
         kind = replace(OUTCOMES, raw=tuple(f"{name} {at}" for at in range(len(rows)) for name in COLUMNS))
         # A shard is a batch, as the last bits of features depend on what else is in it.
         store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=len(split))
         with store.open(self.progress.say):
             todo = store.missing(origin)
+            probes = self.probes if todo else None
             done = count - sum(len(store.positions(index)) for index in todo)
             with self.progress.task(label, count, done) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
-                    found = outcomes(rows, batch, self.preprocess, probes=self.probes)
+                    found = outcomes(rows, batch, self.preprocess, probes=probes)
                     store.write(index, _to_table(found.values()), origin, [one.final_tokens for one in found.values()])
                     update(done := done + len(batch))
             shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
