@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import git_commit
-from harness.apps.movements import EXACT, CheckedRow, Tolerances, other_conditions, show_verdict
 from harness.base.lines import require_appendable
-from harness.base.table import Shown
+from harness.base.table import Shown, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
@@ -32,6 +31,7 @@ from harness.records.record import (
     GOLDEN,
     MATCHED,
     OPTIMIZED,
+    RECORDS,
     Record,
     Tuning,
     lacks_times,
@@ -39,7 +39,17 @@ from harness.records.record import (
     record_lines,
 )
 from harness.records.statistics import LEAST_ROUNDS
-from harness.report.changes import ABSENT
+from harness.report.changes import (
+    ABSENT,
+    EXACT,
+    FIXED,
+    Pair,
+    Tolerances,
+    describe_conditions,
+    find_movements,
+    movement_text,
+)
+from harness.report.groups import count_of
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import tower_name
 from zoo.core.reducer import METHODS
@@ -106,6 +116,17 @@ class CheckRow:
         """Say method and keep rate as models' names do, and what else was asked for."""
         percent = "" if self.method == DENSE else str(round(100 * self.keep))
         return f"{self.method}{percent} {self.what}".rstrip()
+
+
+class CheckedRow(NamedTuple):
+    """One row, measured."""
+
+    tower: str  # dense name with its weight tag
+    dataset: str
+    row: str  # method with keep rate and options
+    then: Record | None  # what is expected; None of a new row
+    now: Record | None  # None where the row can't be made any more
+    file: Path  # that holds what is expected
 
 
 class Case(NamedTuple):
@@ -205,10 +226,11 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         FileNotFoundError: an expectation, weights or images are missing.
         OSError: a file can't be written; nothing is measured.
     """
-    for file in plan.files if plan.update else ():
-        _require_writable(file)
+    files = [path / RECORDS if path.is_dir() else path for path in plan.files]
+    for file in files if plan.update else ():
+        require_appendable(file, "--update in")
     towers = tower_names(plan.models or ())
-    cases = [case for file in plan.files for case in cases_of(read_run(file), file)] if plan.files else shipped_cases()
+    cases = [case for file in files for case in cases_of(read_run(file), file)] if files else shipped_cases()
     cases = narrow(cases, plan, towers)
     if plan.update and not plan.files and git_commit() is None:
         raise ValueError(
@@ -217,8 +239,9 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         )
     checked = list(measure(cases, plan, towers, progress))
     if not plan.update:
-        both = [(one.then, one.now) for one in checked if one.then is not None and one.now is not None]
-        return show_verdict(checked, bounds, other_conditions(both))
+        both = [Pair(then=one.then, now=one.now) for one in checked if one.then is not None and one.now is not None]
+        skip = (*FIXED, "git_commit")
+        return show_verdict(checked, bounds, describe_conditions(both, ("expected", "now"), skip, ["device"]))
     records: dict[Path, list[Record]] = {}
     for one in checked:
         records.setdefault(one.file, []).extend([] if one.now is None else [one.now])
@@ -230,12 +253,31 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
     return show_verdict(checked, EXACT, notes, update=True)
 
 
-def _require_writable(file: Path) -> None:
-    """Refuse what couldn't be written once all is measured."""
-    if file.is_dir():
-        example = str(file / "records.jsonl")
-        raise IsADirectoryError(f"--update of {str(file)!r}, a folder; give a file of records, such as {example!r}")
-    require_appendable(file, "--update in")
+def show_verdict(
+    checked: Sequence[CheckedRow], bounds: Tolerances, notes: Sequence[str], *, update: bool = False
+) -> Shown:
+    """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
+    moved = [(one[:3], each) for one in checked for each in find_movements(one.then, one.now, bounds)]
+    what = "changed" if update else "moved"
+    heads = ("row", "quantity", "expected", "now", f"{what} by", "allowed")
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for (tower, dataset, row), one in moved:
+        values = map(movement_text, (one.then, one.now, one.by))
+        lines.setdefault(tower, []).append((f"{dataset} {row}", one.quantity, *values, one.allowed))
+    tables = [Table.of(f"{what}: {tower}", heads, rows, words=heads) for tower, rows in lines.items()]
+    hit = len({place for place, _ in moved})
+    where = f"{len(moved)} {'quantity' if len(moved) == 1 else 'quantities'} {what} in {hit} of {len(checked)} rows"
+    passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"
+    summary = f"expectation written: {where}" if update else f"check failed: {where}" if moved else passed
+    keys = ("tower", "dataset", "row", "quantity", "expected", "now", "by", "allowed")
+    data = {
+        "passed": update or not moved,
+        "updated": update,
+        "rows": len(checked),
+        "moved": [dict(zip(keys, (*place, *each[:5]), strict=True)) for place, each in moved],
+        "notes": list(notes),
+    }
+    return Shown(parts=(*tables, *notes, summary), data=data, code=0 if update or not moved else 1)
 
 
 def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:

@@ -101,14 +101,11 @@ def _find_copies(dataset: Dataset, decoded: Decoded) -> list[str]:
 
 
 def class_table(dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]], bad: NDArray[np.int64] | None) -> Table:
-    """Lay out images by class, or of many classes the fewest, the median and the most."""
+    """Lay out images by class, unless these are many, and in all."""
     columns: dict[str, NDArray[np.int64]] = {name: own for name, own in counts.items() if own.any()}
     columns |= {} if bad is None else {"unreadable": bad}
-    if len(dataset.classes) <= ROWS:
-        rows = [[name, *(own[at] for own in columns.values())] for at, name in enumerate(dataset.classes)]
-    else:
-        kinds = (("(fewest)", np.min), ("(median)", np.median), ("(most)", np.max))
-        rows = [[word, *(of(own) for own in columns.values())] for word, of in kinds]
+    names = dataset.classes if len(dataset.classes) <= ROWS else ()
+    rows = [[name, *(own[at] for own in columns.values())] for at, name in enumerate(names)]
     rows.append(["(all)", *(own.sum() for own in columns.values())])
     title = f"{dataset.name}: {len(dataset.classes) or 'no'} classes"
     cells = [[Cell(name), *(Cell(f"{int(number):,}", int(number)) for number in own)] for name, *own in rows]

@@ -1,11 +1,11 @@
-"""Show images beside the importance of their patches by several rankings, and what is kept; galleries of `compare`."""
+"""Show images beside the importance of their patches by several rankings, and what is kept."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
-from harness.measure.bench import KeptPatches
 from harness.measure.rows import Outcome, Variant, make_row, run
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
-from harness.records.averages import REFERENCE
-from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM
-from harness.report.pictures import IMAGE, PatchRow, PatchSheet, draw, gallery_name
+from harness.records.record import GOLDEN
+from harness.report.pictures import Arrays, PatchSheet, draw
 from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
@@ -33,8 +31,6 @@ from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_import
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 NO_CLASSES = "its class is not known (images of a dataset have one, such as folder:DIR:val:0)"
 PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
-RANKING = "golden ranking"  # column of a gallery
-GALLERY_SCALE = 0.62  # of a sheet's 2000 pixels
 NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 
@@ -109,39 +105,6 @@ class ShowConfig:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
 
 
-Arrays = dict[str, dict[int, NDArray[Any]]]  # (N,) of each patch, by column and position of the image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """What stands beside the images of a sheet."""
-
-    columns: dict[str, str]  # titles
-    importance: Arrays = field(default_factory=dict)
-    tokens: Arrays = field(default_factory=dict)
-    captions: dict[str, dict[int, str]] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-
-    def make_sheet(self, names: Sequence[tuple[str, str]], views: NDArray[Any], grid: tuple[int, int]) -> PatchSheet:
-        """Lay out images by name and class, as the model sees them, (n, H, W, 3)."""
-
-        def part(kind: Mapping[str, Mapping[int, Any]], i: int) -> dict[str, Any]:
-            return {column: own[i] for column, own in kind.items() if i in own}
-
-        rows = [
-            PatchRow(
-                name=name,
-                label=label,
-                view=views[i],
-                importance=part(self.importance, i),
-                tokens=part(self.tokens, i),
-                captions=part(self.captions, i),
-            )
-            for i, (name, label) in enumerate(names)
-        ]
-        return PatchSheet(rows=rows, grid=grid, columns=self.columns, notes=self.notes)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """Images and the dense tower that looks at them."""
@@ -150,17 +113,6 @@ class Scene:
     subjects: Sequence[Subject]
     images: Tensor  # (B, C, H, W), preprocessed
     config: ShowConfig
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        rows, columns = self.tower.vit.patch_embed.dynamic_feat_size(self.images.shape[-2:])
-        return int(rows), int(columns)
-
-    @property
-    def patches(self) -> int:
-        """The number N of patches."""
-        return self.grid[0] * self.grid[1]
 
 
 def show(
@@ -177,28 +129,30 @@ def show(
     tower = load_tower(model)
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
-    views = _views(tower.preprocess, images)
+    rows, columns = tower.vit.patch_embed.dynamic_feat_size(images.shape[-2:])
+    sheet = PatchSheet(
+        names=[subject.name for subject in subjects],
+        labels=[subject.label for subject in subjects],
+        views=undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy(),
+        grid=(int(rows), int(columns)),
+    )
     scene = Scene(tower=tower, subjects=subjects, images=images.to(device), config=config)
-    drawing = _leavings(scene) if config.left else _rankings(scene, progress)
-    sheet = drawing.make_sheet([(subject.name, subject.label) for subject in subjects], views, scene.grid)
+    if config.left:
+        _add_leavings(scene, sheet)
+    else:
+        _add_rankings(scene, sheet, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, draw(sheet, scale=config.scale))
     return sheet
 
 
-def _views(preprocess: Any, images: Tensor) -> NDArray[np.float32]:
-    """Return what the model sees of preprocessed images, (B, H, W, 3) in [0, 1]."""
-    views: NDArray[np.float32] = undo_preprocess(preprocess, images).permute(0, 2, 3, 1).numpy()
-    return views
-
-
-def make_rows(tower: Tower, methods: Sequence[str], keep: float, block: int) -> dict[str, Variant]:
-    """Give a dense tower methods; those that rank at a block's input prune at ``block``, others at their own points.
+def make_reduced(tower: Tower, method: str, keep: float, block: int) -> Variant:
+    """Give a dense tower a method; one that ranks at a block's input prunes at ``block``, others at their own points.
 
     Raises what `rows.make_row` does.
     """
-    points = {name: {"reduce_at": (block,)} if issubclass(METHODS[name], Pruner) else {} for name in methods}
-    return {name: make_row(tower.vit, tower.arch, tower.tag, name, {"keep": keep, **points[name]}) for name in methods}
+    point = {"reduce_at": (block,)} if issubclass(METHODS[method], Pruner) else {}
+    return make_row(tower.vit, tower.arch, tower.tag, method, {"keep": keep, **point})
 
 
 def tokens_at_end(outcome: Outcome, patches: int) -> NDArray[np.integer]:
@@ -215,168 +169,108 @@ def most_important(importance: NDArray[np.floating], keep: float) -> NDArray[np.
     return tokens
 
 
-Gaps = dict[str, dict[str, list[str]]]  # names of images by reason and ranking, which they lack
-
-
 def _run_method(scene: Scene, method: str, keep: float) -> Outcome:
-    [row] = make_rows(scene.tower, [method], keep, scene.config.golden.block).values()
+    row = make_reduced(scene.tower, method, keep, scene.config.golden.block)
     return run([row], scene.images)[row.key]
 
 
-def _rank_by_methods(scene: Scene, importance: Arrays, gaps: Gaps) -> None:
-    """Add the importance by each method at the first keep rate; with nothing to reduce all patches tie."""
-    config, names = scene.config, [one.name for one in scene.subjects]
-    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods)):
-        try:
-            scores = _run_method(scene, method, config.keeps[0]).scores
-        except (FileNotFoundError, ValueError) as error:
-            if method in config.methods:
-                raise
-            gaps.setdefault(describe_error(error), {})[method] = names
+def _add_rankings(scene: Scene, sheet: PatchSheet, progress: Progress) -> None:
+    """Add the importance by each ranking, golden ones first, and what one of them keeps."""
+    config, golden = scene.config, scene.config.golden
+    sheet.notes.append(
+        f"{scene.tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
+        f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "
+        "within its image and ranking; they don't compare images."
+    )
+    by_method = _rank_by_methods(scene, sheet)
+    sheet.importance = _rank_by_golden(scene, sheet, progress) | by_method
+    for ranking in sheet.importance:
+        sheet.columns[ranking] = NAMES.get(ranking, ranking).replace(" ", "\n")
+        if ranking in METHODS and not issubclass(METHODS[ranking], Pruner):
+            sheet.columns[ranking] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
+    by = PREDICTOR if PREDICTOR in sheet.importance else PRESERVATION
+    for keep in config.keeps:
+        column = f"kept {100 * keep:g}"
+        sheet.columns[column] = f"{100 * keep:g} % kept\nby {NAMES[by]}"
+        if by == PREDICTOR:
+            sheet.tokens[column] = dict(enumerate(tokens_at_end(_run_method(scene, by, keep), sheet.patches)))
         else:
-            importance[method] = dict(enumerate(np.ones((len(names), scene.patches)) if scores is None else scores))
+            sheet.tokens[column] = {i: most_important(own, keep) for i, own in sheet.importance[by].items()}
 
 
-def _rank_by_golden(scene: Scene, importance: Arrays, gaps: Gaps, progress: Progress) -> None:
-    """Add the golden importance of each image, by all scores where its dataset has classes with words for them."""
+def _rank_by_methods(scene: Scene, sheet: PatchSheet) -> Arrays:
+    """Return the importance by each method at the first keep rate; with nothing to reduce all patches tie."""
+    importance = Arrays()
+    for method in dict.fromkeys((PREDICTOR, ATTENTION, *scene.config.methods)):
+        try:
+            scores = _run_method(scene, method, scene.config.keeps[0]).scores
+        except (FileNotFoundError, ValueError) as error:
+            if method in scene.config.methods:
+                raise
+            sheet.notes.append(f"Left out: {NAMES[method]}: {describe_error(error)}.")
+        else:
+            tied = np.ones((len(sheet.names), sheet.patches))
+            importance[method] = dict(enumerate(tied if scores is None else scores))
+    return importance
+
+
+def _rank_by_golden(scene: Scene, sheet: PatchSheet, progress: Progress) -> Arrays:
+    """Return the golden importance of each image, by all scores where its dataset has classes with words for them."""
 
     @cache
     def read_text(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Tensor, float]:
         if scene.tower.clip is None:
             raise no_text(scene.tower)
+        if not classes:
+            raise ValueError(NO_CLASSES)
         model, _, tokenizer = scene.tower.clip
         features = class_features(model, tokenizer, classes, templates)
         return features.to(scene.images.device), float(model.logit_scale.detach().exp())
 
+    importance: Arrays = {score: {} for score in SCORES}
+    lacking: dict[str, list[str]] = {}
     with progress.task("golden rankings", len(scene.subjects)) as update:
         for i, subject in enumerate(scene.subjects):
             text, scale, label, scores = None, 1.0, 0, [PRESERVATION]
             try:
-                if scene.tower.clip is not None and not subject.classes:
-                    raise ValueError(NO_CLASSES)
                 text, scale = read_text(subject.classes, subject.templates)
                 label, scores = subject.classes.index(subject.label), list(SCORES)
             except ValueError as error:
-                for score in ("label", "confidence"):
-                    gaps.setdefault(str(error), {}).setdefault(score, []).append(subject.name)
+                lacking.setdefault(str(error), []).append(subject.name)
             # Each window is removed once for all scores.
             config, image = replace(scene.config.golden, score=scores[0]), scene.images[i : i + 1]
             engine = GoldenEngine(scene.tower.vit, config, text=text, scale=scale)
             labels = torch.tensor([label], device=image.device)
             for score, own in engine.importances(image, scores, labels).items():
-                importance.setdefault(score, {})[i] = own[0].cpu().numpy()
+                importance[score][i] = own[0].cpu().numpy()
             update(i + 1)
+    for reason, names in lacking.items():
+        where = "" if names == sheet.names else f" of {', '.join(names)}"
+        sheet.notes.append(f"Left out: golden label and golden confidence{where}: {reason}.")
+    return {score: own for score, own in importance.items() if own}
 
 
-def _rankings(scene: Scene, progress: Progress) -> Drawing:
-    """Return the importance by each ranking, and what one of them keeps."""
-    config, golden, importance, gaps = scene.config, scene.config.golden, Arrays(), Gaps()
-    _rank_by_methods(scene, importance, gaps)
-    _rank_by_golden(scene, importance, gaps, progress)
-    by = PREDICTOR if PREDICTOR in importance else PRESERVATION
-    columns, tokens = dict[str, str](), Arrays()
-    for ranking in sorted(importance, key=(*SCORES, *importance).index):
-        columns[ranking] = NAMES.get(ranking, ranking).replace(" ", "\n")
-        if ranking in METHODS and not issubclass(METHODS[ranking], Pruner):
-            columns[ranking] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
-    for keep in config.keeps:
-        column = f"kept {100 * keep:g}"
-        columns[column] = f"{100 * keep:g} % kept\nby {NAMES[by]}"
-        if by == PREDICTOR:
-            tokens[column] = dict(enumerate(tokens_at_end(_run_method(scene, by, keep), scene.patches)))
-        else:
-            tokens[column] = {i: most_important(own, keep) for i, own in importance[by].items()}
-    about = (
-        f"{scene.tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
-        f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "
-        "within its image and ranking; they don't compare images."
-    )
-    notes = (about, *_describe_gaps(gaps, [one.name for one in scene.subjects]))
-    return Drawing(columns=columns, importance=importance, tokens=tokens, notes=notes)
-
-
-def _describe_gaps(gaps: Gaps, names: Sequence[str]) -> Iterator[str]:
-    """Say what is left out and why, each reason once."""
-    for reason, lacking in gaps.items():
-        images = [name for name in names if any(name in own for own in lacking.values())]
-        where = "" if images == list(names) else f" of {', '.join(images)}"
-        yield f"Left out: {' and '.join(NAMES.get(one, one) for one in lacking)}{where}: {reason}."
-
-
-def _leavings(scene: Scene) -> Drawing:
-    """Return the patch tokens that each method leaves, keep rate by keep rate."""
-    tower, images, config = scene.tower, scene.images, scene.config
-    columns, tokens, merging, patches = dict[str, str](), Arrays(), dict[str, None](), scene.patches
-    about, golden = f"{tower.name}. Dropped patches are grey.", np.empty((0, patches))
+def _add_leavings(scene: Scene, sheet: PatchSheet) -> None:
+    """Add the patch tokens that each method leaves, keep rate by keep rate."""
+    tower, images, config, patches = scene.tower, scene.images, scene.config, sheet.patches
+    about, golden, merging = f"{tower.name}. Dropped patches are grey.", np.empty((0, patches)), dict[str, None]()
     if GOLDEN in config.left:
         by = replace(config.golden, score=PRESERVATION)
         golden = torch.cat([golden_importance(tower.vit, image[None], by) for image in images]).cpu().numpy()
         about += f" golden: {config.golden.describe()}."
     for keep in config.keeps:
-        rows = make_rows(tower, [name for name in config.left if name != GOLDEN], keep, config.golden.block)
-        found = run(list(rows.values()), images) if rows else {}
         for method in config.left:
             column = f"{method} {100 * keep:g}"
             if method == GOLDEN:
                 own, count = np.stack([most_important(each, keep) for each in golden]), final_count(patches, keep)
             else:
-                outcome = found[rows[method].key]
+                outcome = _run_method(scene, method, keep)
                 own, count = tokens_at_end(outcome, patches), outcome.final_tokens
             if ((own >= 0) & (own != np.arange(patches))).any():
                 merging[method] = None
-            tokens[column] = dict(enumerate(own))
-            columns[column] = f"{column} %\n{count} of {patches} tokens"
+            sheet.tokens[column] = dict(enumerate(own))
+            sheet.columns[column] = f"{column} %\n{count} of {patches} tokens"
     if merging:
         names = ", ".join(merging)
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
-    return Drawing(columns=columns, tokens=tokens, notes=(about,))
-
-
-def write_gallery(kept: KeptPatches, folder: Path) -> None:
-    """Draw what rows keep at each method's lowest keep rate, controls left out, for the report of a run's folder."""
-    rows = {
-        (record.method, record.keep): row
-        for row in kept.rows
-        if (record := row[0]).method not in (DENSE, GOLDEN, OPTIMIZED, RANDOM) and not record.recovered
-    }
-    least = {method: min(keep for other, keep in rows if other == method) for method, _ in rows}
-    # The method that learns the golden ranking stands beside it.
-    lowest = sorted(least.items(), key=lambda row: (row[0] != REFERENCE, row[0]))
-    if not lowest:
-        return
-    same = len(set(least.values())) == 1
-    named = {method if same else f"{method} {100 * keep:.3g} %": rows[method, keep] for method, keep in lowest}
-    patches = kept.grid[0] * kept.grid[1]
-    tokens = {name: tokens_at_end(outcome, patches) for name, (_, outcome, _) in named.items()}
-    columns = {name: f"{name}\n{_token_count(own)} tokens" for name, own in tokens.items()}
-    if kept.golden is not None:
-        columns = {RANKING: RANKING.replace(" ", "\n"), **columns}
-    answers = {name: own for name, (_, _, own) in {IMAGE: kept.rows[0], **named}.items() if own is not None}
-    examples, labels = [kept.split[i] for i in range(len(kept.split))], kept.split.labels
-    names = [(one.image_id, kept.classes[one.label] if kept.classes else "") for one in examples]
-    right = {name: own == labels for name, own in answers.items()}
-    drawing = Drawing(
-        columns=columns,
-        importance={}
-        if kept.golden is None
-        else {RANKING: {i: own for i, own in enumerate(kept.golden) if not np.isnan(own).any()}},
-        tokens={name: dict(enumerate(own)) for name, own in tokens.items()},
-        captions={
-            name: {i: f"{'✓' if right[name][i] else '✗'} {kept.classes[answer]}" for i, answer in enumerate(own)}
-            for name, own in answers.items()
-        },
-    )
-    views = _views(kept.preprocess, torch.stack([kept.preprocess(one.image) for one in examples]))
-    sheet = drawing.make_sheet(names, views, kept.grid)
-    shown = ", ".join(label if answers else name for name, label in names)
-    counts = ", ".join(f"{DENSE if name == IMAGE else name} {own.sum()}" for name, own in right.items())
-    alt = f"{len(names)} images ({shown}) and what is kept of them by {', '.join(columns)}"
-    alt += f"; right answers: {counts}." if counts else "."
-    content = draw(sheet, "jpg", GALLERY_SCALE, pil_kwargs={"quality": 80, "comment": alt.encode()})
-    write_whole(folder / f"{gallery_name(kept.rows[0][0])}.jpg", content)
-
-
-def _token_count(tokens: NDArray[np.integer]) -> str:
-    """Say how many tokens are left of the patches, the least and the most of all images."""
-    counts = sorted({len(set(each) - {-1}) for each in tokens.tolist()})
-    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+    sheet.notes.append(about)

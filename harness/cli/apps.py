@@ -33,7 +33,7 @@ def _choose_flags(parser: CommandParser) -> None:
     flags.add(pictures, "--images", None, IMAGES_HELP, Path, metavar="DIR")
     flags.usual(pictures, "dataset")
     flags.data(parser)
-    bounds = parser.add_argument_group("bounds; give at least one")
+    bounds = parser.add_argument_group("bounds; give at least one on fidelity")
     for flag, text in (
         ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
         ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
@@ -44,10 +44,6 @@ def _choose_flags(parser: CommandParser) -> None:
     among = parser.add_argument_group("what is chosen from")
     flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
     flags.usual(among, "dtypes", text="precisions; default: float32, and bfloat16 where it is fast")
-    flags.add(among, "--recovery", [], "files that `fit recovery` wrote", Path, dest="recoveries")
-    flags.add(
-        among, "--schedule", [], "files that `fit schedule` wrote, tried at all keep rates", Path, dest="schedules"
-    )
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, config, search="pictures to search with", held_out="other pictures, which decide")
     flags.fields(how, config, batch="images per timed call")
@@ -252,13 +248,13 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     """Say what came of it: how fast, then where it is and what is missing."""
     lines = []
     if done.binds is not None:
-        rates = {name: f"{rate:,.3g} {job.kind}/s" for name, rate in done.rates.items()}
-        line = f"the model embeds {rates['model']}"
-        if "decoding" in rates:
-            count = job.processes * (job.workers or 1)
-            by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
-            line = f"{done.binds} is the bottleneck: {line}, {by} decode{'s' * (count < 2)} {rates['decoding']}"
-        lines.append(line)
+        count = job.processes * (job.workers or 1)
+        by = (
+            f"{count} process{'es' * (count > 1)} decode{'s' * (count < 2)}" if count else "the model's process decodes"
+        )
+        what = {"decoding": by, "copying": "copying takes", "model": "the model embeds"}
+        line = ", ".join(f"{what[name]} {rate:,.3g} {job.kind}/s" for name, rate in done.rates.items())
+        lines.append(f"{done.binds} is the bottleneck: {line}" if len(done.rates) > 1 else line)
     text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
     if done.bad:
         text += f"; {done.bad:,} can't be embedded; {done.errors} lists them"
@@ -334,7 +330,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    tolerances = outline("harness.apps.movements").Tolerances
+    tolerances = outline("harness.report.changes").Tolerances
     text = "expected records; default: those that ship"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
@@ -347,7 +343,7 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, tolerances, cosine="mean cosines: to dense, and between classes")
     flags.fields(bounds, tolerances, divergence="mean KL to dense in nats; share of dense's neighbours")
     flags.fields(bounds, tolerances, probe="mean feature along fixed directions")
-    flags.fields(bounds, tolerances, tau="Kendall's tau, which must also stay in its expected interval")
+    flags.fields(bounds, tolerances, tau="Kendall's tau")
     flags.fields(bounds, tolerances, slower="factor on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
     flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")
@@ -359,7 +355,7 @@ def _check_flags(parser: CommandParser) -> None:
 def run_check(args: Namespace, status: Console) -> Shown:
     """Check expectations, or write them anew."""
     from harness.apps.check import CheckPlan, check
-    from harness.apps.movements import Tolerances
+    from harness.report.changes import Tolerances
 
     plan, bounds = ({field.name: getattr(args, field.name) for field in fields(one)} for one in (CheckPlan, Tolerances))
     if args.no_latency:

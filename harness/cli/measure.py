@@ -56,7 +56,6 @@ def _compare_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh", "halves")
     flags.output(files, "results", "folder of the run")
-    flags.add(files, "--no-gallery", False, "draw no images with the patches that are kept of them")
 
 
 def _learned(group: Any) -> None:
@@ -89,10 +88,9 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
-    from harness.apps.show import write_gallery
     from harness.base.lines import require_appendable
     from harness.base.store import claim
-    from harness.measure.bench import KeptPatches, compare
+    from harness.measure.bench import compare
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
@@ -102,14 +100,10 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     plan = _plan_of(args)
     records: list[Record] = []
 
-    def draw(kept: KeptPatches) -> None:
-        if not args.no_gallery:
-            write_gallery(kept, args.output)
-
     require_appendable(path)
     with claim(args.output):  # no other run writes there
         known = earlier(path, fresh=args.fresh)
-        for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
+        for group in compare(plan, known, progress, folder=path.with_suffix(UNFINISHED)):
             keep_new(path, group, known)
             records += group
             with progress.hidden():
@@ -118,11 +112,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
                     table = comparison_table(part, plan.match_to, plan.batches)
                     yield table
                     yield from table.notes
-        sources = [str(args.output)] * len(records)
         drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-        report = write_report(
-            records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
-        )
+        report = write_report({str(args.output): records}, args.output, progress, drawn=drawn, by_half=args.halves)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
@@ -225,7 +216,6 @@ def _latency_flags(parser: CommandParser) -> None:
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (module.CPU_BATCHES, module.CUDA_BATCHES))
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
     flags.add(how, "--batches", None, text, flags.positive, nargs="+")
-    flags.add(how, "--image-sizes", [], "image sides in pixels; default: the model's own", int)
     flags.usual(how, "dtypes", default=list(plan.dtypes))
     flags.add(
         how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
@@ -234,7 +224,14 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.add(how, "--runtimes", [], text, choices=timing.RUNTIMES, metavar="RUNTIME")
     flags.add(how, "--threads", None, "numbers of threads; default: torch's", flags.positive, nargs="+")
     flags.usual(how, "device")
-    flags.fields(how, plan, rounds="timed calls of each model, at least", seconds="least time of all rounds")
+    rounds = "timed calls of each model, or runs of a server, at least"
+    flags.fields(how, plan, rounds=rounds, seconds="least time of all rounds; more give p99")
+    server = parser.add_argument_group("a server under load")
+    text = "calls: one after the other; server: queries of an image arrive at random, up to --batches share a call"
+    flags.add(server, "--scenario", plan.scenario, text, choices=module.SCENARIOS, metavar="WHICH")
+    text = "queries a second; default: the highest whose p99 is within --bound-ms"
+    flags.add(server, "--rate", [], text, float, dest="rates", metavar="R")
+    flags.fields(server, plan, bound_ms="bound on p99 of a query's latency")
     where = parser.add_argument_group("files")
     flags.usual(where, "fresh")
     flags.output(where, "results", "folder of records and tables")
@@ -251,7 +248,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from zoo.core.files import write_whole
 
     progress = Progress(status)
-    batches = batches_for(args.device, args.batches)
+    batches = batches_for(args.device, args.scenario, args.batches)
     threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
     plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
     if args.batches is None:
@@ -292,9 +289,9 @@ def _report_flags(parser: CommandParser) -> None:
 
 def run_report(args: Namespace, status: Console) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
-    from harness.report.folder import report_runs
+    from harness.report.folder import read_runs, write_report
 
-    return report_runs(args.runs, args.output, Progress(status), by_half=args.halves)
+    return write_report(read_runs(args.runs), args.output, Progress(status), by_half=args.halves)
 
 
 def run_list(args: Namespace, _status: Console) -> Shown:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split, SplitName
-from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset, turns
+from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
 from harness.measure.foreground import IMAGES, Probes, fit_probes
@@ -26,7 +25,6 @@ from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
-    Outcome,
     OutcomeCache,
     Variant,
     captions_of,
@@ -76,7 +74,6 @@ from zoo.ranking.golden import GoldenConfig
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "latency")
-FEW = 4  # images of a dataset, what rows keep of which is drawn
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
@@ -86,13 +83,11 @@ def compare(
     known: Sequence[Record],
     progress: Progress,
     *,
-    on_kept: Callable[["KeptPatches"], object] | None = None,
     release: bool = False,
     folder: Path | None = None,
 ) -> Iterator[list[Record]]:
     """Measure what the plan asks for and ``known`` lacks.
 
-    ``on_kept`` takes what rows keep of a few images of the first seed, after their records were yielded.
     A ``release`` may read the split "final". Outcomes of a run that is stopped are kept in ``folder``, for the next.
 
     Yields:
@@ -124,10 +119,6 @@ def compare(
                 for _, shots in group:
                     yield bench.measure(shots)
                     update(done := done + 1)
-                    while bench.kept:  # the records are written by now
-                        kept = bench.kept.pop(0)
-                        if on_kept is not None:
-                            on_kept(kept)
                 bench.outcomes.forget()
 
 
@@ -172,19 +163,6 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     return bench.measure(0), bench.judge(tuning, [row], tuned)
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeptPatches:
-    """What the rows of a comparison keep of a few images of one dataset."""
-
-    split: Split  # n images
-    preprocess: Any
-    classes: Sequence[str]
-    grid: tuple[int, int]  # N patches in all
-    # Each row's record, its outcome on the images, and the (n,) classes that it answers; the dense row first.
-    rows: Sequence[tuple[Record, Outcome, NDArray[np.int64] | None]]
-    golden: NDArray[np.float32] | None  # (n, N) golden importance, NaN of images without a ranking
-
-
 @dataclass
 class Bench:
     """One dense tower with its rows, the dense one first, on a dataset; what no tuning changes is computed once."""
@@ -199,7 +177,6 @@ class Bench:
     known: Sequence[Record] = ()  # of earlier runs, the newest last: what they have isn't measured again
     costs: Costs = field(default_factory=dict)  # measured once
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
-    kept: list[KeptPatches] = field(default_factory=list)  # of the first seed's rows
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
@@ -265,7 +242,7 @@ class Bench:
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
-        costs, dense, records, answers = self._costs(rows), None, [], []
+        costs, dense, records = self._costs(rows), None, []
         for row, record in zip(rows, blanks, strict=True):
             cost, outcome = costs[row.key], found[row.key]
             sample = Sample(
@@ -287,21 +264,6 @@ class Bench:
             dense = sample if row.key == self.rows[0].key else dense
             own = {name: value for name, value in cost.items() if name not in METRICS}
             records.append(replace(record, **own, **measurements(sample)))
-            answers.append(sample.predicted)
-        if tuning.seed == self.plan.seed:
-            few = self.choose_few(tuning)
-            images = split.subset(few)
-            every = zip(rows, records, answers, strict=True)
-            self.kept.append(
-                KeptPatches(
-                    split=images,
-                    preprocess=self.parts.preprocess,
-                    classes=dataset.classes,
-                    grid=self.rows[0].vit.grid,
-                    rows=[(one, found[row.key].part(few), own if own is None else own[few]) for row, one, own in every],
-                    golden=None if rows[0].rankings is None else rows[0].rankings.of(images.image_ids),
-                )
-            )
         return records
 
     def _classifier_key(self, row: Variant) -> str:
@@ -466,14 +428,6 @@ class Bench:
             **images,
             **measured_here(self.plan, self.tag, self.weights),
         )
-
-    def choose_few(self, tuning: Tuning) -> NDArray[np.int64]:
-        """Return the positions of a few judged images, classes in turn."""
-        labels = self.dataset.labels(self.plan.split)
-        order = turns(labels)[: self.plan.limit]
-        if self.dataset.classes and tuning.kind != PROBE:
-            order = order[named(self.text)[labels[order]]]
-        return np.searchsorted(np.sort(order), order[:FEW])
 
     @functools.cached_property
     def rankings(self) -> Rankings | None:

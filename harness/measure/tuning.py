@@ -14,7 +14,7 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.rows import OutcomeCache, Variant, require_rows, rows_of
 from harness.models.towers import load_clip, split_method, text_classifier
-from harness.records.metrics import correct
+from harness.records.metrics import predicted
 from harness.records.record import DENSE
 from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import precision_on
@@ -126,8 +126,8 @@ class Tuner:
         text, _ = self.text
         pairs = ((row, text), (replace(row, vit=tuned.vit), tuned.classifier))
         features = [self._outcomes.find([own], split, self.dataset.name)[row.key].features for own, _ in pairs]
-        plain, own = (correct(f, by, split.labels).mean() for f, (_, by) in zip(features, pairs, strict=True))
-        return float(plain), float(own)
+        found = [predicted(f, by) == split.labels for f, (_, by) in zip(features, pairs, strict=True)]
+        return float(found[0].mean()), float(found[1].mean())
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
         """Return where prompts are kept: by all that decides them."""

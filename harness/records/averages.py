@@ -38,7 +38,7 @@ from harness.records.statistics import (
     over_images,
     paired_mean,
     paired_p,
-    sign_flips,
+    sign_flip,
     together,
 )
 from zoo.core.messages import tower_name
@@ -47,6 +47,7 @@ from zoo.loading.sizes import SIZES
 CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
+ENDS = ("mean", "low", "high")  # of what is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +112,19 @@ class Average:
         if name == "diff_to_dense":
             if self.dense is None:
                 return None
-            difference = mean_difference(self, self.dense)
-            return Measured(mean=difference.estimate, low=difference.low, high=difference.high)
+            # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
+            counts = bootstrap_counts(self.hits - self.dense.hits, seed=0)
+            mean, low, high = (count / len(self.records) for count in counts)
+            return Measured(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
         own = [record.metrics[name] for record in self.records]
-        numbers = {part: _mean([getattr(one, part) for one in own]) for part in ("mean", "low", "high", "at", "chance")}
+        numbers = {part: _mean([getattr(one, part) for one in own]) for part in (*ENDS, "at", "chance")}
         if name == "top1":
             ends = mean_interval([one.mean for one in own])[1:]
             numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
         elif (values := self.per_image(name)) is not None and (found := over_images(values, groups=self.first.groups)):
-            numbers["mean"], numbers["low"], numbers["high"] = found
+            numbers |= zip(ENDS, found, strict=True)
         return Measured(**numbers)
 
     def mean(self, name: str) -> Any:
@@ -294,7 +297,8 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
     others = [row for row in rows if row.measured("diff_to_dense") is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
-        note = f"top-1: {mark_note(exact_test(dense))}"
+        test = MCNEMAR if len(dense.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
+        note = f"top-1: {mark_note(test)}"
         if len(dense.records) == 1:
             truth = dense.first.correct
             left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
@@ -315,34 +319,20 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
     """Return of pairs the p-value that both are equally near dense, on the same images; None without values."""
-    values = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
-    known = [(values[id(row)], values[id(other)]) for row, other in pairs]
-    apart = {at: a - b for at, (a, b) in enumerate(known) if a is not None and b is not None}
-    groups = pairs[0][0].first.groups if apart else None
-    found = dict(zip(apart, sign_flips(list(apart.values()), seed=0, groups=groups).tolist(), strict=True))
-    return [found.get(at) for at in range(len(pairs))]
+    known = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
+    values = [(known[id(row)], known[id(other)], row.first.groups) for row, other in pairs]
+    return [None if a is None or b is None else sign_flip(a - b, 0, groups) for a, b, groups in values]
 
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
     """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
-    a, b, [p] = row.per_image(metric.name), other.per_image(metric.name), fidelity_ps([(row, other)], metric)
-    return None if a is None or b is None or p is None else (paired_mean(a, b, seed=0, groups=row.first.groups), p)
+    a, b, groups = row.per_image(metric.name), other.per_image(metric.name), row.first.groups
+    return None if a is None or b is None else (paired_mean(a, b, 0, groups), sign_flip(a - b, 0, groups))
 
 
 def row_p(row: Average, other: Average) -> float:
     """Return the exact p-value that two rows are equally often right; see `paired_p`."""
     return paired_p(row.hits, other.hits, len(row.records), len(other.records))
-
-
-def exact_test(row: Average) -> str:
-    """Name the test that compares rows of as many seeds."""
-    return MCNEMAR if len(row.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
-
-
-def mean_difference(row: Average, other: Average) -> Interval:
-    """Return top-1 of a row minus another's, mean over their seeds, paired by image, with a bootstrap over images."""
-    # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
-    return Interval(*(number / len(row.records) for number in bootstrap_counts(row.hits - other.hits, seed=0)))
 
 
 def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
@@ -412,11 +402,6 @@ def tower_of(record: Record) -> str:
     """Return the name of the dense tower of a record, with its weight tag."""
     reduction = "" if record.method == DENSE else f"_{record.method}{round(100 * record.keep)}"
     return tower_name(record.model.removesuffix(reduction), record.tag)
-
-
-def seeds(records: Sequence[Record]) -> str:
-    """Say of how many seeds a row is the mean; nothing of one."""
-    return f"; mean of {len(records)} seeds" if len(records) > 1 else ""
 
 
 def with_recovery(rows: Sequence[Average]) -> str:

@@ -126,14 +126,6 @@ class Sample:
             values[known] = compare(self.golden[known], self.scores[known])
         return values
 
-    @property
-    def border(self) -> tuple[int, int]:
-        """Patches that the row keeps, and all patches."""
-        assert self.golden is not None
-        assert self.final_tokens is not None
-        cells = self.golden.shape[1]
-        return min(self.final_tokens, cells), cells
-
 
 class PerImage(NamedTuple):
     """Values per image of a metric that is for a number of patches, or has a level of chance."""
@@ -158,7 +150,6 @@ class Metric:
     better: Literal["", "higher", "lower"] = ""  # empty: neither
     # How far `check` lets it move: not at all, an attribute of its bounds, or a number; empty: unchecked.
     bound: str | float = "exact"
-    change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
     fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
     plotted: str = ""  # what the files of its plots against cost begin with; empty: it has none
     least: float = -1e9  # that it can be; rounding may take it a little further
@@ -171,9 +162,9 @@ class Metric:
         """What it is called in a sentence."""
         return self.heading.partition(",")[0] or self.name.replace("_", " ")
 
-    def text(self, value: float | None, form: str | None = None) -> str:
+    def text(self, value: float | None) -> str:
         """Format a value; a dash if it was not measured."""
-        return NOT_MEASURED if value is None else format(value, self.form if form is None else form).removesuffix("%")
+        return NOT_MEASURED if value is None else format(value, self.form).removesuffix("%")
 
     def require_value(self, value: float) -> None:
         """Raise ValueError for a number that it can't have."""
@@ -293,7 +284,7 @@ def _declare_recalls() -> None:
     for k in RECALL_AT:
         for found, way in (("image", "Text → image"), ("text", "Image → text")):
             name = f"recall_{found}_{k}"
-            declare = metric(name, heading=f"{way} R@{k}, %", bound="flips", change="+.1%", **SHARE)
+            declare = metric(name, heading=f"{way} R@{k}, %", bound="flips", **SHARE)
             declare(functools.partial(recall, name))
             metric(f"{name}_diff", heading=f"{way} R@{k} to dense", **DIFFERENCE)(functools.partial(difference, name))
 
@@ -303,7 +294,7 @@ _declare_recalls()
 
 @metric(
     "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    change="+.4f", fidelity="1 - cosine of the features to dense", plotted="fidelity",
+    fidelity="1 - cosine of the features to dense", plotted="fidelity",
 )  # fmt: skip
 def _cosine_distance(sample: Sample) -> Found:
     return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
@@ -311,7 +302,7 @@ def _cosine_distance(sample: Sample) -> Found:
 
 @metric(
     "patch_distance", heading="1 - cosine per patch", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    change="+.4f", fidelity="1 - cosine to dense of the features per patch, mean over patches",
+    fidelity="1 - cosine to dense of the features per patch, mean over patches",
 )  # fmt: skip
 def _patch_distance(sample: Sample) -> Found:
     """Compare `Tokens.spread` with dense's tokens, normalised as those that leave the tower."""
@@ -328,7 +319,7 @@ _declare_foreground("foreground_iou_own", 1, "Foreground IoU by its own probe, %
 
 
 @metric(
-    "dense_agreement", heading="Dense's answer, %", **SHARE, bound="flips", change="+.1%",
+    "dense_agreement", heading="Dense's answer, %", **SHARE, bound="flips",
     fidelity="same class as dense, %",
 )  # fmt: skip
 def _dense_agreement(sample: Sample) -> Found:
@@ -337,18 +328,29 @@ def _dense_agreement(sample: Sample) -> Found:
 
 @metric(
     "kl_to_dense", heading="KL, nats", form=".3f", unit="nats", least=0, most=1e6, better="lower", bound="divergence",
-    change="+.4f", fidelity="divergence of class probabilities from dense, nats",
+    fidelity="divergence of class probabilities from dense, nats",
 )  # fmt: skip
 def _kl_to_dense(sample: Sample) -> Found:
-    """Diverge at the tower's own temperature; a linear probe has none."""
+    """Return KL(dense || row) of each image's class probabilities, by the softmax at the tower's own temperature.
+
+    A linear probe has none. Each row has its own classifier where prompts were learned. Classes whose row is NaN are
+    left out of both.
+    """
     dense, scale = sample.dense, sample.scale
     if dense is None or sample.classifier is None or dense.classifier is None or scale is None:
         return None
-    return divergence(sample.features, sample.classifier, dense.features, dense.classifier, scale)
+    known = ~(sample.classifier + dense.classifier).isnan().any(dim=1)
+    ours, theirs = sample.classifier[known].double().T, dense.classifier[known].double().T
+    parts = []
+    for own, other in zip(sample.features.split(_PART), dense.features.split(_PART), strict=True):
+        pairs = ((other, theirs), (own, ours))
+        p, q = ((scale * (images.double() @ classes)).log_softmax(dim=1) for images, classes in pairs)
+        parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
+    return np.asarray(torch.cat(parts).numpy())
 
 
 @metric(
-    "neighbour_overlap", heading="Neighbours@10, %", **SHARE, bound="divergence", change="+.1%",
+    "neighbour_overlap", heading="Neighbours@10, %", **SHARE, bound="divergence",
     fidelity="dense's 10 nearest images found, %",
 )  # fmt: skip
 def _neighbour_overlap(sample: Sample) -> Found:
@@ -358,7 +360,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", change="+.1%", plotted="accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
@@ -372,9 +374,17 @@ def _diff_to_dense(sample: Sample) -> Found:
 
 @metric("margin", least=-2, most=2, better="higher", bound="cosine")
 def _margin(sample: Sample) -> Found:
+    """Return the mean cosine with an image's own class minus that with the best other class.
+
+    It moves with every feature, of images and of text, long before an answer flips. None where there is only one class.
+    """
     if sample.classifier is None or sample.scale is None or sample.labels is None:
         return None
-    return margin(sample.features, sample.classifier, sample.labels)
+    cosines = (sample.features @ sample.classifier.T).nan_to_num(nan=-torch.inf)
+    own = torch.from_numpy(sample.labels).unsqueeze(1)
+    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
+    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
+    return mean if math.isfinite(mean) else None
 
 
 def _declare_cost(name: str, most: float, **facts: Any) -> None:
@@ -386,7 +396,7 @@ _declare_cost("activations", 1e15, unit="per_image")  # elements that products g
 _declare_cost("params", 1e15, unit="count")
 
 
-@metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, change="+.3f", **RANKING | {"bound": "tau"})
+@metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, **RANKING | {"bound": "tau"})
 def _tau(sample: Sample) -> Found:
     return sample.taus
 
@@ -401,7 +411,10 @@ def _match_at_k(sample: Sample) -> Found:
     """Share golden's k best patches, k being as many as the row keeps."""
     if sample.taus is None:
         return None
-    k, cells = sample.border
+    assert sample.golden is not None
+    assert sample.final_tokens is not None
+    cells = sample.golden.shape[1]
+    k = min(sample.final_tokens, cells)
     return PerImage(sample.ranked(functools.partial(statistics.match_at_k, k=k)), statistics.match_chance(k, cells), k)
 
 
@@ -431,50 +444,12 @@ def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
     return np.asarray(logits.argmax(dim=1).numpy())
 
 
-def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell for each image whether the class of `predicted` is its own, ``labels`` (n,)."""
-    return np.asarray(predicted(features, classifier) == labels)
-
-
-def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> float | None:
-    """Return the mean cosine with an image's own class minus that with the best other class.
-
-    It moves with every feature, of images and of text, long before an answer flips. None where there is only one class.
-    Shapes are those of `correct`; features of images and text are unit.
-    """
-    cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
-    own = torch.from_numpy(labels).unsqueeze(1)
-    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
-    return mean if math.isfinite(mean) else None
-
-
 def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
     """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
 
     By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
     """
     return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
-
-
-def divergence(
-    features: Tensor, classifier: Tensor, dense: Tensor, dense_classifier: Tensor, scale: float
-) -> NDArray[np.float64]:
-    """Return KL(dense || row) of each image's class probabilities, in nats, (n,).
-
-    Probabilities are the softmax of ``scale`` times the cosines of features (n, D) with the row's own classifier
-    (classes, D); where prompts were learned each row has its own. Classes whose row is NaN are left out of both.
-    """
-
-    def log_chances(images: Tensor, classes: Tensor) -> Tensor:
-        return (scale * (images.double() @ classes.double().T)).log_softmax(dim=1)
-
-    known = ~(classifier + dense_classifier).isnan().any(dim=1)
-    parts = []
-    for own, other in zip(features.split(_PART), dense.split(_PART), strict=True):
-        p, q = log_chances(other, dense_classifier[known]), log_chances(own, classifier[known])
-        parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
-    return np.asarray(torch.cat(parts).numpy())
 
 
 def neighbours(features: Tensor, gallery: Tensor) -> NDArray[np.int64]:

@@ -43,7 +43,6 @@ SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
 UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outcomes whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
-_NAMED = 3  # owners named of each value that differs
 
 Role = Literal["run", "setting", "condition", "measurement"]
 
@@ -227,10 +226,6 @@ class Record:
         """Return the mean of a metric; None where it wasn't measured."""
         return self.metrics[name].mean if name in self.metrics else None
 
-    def interval(self, name: str) -> Interval | None:
-        """Return the mean of a metric with its interval; None where there is none."""
-        return self.metrics[name].interval if name in self.metrics else None
-
     def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return (image_count,) values of a metric; None if there are none."""
         return self.metrics[name].per_image(self.image_count) if name in self.metrics else None
@@ -387,40 +382,25 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
     """Raise ValueError unless all records may stand in one column.
 
     Conditions that are ``varying``, such as the seed of a mean over seeds, may differ. The error names each other one
-    that differs, with its values and the models they are of, and how such records can be seen apart.
+    that differs, with its values, and how such records can be seen apart.
     """
     names = [name for name in CONDITIONS if name not in varying]
-    owners = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
-    if mixed := differing(owners):
+    if mixed := differing({name: getattr(record, name) for name in names} for record in records):
+        words = "; ".join(f"{name} {' and '.join(map(repr, values))}" for name, values in mixed.items())
         raise ValueError(
-            f"records of different {', '.join(mixed)} cannot be compared: {_in_words(mixed)}; "
+            f"records of different {', '.join(mixed)} cannot be compared: {words}; "
             "measure them alike with patchrank compare --fresh, or keep each in a file of "
             "its own and see both by patchrank compare RUN_A RUN_B"
         )
 
 
-def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:
-    """Return each name whose value isn't the same everywhere, with the owners of each value.
-
-    Owners come with their values by name; names are the same for all.
-    """
-    values: dict[str, dict[Any, list[str]]] = {}
-    for owner, own in owners:
+def differing(facts: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return each name whose value isn't the same everywhere, with its values; names are the same for all."""
+    values: dict[str, dict[Any, None]] = {}
+    for own in facts:
         for name, value in own.items():
-            alike = values.setdefault(name, {}).setdefault(value, [])
-            if owner not in alike:
-                alike.append(owner)
-    return {name: several for name, several in values.items() if len(several) > 1}
-
-
-def _in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
-    """Say each name that differs, all its values, and a few owners of each."""
-
-    def some(value: Any, owners: list[str]) -> str:
-        more = f" and {len(owners) - _NAMED} more" if owners[_NAMED:] else ""
-        return f"{value!r} ({', '.join(owners[:_NAMED])}{more})"
-
-    return "; ".join(f"{n} {' and '.join(some(*pair) for pair in own.items())}" for n, own in differences.items())
+            values.setdefault(name, {})[value] = None
+    return {name: list(several) for name, several in values.items() if len(several) > 1}
 
 
 def images_digest(image_ids: Iterable[str]) -> str:

@@ -1,26 +1,26 @@
-"""What changed between two runs: their rows in pairs, and what of each pair may be compared."""
+"""What differs between two records of one row: beyond bounds, for `check`; by a test, between two runs."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
+import numpy as np
 
-from harness.base.table import Cell, Shown, Table, estimate_cell, figure, json_values
+from harness.base.table import NOT_MEASURED, Cell, Shown, Table, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import Record, measured_alike, read_run
+from harness.records.record import MATCHED, Record, read_run
 from harness.records.statistics import (
     CLEAR,
     FLIPPED,
     MCNEMAR,
     Interval,
-    Together,
     discordant,
     mark_note,
     paired_difference,
@@ -30,234 +30,295 @@ from harness.records.statistics import (
     together,
 )
 
-TOP1 = METRICS["top1"]
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs. The weights' hash doesn't: that it differs is said.
 _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
+_TABLE = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
+# Conditions that must agree for anything else to be comparable; all others are only told.
+FIXED = ("weights_sha256", "dtype", "image_size", "golden_images")
 _CAPTION = (
-    "B minus A, of each beside its own dense model, with a 95 % paired bootstrap interval over images where known; "
-    "batch: ratio to dense of B over A's, with an interval that covers at least 90 %; "
+    "what isn't the same in A and B; B - A on the same images with a 95 % paired bootstrap interval over images where "
+    "known; time to dense where its interval, the furthest that those of A and B allow, excludes 0; "
 )
 _NAMED = 12  # rows of one run alone that a line names
-
-
-class Difference(NamedTuple):
-    """A value that isn't the same in both runs; what is None there was not measured."""
-
-    name: str
-    a: Any
-    b: Any
-
-    def __str__(self) -> str:
-        a, b = (str(v)[:16] if self.name.endswith("_sha256") else v for v in (self.a, self.b))
-        a, b = (v if v == ABSENT else "none" if v is None else json.dumps(v) for v in (a, b))
-        return f"{self.name} {a} in A, {b} in B"
-
-
-def _differences(a: Record, b: Record, names: Sequence[str], *, known: bool = False) -> list[Difference]:
-    """Return the fields and metrics that differ; with ``known`` only of what both have."""
-    values = (Difference(n, *(r.mean(n) if n in METRICS else getattr(r, n) for r in (a, b))) for n in names)
-    return [one for one in values if one.a != one.b and not (known and None in (one.a, one.b))]
+SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """One row in two runs."""
+class Tolerances:
+    """How far quantities may move. What is counted may not move at all.
 
-    a: Record
-    b: Record
+    The images are the same, so only rounding moves the others: the bounds let float32 on another processor pass
+    and show bfloat16 in its place.
+
+    Attributes:
+        answers: difference in the number of right answers, either way.
+        flips: images whose answer changed, either way, which in the number of right ones may cancel
+            out; and difference in the number of answers that are dense's, too.
+        cosine: difference in mean cosines: to dense, and in the margin.
+        divergence: difference in mean KL to dense, in nats, and in neighbours that are dense's, too.
+        probe: difference in any direction of the mean feature, which isn't relative to dense.
+        tau: difference in Kendall's tau.
+        slower: factor on the expected ratio of time to dense, which the least of the ratio's
+            interval may not exceed; None not to judge latency. Faster is never wrong.
+    """
+
+    answers: int = 1
+    flips: int = 2
+    cosine: float = 5e-4
+    divergence: float = 2e-3
+    probe: float = 2e-4
+    tau: float = 2e-3
+    slower: float | None = 1.5
+
+    def __post_init__(self) -> None:
+        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            least, what = (1, "factor from 1, such as 1.5") if name == "slower" else (0, "number from 0")
+            if value is not None and not value >= least:
+                raise ValueError(f"--{name} {value}: expected a {what}")
+
+
+# To show every difference; time always differs.
+EXACT = Tolerances(
+    answers=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=None
+)
+
+
+class Movement(NamedTuple):
+    """A quantity of a row that isn't what it was."""
+
+    quantity: str
+    then: Any  # None of a row that wasn't there
+    now: Any  # None where it wasn't measured
+    by: Interval | float | None = None  # now minus then, where that says something
+    allowed: str = "nothing"  # how much it may move, in words
+    p_value: float | None = None  # that it didn't change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One row, measured twice."""
+
+    then: Record
+    now: Record
+
+    def differing(self, names: Sequence[str], *, known: bool = False) -> list[Movement]:
+        """Return the fields and metrics that differ; with ``known`` only of what both have."""
+        then, now = (
+            [r.mean(name) if name in METRICS else getattr(r, name) for name in names] for r in (self.then, self.now)
+        )
+        values = map(Movement, names, then, now)
+        return [one for one in values if one.then != one.now and not (known and None in (one.then, one.now))]
 
     @cached_property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
-        images = _differences(self.a, self.b, _IMAGES)
-        images = images or _differences(self.a, self.b, ["images_sha256"], known=True)
-        return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in images) or None
+        images = self.differing(_IMAGES) or self.differing(["images_sha256"], known=True)
+        return "; ".join(f"{one.quantity} {one.then!r} and {one.now!r}" for one in images) or None
 
-    def per_image(self, metric: Metric) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Return A's and B's values of a metric on the same images; None unless both have them."""
-        a, b = (None if self.other_images else record.per_image(metric.name) for record in (self.a, self.b))
-        return None if a is None or b is None else (a > 0, b > 0) if metric == TOP1 else (a, b)
+    def change(self, name: str) -> tuple[Interval | float, float | None] | None:
+        """Return a metric's value of now minus then, and the p-value that it didn't change.
 
-    @property
-    def answers(self) -> tuple[int, int] | None:
-        """How many images only A got right, and only B; None unless both say it of the same images."""
-        correct = self.per_image(TOP1)
-        return None if correct is None else discordant(*correct)[:2]
-
-    def change(self, metric: Metric) -> Interval | float | None:
-        """Return a metric's value of B minus A's; None unless both have it of the same images.
-
-        The interval is a 95 % paired bootstrap over images, where both have a value per image.
+        The interval is a 95 % paired bootstrap over images; without a value per image there is neither interval nor
+        p-value. None unless both have the metric of the same images.
         """
-        if (values := self.per_image(metric)) is not None:
-            a, b = values
-            return paired_difference(b, a, 0) if metric == TOP1 else paired_mean(b, a, seed=0, groups=self.a.groups)
-        same = not self.other_images and self.a.golden_images == self.b.golden_images
-        then, now = self.a.mean(metric.name), self.b.mean(metric.name)
-        return None if then is None or now is None or not same else now - then
-
-    def change_p(self, metric: Metric) -> float | None:
-        """Return the p-value that a metric didn't change; None without values per image."""
-        if (values := self.per_image(metric)) is None:
+        then, now = self.then.mean(name), self.now.mean(name)
+        if self.other_images or then is None or now is None:
             return None
-        a, b = values
-        return paired_p(b, a) if metric == TOP1 else sign_flip(b - a, seed=0, groups=self.a.groups)
+        a, b, groups = self.then.per_image(name), self.now.per_image(name), self.then.groups
+        if a is None or b is None:
+            return (now - then, None) if self.then.golden_images == self.now.golden_images else None
+        if name == "top1":
+            return paired_difference(b > 0, a > 0, 0), paired_p(b > 0, a > 0)
+        return paired_mean(b, a, 0, groups), sign_flip(b - a, 0, groups)
 
     @property
-    def latency(self) -> dict[int, Interval]:
-        """B's ratio to its dense model over A's to its own by batch size; empty unless machine and precision are one.
+    def conditions(self) -> list[Movement]:
+        """Conditions that differ."""
+        golden = ("golden_images",) if all("tau" in record.metrics for record in (self.then, self.now)) else ()
+        differing = self.differing((*_SOFTWARE, *_MACHINE, "weights_sha256", *golden))
+        return [*differing, *self.differing(["image_size"], known=True)]
 
-        Each of the two was timed in turns with its dense model, so a busier machine cancels out. The ends are the
-        furthest that both 95 % intervals allow, which covers at least 90 %.
+    def counted(self) -> Iterator[Movement]:
+        """Yield settings that differ, one by one, and costs that were counted: nothing in them may vary.
+
+        How a keep rate was found is no setting of what is measured at it.
         """
-        if _differences(self.a, self.b, _MACHINE):
-            return {}
-        before, after = (
-            {entry.batch: entry.ratio for entry in record.latency if entry.ratio is not None and entry.ratio.low}
-            for record in (self.a, self.b)
-        )
-        return {
-            batch: Interval(b.estimate / a.estimate, b.low / a.high, b.high / a.low)
-            for batch, b in after.items()
-            if (a := before.get(batch))
-        }
-
-    @property
-    def costs(self) -> list[Difference]:
-        """Costs that A has and that aren't B's; they are counted, so nothing may vary."""
+        then, now = self.then.method_config, self.now.method_config
+        settings = (Movement(n, then.get(n, ABSENT), now.get(n, ABSENT)) for n in {**then, **now} if n != MATCHED)
+        yield from (one for one in settings if one.then != one.now)
         names = (*(name for name, metric in METRICS.items() if metric.bound == "exact"), *COUNTED)
-        return [one for one in _differences(self.a, self.b, names) if one.a is not None]
+        for one in self.differing(names):
+            if one.then is not None:
+                numbers = isinstance(one.then, int | float) and isinstance(one.now, int | float)
+                yield one._replace(by=one.now - one.then if numbers else None)
 
-    @property
-    def conditions(self) -> list[Difference]:
-        """Conditions that differ, the method's settings among them one by one."""
-        ours, theirs = self.a.method_config, self.b.method_config
-        settings = [
-            Difference(f"method_config.{name}", a, b)
-            for name in dict.fromkeys([*ours, *theirs])
-            if (a := ours.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
-        ]
-        golden = ("golden_images",) if all("tau" in record.metrics for record in (self.a, self.b)) else ()
-        differing = _differences(self.a, self.b, (*_SOFTWARE, *_MACHINE, "weights_sha256", *golden))
-        return [*differing, *_differences(self.a, self.b, ["image_size"], known=True), *settings]
+    def times(self, alike: Sequence[str]) -> Iterator[tuple[str, Interval, Interval]]:
+        """Yield the ratios to the dense model's time, by batch size, where these conditions are alike.
 
-
-class RunChanges(NamedTuple):
-    """Two runs: rows that both have, in A's order, and rows that the other lacks."""
-
-    pairs: list[Change]
-    only_a: list[Record]
-    only_b: list[Record]
+        Each was timed in turns with its dense model, so a busier machine cancels out.
+        """
+        times = {} if self.differing(alike) else {entry.batch: entry.ratio for entry in self.now.latency}
+        for entry in self.then.latency:
+            if entry.ratio is not None and (now := times.get(entry.batch)) is not None:
+                yield f"time to dense, batch {entry.batch}", entry.ratio, now
 
 
-class ChangeGroup(NamedTuple):
-    """The pairs of one dataset, split, tower and tuning, judged together in each metric."""
-
-    pairs: list[Change]
-    families: dict[Metric, Together[int]]
-
-
-def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
-    """Pair the rows of two runs.
-
-    A run may have a row several times, under several conditions. Those most alike are paired, and none twice: first by
-    images, then settings, weights, machine and software, then the newer.
-    """
-    weighty = (_IMAGES, ("method_config",), ("weights_sha256",), _MACHINE, _SOFTWARE)
-    # Of records that are measured under the same conditions the last counts.
-    ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
-    row = attrgetter(*_ROW, "recovered")
-    near = [
-        ([not _differences(one, other, names) for names in weighty], i, j)
-        for i, one in enumerate(ours)
-        for j, other in enumerate(theirs)
-        if row(one) == row(other)
-    ]
-    partner: dict[int, int] = {}
-    for _, i, j in sorted(near, reverse=True):
-        if i not in partner and j not in partner.values():
-            partner[i] = j
-    return RunChanges(
-        [Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)],
-        [one for i, one in enumerate(ours) if i not in partner],
-        [one for j, one in enumerate(theirs) if j not in partner.values()],
-    )
-
-
-def judge_changes(pairs: Sequence[Change]) -> list[ChangeGroup]:
-    """Share pairs out to tables, and judge each metric of a table's rows together."""
-    groups: dict[Hashable, list[Change]] = {}
+def describe_conditions(
+    pairs: Sequence[Pair], words: tuple[str, str], skip: Collection[str] = (), alike: Sequence[str] = _MACHINE
+) -> list[str]:
+    """Say which conditions differ, and in how many rows; and why times aren't compared, for which some are alike."""
+    counts: Counter[str] = Counter()
     for pair in pairs:
-        row = pair.a
-        key = (row.dataset, row.split, tower_of(row), row.shots, row.tuning, row.prompt_tokens)
-        groups.setdefault(key, []).append(pair)
-    return [
-        ChangeGroup(own, {m: together({at: pair.change_p(m) for at, pair in enumerate(own)}) for m in _changing(own)})
-        for own in groups.values()
+        for one in pair.conditions:
+            if one.quantity not in skip:
+                then, now = map(movement_text, (one.then, one.now))
+                counts[f"{one.quantity}: {then} {words[0]}, {now} {words[1]}"] += 1
+        if pair.then.latency and (other := pair.differing(alike)):
+            counts[f"latency isn't judged: another {' and '.join(one.quantity for one in other)}"] += 1
+        elif len(pair.then.latency) > len(pair.now.latency):
+            counts["latency isn't judged: it wasn't measured"] += 1
+    return [f"{w} ({count} of {len(pairs)} rows)" if count < len(pairs) else w for w, count in counts.items()]
+
+
+def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) -> Iterator[Movement]:
+    """Yield what moved further than it may in a row; a row that is new, or gone, moved as a whole."""
+    if then is None or now is None:
+        yield Movement("row", then and "measured", now and "measured")
+        return
+    pair = Pair(then=then, now=now)
+    yield from (one for one in pair.conditions if one.quantity in FIXED)
+    yield from pair.counted()
+    if pair.other_images:
+        yield Movement("images", pair.other_images, None)
+    else:
+        yield from _answers(pair, bounds)
+        yield from _near(then, now, bounds)
+    if (factor := bounds.slower) is not None:
+        for quantity, before, here in pair.times(["device"]):
+            if here.low > (most := factor * before.estimate):
+                by = here.estimate - before.estimate
+                yield Movement(quantity, before.estimate, here.estimate, by, f"up to {most:.2f}")
+
+
+def _answers(pair: Pair, bounds: Tolerances) -> Iterator[Movement]:
+    """Compare answers image by image."""
+    if not (pair.then.labelled and pair.now.labelled):
+        return
+    correct = pair.then.correct, pair.now.correct
+    lost, won, _ = discordant(*correct)
+    then, now = (int(own.sum()) for own in correct)
+    if abs(won - lost) > bounds.answers:
+        yield Movement("images right", then, now, now - then, f"±{bounds.answers}")
+    if won + lost > bounds.flips:
+        yield Movement("answers flipped", 0, f"{lost} lost, {won} won", won + lost, f"{bounds.flips}")
+
+
+def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
+    """Compare what rounding may move; of several numbers the one that moved most."""
+    limits = [
+        (name, own.mean, now.mean(name), *_limit(METRICS[name], then.image_count, bounds))
+        for name, own in then.metrics.items()
+        if name in METRICS and METRICS[name].bound not in ("", "exact")
     ]
+    if (probe := then.feature_probe) is not None:
+        here = now.feature_probe
+        most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())
+        found = None if here is None else here[most]
+        limits.append(("feature_probe", probe[most], found, bounds.probe, f"±{bounds.probe:g}"))
+    for name, value, found, limit, words in limits:
+        if found is None or not abs(found - value) <= limit:
+            by = None if found is None else found - value
+            yield Movement(name.replace("_", " "), value, found, by, words)
 
 
-def _changing(pairs: Sequence[Change]) -> list[Metric]:
-    """Return the metrics that both of some pair have, top-1 first."""
-    both = {name for pair in pairs for name in pair.a.metrics.keys() & pair.b.metrics.keys()}
-    return [one for one in (TOP1, *METRICS.values()) if one.change and one.name in both]
+def _limit(metric: Metric, images: int, bounds: Tolerances) -> tuple[float, str]:
+    """Return how far a metric's mean may move, and the same in words."""
+    by = getattr(bounds, metric.bound) if isinstance(metric.bound, str) else metric.bound
+    if metric.bound == "flips":  # of images, and half of one for rounding
+        return (by + 0.5) / images, f"±{(by + 0.5) / images:.4f}"
+    return by, f"±{by:g}"
 
 
-def changes_data(runs: RunChanges, groups: Sequence[ChangeGroup]) -> dict[str, Any]:
-    """Return the pairs with what may be compared, and rows of one run, as JSON values."""
-
-    def name(record: Record) -> dict[str, Any]:
-        return {name: getattr(record, name) for name in _ROW}
-
-    pairs = []
-    for group in groups:
-        for at, pair in enumerate(group.pairs):
-            metrics = {
-                metric.name: {
-                    **{"a": pair.a.mean(metric.name), "b": pair.b.mean(metric.name)},
-                    **{"difference": pair.change(metric), "p_value": family.alone.get(at)},
-                    "p_value_holm": family.adjusted.get(at),
-                }
-                for metric, family in group.families.items()
-            }
-            facts: dict[str, Any] = {"metrics": metrics, "costs": pair.costs, "conditions": pair.conditions}
-            facts |= {"only_a_only_b_right": pair.answers, "other_images": pair.other_images}
-            facts["time_ratio_by_batch"] = pair.latency
-            pairs.append(name(pair.a) | facts)
-    alone = {"only_in_a": [name(one) for one in runs.only_a], "only_in_b": [name(one) for one in runs.only_b]}
-    data: dict[str, Any] = json_values({"pairs": pairs, **alone})
-    return data
+def find_changes(pair: Pair) -> Iterator[Movement]:
+    """Yield what differs in a row of two runs, and every metric that isn't counted; time only where it is clear."""
+    yield from pair.counted()
+    if pair.other_images:
+        yield Movement("images", pair.other_images, None)
+    for name, metric in METRICS.items():
+        if metric.bound == "exact" or not (metric.bound or metric.stored):  # counted, or a difference itself
+            continue
+        if (change := pair.change(name)) is not None:
+            by, p_value = change
+            yield Movement(name, pair.then.mean(name), pair.now.mean(name), by, p_value=p_value)
+    for quantity, then, now in pair.times(_MACHINE):
+        by = Interval(now.estimate - then.estimate, now.low - then.high, now.high - then.low)
+        if by.low > 0 or by.high < 0:
+            yield Movement(quantity, then.estimate, now.estimate, by)
 
 
-def notes(runs: RunChanges) -> Iterator[str]:
-    """Say in words what is not the same in both runs, and what is therefore not compared."""
-    pairs = len(runs.pairs)
-    yield f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"
-    for condition, count in Counter(str(one) for pair in runs.pairs for one in pair.conditions).items():
-        yield f"conditions differ: {condition} ({_share(count, pairs)})"
-    for pair in runs.pairs:
-        if pair.other_images:
-            yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {pair.other_images}"
-        yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs if cost.b is not None)
-    if lost := describe_uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
-        yield lost
-    timed = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
-    if apart := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in timed):
-        same = "the same device, device_name, dtype, threads and batch"
-        yield f"latency not compared ({_share(apart, pairs)}): it takes {same}"
-    for run, alone in zip("AB", runs[1:], strict=True):
-        if alone:
-            more = f" and {len(alone) - _NAMED} more" if alone[_NAMED:] else ""
-            yield f"only in {run}: {', '.join(map(_name, alone[:_NAMED]))}{more}"
+def compare_runs(a: Path, b: Path) -> Shown:
+    """Tell what changed between two runs; of each row the newest record counts.
+
+    Raises:
+        FileNotFoundError: a run isn't there.
+        ValueError: a run can't be read.
+    """
+    row = attrgetter(*_ROW, "recovered")
+    ours, theirs = ({row(record): record for record in read_run(path)} for path in (a, b))
+    pairs = [Pair(then=record, now=theirs[key]) for key, record in ours.items() if key in theirs]
+    groups: dict[Hashable, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault((tower_of(pair.then), *attrgetter(*_TABLE)(pair.then)), []).append(pair)
+    lines = [f"A: {a}", f"B: {b}", f"{len(pairs)} {'row is' if len(pairs) == 1 else 'rows are'} in both runs"]
+    lines += describe_conditions(pairs, ("in A", "in B"))
+    lines += filter(None, [describe_uncounted(*(record for pair in pairs for record in (pair.then, pair.now)))])
+    alone = [[own[key] for key in own if key not in other] for own, other in ((ours, theirs), (theirs, ours))]
+    for run, records in zip("AB", alone, strict=True):
+        if records:
+            more = f" and {len(records) - _NAMED} more" if records[_NAMED:] else ""
+            lines.append(f"only in {run}: {', '.join(map(_name, records[:_NAMED]))}{more}")
+    tables, moved = list[Table](), list[dict[str, Any]]()
+    for own in groups.values():
+        found = [(at, one) for at, pair in enumerate(own) for one in find_changes(pair)]
+        p_values: dict[str, dict[int, float | None]] = {}
+        for at, one in found:
+            p_values.setdefault(one.quantity, {})[at] = one.p_value
+        tests, cells = {name: together(family) for name, family in p_values.items()}, list[list[Cell]]()
+        for at, one in found:
+            then, test, by = own[at].then, tests[one.quantity], one.by
+            if by in (0, (0, 0, 0)):
+                continue
+            name = f"{then.label} {100 * then.keep:.4g} %" + (f", seed {then.seed}" if then.shots else "")
+            text = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*by) if isinstance(by, Interval) else movement_text(by)
+            words = (name, one.quantity.replace("_", " "), movement_text(one.then), movement_text(one.now))
+            cells.append([*map(Cell, words), Cell(text, mark=test.mark(at))])
+            values = {name: getattr(then, name) for name in _ROW}
+            values |= {"quantity": one.quantity, "a": one.then, "b": one.now, "difference": by}
+            moved.append(values | {"p_value": one.p_value, "p_value_holm": test.adjusted.get(at)})
+        tables += [_table(own, cells)] if cells else []
+    facts = {f"only_in_{run}": list(map(_name, own)) for run, own in zip("ab", alone, strict=True)}
+    data = json_values({"a": str(a), "b": str(b), "rows": len(pairs), "moved": moved} | facts)
+    return Shown(parts=(*lines, *tables), data=data)
 
 
-def _share(count: int, pairs: int) -> str:
-    return "every row" if count == pairs else f"{count} of {pairs} rows"
+def _table(pairs: Sequence[Pair], cells: Sequence[Sequence[Cell]]) -> Table:
+    """Lay out what differs in the rows of a dataset."""
+    first, heads = pairs[0].then, ("method", "quantity", "A", "B", "B - A")
+    images = " or ".join(map(str, sorted({record.image_count for p in pairs for record in (p.then, p.now)})))
+    test = f"{MCNEMAR} of top1, {FLIPPED} of the others"
+    return Table.of(
+        f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}",
+        heads,
+        cells,
+        words=heads[:-1],
+        legend=f"{CLEAR} clear change at 5 %, all rows of a quantity judged together",
+        caption=_CAPTION + mark_note(test, "the rows of each quantity"),
+    )
 
 
 def _name(record: Record) -> str:
@@ -265,49 +326,9 @@ def _name(record: Record) -> str:
     return f"{record.model}.{record.tag} on {record.dataset} {record.split}{learned}"
 
 
-def changes_table(group: ChangeGroup) -> Table:
-    """Lay out a column per metric, of B minus A."""
-    pairs, families = group
-    first, runs = pairs[0].a, [(pair.a, pair.b) for pair in pairs]
-    columns = {"method": [Cell(a.label) for a, _ in runs], "keep": [figure(100 * a.keep, ".4g") for a, _ in runs]}
-    if len({a.seed for a, _ in runs}) > 1:
-        columns["seed"] = [figure(a.seed, "d") for a, _ in runs]
-    if TOP1 in families:
-        for run, own in zip("AB", zip(*runs, strict=True), strict=True):
-            columns[f"top-1 {run}, %"] = [figure(record.mean("top1"), ".1%") for record in own]
-    narrow = {*columns, *(metric.heading for metric in list(families)[:1])}
-    for metric, family in families.items():
-        text = partial(metric.text, form=metric.change)
-        cells = [estimate_cell(pair.change(metric), text) for pair in pairs]
-        columns[metric.heading] = [Cell(cell, cell.value, family.mark(at)) for at, cell in enumerate(cells)]
-    costs = [[figure(record.mean("gflops"), ".3f") for record in pair] for pair in runs]
-    columns["GFLOPs"] = [a if a.value == b.value else Cell(f"{a} → {b}", b.value) for a, b in costs]
-    for batch in sorted({batch for pair in pairs for batch in pair.latency}):
-        ratios = (pair.latency.get(batch) for pair in pairs)
-        columns[f"batch {batch}, to dense"] = [estimate_cell(ratio, "{:.2f}".format) for ratio in ratios]
-    images = " or ".join(map(str, sorted({record.image_count for pair in runs for record in pair})))
-    test = f"{MCNEMAR} of top-1, {FLIPPED} of the others"
-    return Table.of(
-        f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}",
-        list(columns),
-        list(zip(*columns.values(), strict=True)),
-        words=("method",),
-        wide=columns.keys() - narrow - {"GFLOPs"},
-        legend=f"{CLEAR} clear change at 5 %, the rows of a column judged together",
-        caption=_CAPTION + mark_note(test, "the rows of each column"),
-    )
-
-
-def compare_runs(a: Path, b: Path) -> Shown:
-    """Tell what changed between two runs.
-
-    Raises:
-        FileNotFoundError: a run isn't there.
-        ValueError: a run can't be read.
-    """
-    runs = pair_runs(read_run(a), read_run(b))
-    groups = judge_changes(runs.pairs)
-    lines = [f"A: {a}", f"B: {b}", *notes(runs)]
-    return Shown(
-        parts=(*lines, *map(changes_table, groups)), data={"a": str(a), "b": str(b), **changes_data(runs, groups)}
-    )
+def movement_text(value: object) -> str:
+    """Show a value, of a hash the first digits."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) >= SHOWN_DIGITS else f"{value:.1e}"
+    plain = value if isinstance(value, str) else NOT_MEASURED if value is None else json.dumps(value)
+    return plain[:12] if re.fullmatch(r"[0-9a-f]{16,}", plain) else plain

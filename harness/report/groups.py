@@ -22,10 +22,7 @@ from harness.report.tables import rows_table
 
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
-# Which images, and how large: named only where nothing else differs, as others imply them.
-_FINE = ("images_sha256", "image_size")
-_APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
-_EVERY = (*_NAMED, *_APART, *_FINE)
+_APART = (*(name for name in CONDITIONS if name not in _NAMED), "version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,9 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     for record in records:
         row = (_conditions(record), averages([record])[0].identity)
         seeds.setdefault(row, set()).update({record.seed} if record.shots else ())
-        _keep_newest(newest, (*row, record.seed), record)
+        known = newest.setdefault((*row, record.seed), record)
+        if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
+            newest[*row, record.seed] = record
     if not newest:
         raise ValueError("there are no records to report")
     shares: dict[tuple[Any, frozenset[int]], list[Record]] = {}
@@ -70,36 +69,20 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, short, rows, strict=True)]
 
 
-def _keep_newest(newest: dict[Any, Record], key: Hashable, record: Record) -> None:
-    known = newest.setdefault(key, record)
-    if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
-        newest[key] = record
-
-
 def _conditions(record: Record) -> tuple[Hashable, ...]:
     """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
-    return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in _EVERY)
+    return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in (*_NAMED, *_APART))
 
 
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     """Return headings, with the conditions in which groups of the same heading differ."""
-    names = [_heading(rows) for rows in groups]
-    for conditions in (_APART, _FINE):
-        names = _tell_apart(names, [{name: _describe(rows, name) for name in conditions} for rows in groups])
+    headings = [_heading(rows) for rows in groups]
+    facts = [{name: _describe(rows, name) for name in _APART} for rows in groups]
+    names = []
+    for heading, own in zip(headings, facts, strict=True):
+        apart = differing(other for of, other in zip(headings, facts, strict=True) if of == heading)
+        names.append("; ".join(filter(None, (heading, ", ".join(own[name] for name in apart)))))
     return names
-
-
-def _tell_apart(titles: Sequence[str], facts: Sequence[dict[str, str]]) -> list[str]:
-    """Return titles, each with those of its facts in which others of the same title differ."""
-    varying = {
-        title: differing(("", own) for other, own in zip(titles, facts, strict=True) if other == title)
-        for title in titles
-    }
-    apart = [
-        ", ".join(words for name, words in own.items() if name in varying[title])
-        for title, own in zip(titles, facts, strict=True)
-    ]
-    return ["; ".join(filter(None, pair)) for pair in zip(titles, apart, strict=True)]
 
 
 def _heading(rows: Sequence[Average]) -> str:

@@ -175,7 +175,7 @@ def standings(groups: Sequence[Group]) -> list[Standing]:
 def headline(every: Sequence[Standing]) -> list[str]:
     """Say for each of `standings` which row is nearest to dense, with the conditions in which they differ."""
     facts = [{"tower": tower_of(own := one.groups[0].first)} | {n: getattr(own, n) for n in _ALIKE} for one in every]
-    apart = [name for name in differing(("", own) for own in facts) if name not in ("tag", "weights_sha256")]
+    apart = [name for name in differing(facts) if name not in ("tag", "weights_sha256")]
     places = [", ".join(str(own[name]) for name in apart) for own in facts]
     return [": ".join(filter(None, (place, one.sentence()))) for place, one in zip(places, every, strict=True)]
 

@@ -1,12 +1,9 @@
-"""The painter of patches, and galleries beside records: which patches are kept."""
+"""The painter of patches: images, and which of their patches matter or are kept."""
 
-import io
-import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
-from harness.datasets import split_words
-from harness.records.averages import protocol, tower_of
-from harness.records.record import Record, conditions
 from harness.report.charts import OPTIONS, encode
-from zoo.core.files import digest
 
 Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
+Arrays = dict[str, dict[int, NDArray[Any]]]  # (N,) by column and row
 Size = tuple[int, int]  # height and width, in pixels or in patches
 
 IMAGE = "image"  # column of the image itself
@@ -35,42 +29,42 @@ WIDTH, PANEL = 20.0, (1.5, 4.8)  # inches of a sheet, and of a panel: least and 
 LETTER = 0.115  # inches of a letter of text
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchRow:
-    """One image of a sheet, as the model sees it, and by column what is known of its N patches.
+@dataclass(kw_only=True)
+class PatchSheet:
+    """Images in rows, and in columns what is known of their N patches.
 
     Attributes:
-        importance: (N,) float, higher = keep. A column that nothing has is a dash.
+        views: (n, H, W, 3), the images as the model sees them.
+        labels: their classes, empty where unknown.
+        columns: titles, in order; the image itself comes before them.
+        importance: (N,) float by column and row, higher = keep. A panel that nothing has is a dash.
         tokens: (N,) position of the token that a patch is in, its own where it is kept, below 0 where dropped.
-        captions: line below the panel.
+        notes: lines below.
     """
 
-    name: str
-    label: str  # of its class, empty where unknown
-    view: Colours
-    importance: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
-    tokens: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
-    captions: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[str]
+    labels: Sequence[str]
+    views: Colours
+    grid: Size
+    columns: dict[str, str] = field(default_factory=dict)
+    importance: Arrays = field(default_factory=dict)
+    tokens: Arrays = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def patches(self) -> int:
+        """The number N of patches."""
+        return self.grid[0] * self.grid[1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchSheet:
-    """Images in rows, what is known of their patches in columns."""
-
-    rows: Sequence[PatchRow]  # images of one size
-    grid: Size  # N patches in all
-    columns: Mapping[str, str]  # their titles, in order; the image itself comes before them
-    notes: Sequence[str] = ()  # lines below
-
-
-def draw(sheet: PatchSheet, form: str = "png", scale: float = 1.0, **how: Any) -> bytes:
-    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1; ``how`` as `encode` takes it."""
+def draw(sheet: PatchSheet, scale: float = 1.0) -> bytes:
+    """Draw a sheet as PNG, about 2000 pixels wide at scale 1."""
     import matplotlib as mpl
 
     with mpl.rc_context(OPTIONS | {"font.size": 15, "axes.titlesize": 16}), warnings.catch_warnings():
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight", **how)
+        return encode(_figure(sheet, scale), "png", round(DPI * scale), bbox_inches="tight")
 
 
 def _figure(sheet: PatchSheet, scale: float) -> Any:
@@ -79,27 +73,26 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
 
     columns = [IMAGE, *sheet.columns]
     across = min(max((WIDTH - 1) / len(columns) - 0.1, PANEL[0]), PANEL[1])
-    size = fit(sheet.rows[0].view.shape[:2], sheet.grid, DPI * scale * across)
+    size = fit(sheet.views.shape[1:3], sheet.grid, DPI * scale * across)
     down = across * size[0] / size[1]
-    coloured = any(row.importance for row in sheet.rows)
+    coloured, rows = bool(sheet.importance), len(sheet.views)
     width = len(columns) * (across + 0.1) + 1
     notes = [line for note in sheet.notes for line in textwrap.wrap(note, int(width / LETTER))]
-    height = len(sheet.rows) * (down + 0.4) + 1.2 + coloured + 0.3 * len(notes)
+    height = rows * (down + 0.4) + 1.2 + coloured + 0.3 * len(notes)
     figure = Figure(figsize=(width, height), layout="compressed", facecolor="white")
-    axes = figure.subplots(len(sheet.rows), len(columns), squeeze=False)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
     for j, column in enumerate(columns):
         axes[0, j].set_title(sheet.columns.get(column, IMAGE))
-        for i, row in enumerate(sheet.rows):
-            pixels = panel(row, column, sheet.grid, size)
+        for i in range(rows):
+            pixels = panel(sheet, i, column, size)
             axes[i, j].set(xticks=[], yticks=[])
             axes[i, j].spines[:].set_visible(False)
             axes[i, j].imshow(np.full((*size, 3), 0.95) if pixels is None else pixels)
             if pixels is None:
                 axes[i, j].text(0.5, 0.5, "–", transform=axes[i, j].transAxes, ha="center", va="center")
-            axes[i, j].set_xlabel(shorten(row.captions.get(column, ""), int(across / LETTER)), fontsize=13)
-    for row, (first, *_) in zip(sheet.rows, axes, strict=True):
-        letters = int(down / LETTER)
-        lines = [row.name, *textwrap.wrap(row.label, letters)[:2]]
+    letters = int(down / LETTER)
+    for name, label, (first, *_) in zip(sheet.names, sheet.labels, axes, strict=True):
+        lines = [name, *textwrap.wrap(label, letters)[:2]]
         first.set_ylabel("\n".join(shorten(line, letters) for line in lines))
     if coloured:
         bar = figure.colorbar(
@@ -114,13 +107,15 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
     return figure
 
 
-def panel(row: PatchRow, column: str, grid: Size, size: Size) -> Colours | None:
+def panel(sheet: PatchSheet, row: int, column: str, size: Size) -> Colours | None:
     """Return the pixels of a column; None where the row has nothing in it."""
+    view, grid = sheet.views[row], sheet.grid
     if column == IMAGE:
-        return image_panel(row.view, size)
-    if column in row.importance:
-        return heat_panel(row.view, row.importance[column], grid, size)
-    return token_panel(row.view, row.tokens[column], grid, size) if column in row.tokens else None
+        return image_panel(view, size)
+    if (importance := sheet.importance.get(column, {}).get(row)) is not None:
+        return heat_panel(view, importance, grid, size)
+    tokens = sheet.tokens.get(column, {}).get(row)
+    return None if tokens is None else token_panel(view, tokens, grid, size)
 
 
 def fit(image: Size, grid: Size, width: float) -> Size:
@@ -159,7 +154,7 @@ def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size
 def token_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Size) -> Colours:
     """Show kept patches as they are, dropped ones dimmed, and those that share a token in their mean colour.
 
-    ``token`` is as in `PatchRow`. Lines are between patches that don't share a token.
+    ``token`` is as in `PatchSheet`. Lines are between patches that don't share a token.
     """
     image, own = image_panel(view, size), np.arange(len(token))
     apart = np.where(token < 0, -1 - own, token)  # what is dropped is in no token together
@@ -196,41 +191,3 @@ def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
     """Blow values of patches (rows, columns, channels) up to pixels."""
     rows = cells.repeat(size[0] // cells.shape[0], axis=0)
     return rows.repeat(size[1] // cells.shape[1], axis=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """A picture that `compare` drew of what its rows keep of the first images of a dataset."""
-
-    name: str  # of its file
-    title: str
-    alt: str  # for those who can't see it: what it shows, in one or two sentences
-    jpeg: bytes  # with ``alt`` as its comment
-
-
-def gallery_name(record: Record) -> str:
-    """Return the name of the gallery that a record's row is in; rows of other conditions have another."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{record.dataset}_{record.split}_{tower_of(record)}")[:120]
-    return f"gallery_{slug}_{digest([record.version, *conditions(record)], length=6)}"
-
-
-def read_galleries(runs: Sequence[Path], records: Sequence[Record]) -> list[Gallery]:
-    """Read the galleries of records, those of images without labels first; of two runs the last one's counts.
-
-    A run is a folder of records, or its file. Raises ValueError for a gallery that can't be read.
-    """
-    folders = [run if run.is_dir() else run.parent for run in runs]
-    shown = {gallery_name(record): record for record in sorted(records, key=lambda record: record.labelled)}
-    found = []
-    for name, record in shown.items():
-        for path in [path for folder in folders if (path := folder / f"{name}.jpg").is_file()][-1:]:
-            try:
-                jpeg = path.read_bytes()
-                alt = Image.open(io.BytesIO(jpeg)).info["comment"].decode()
-            except (OSError, KeyError) as error:
-                what = f"{str(path)!r} is no gallery ({error})"
-                raise ValueError(f"{what}; delete it, or draw it by `compare` with --fresh") from error
-            how = protocol(record) if record.shots else "by text" if record.labelled else "without labels"
-            where = f"{record.dataset} {split_words(record.dataset, record.split)}"
-            found.append(Gallery(name=name, title=f"{where}, {how}, {tower_of(record)}", alt=alt, jpeg=jpeg))
-    return found

@@ -18,7 +18,6 @@ from harness.records.averages import (
     levels,
     nearness,
     protocol,
-    seeds,
     tower_of,
     with_recovery,
 )
@@ -92,9 +91,10 @@ def rows_table(
 def comparison_table(records: Sequence[Record], reference: str | None = None, batches: Collection[int] = ()) -> Table:
     """Lay out for the terminal what `averages` makes of records, one row per model, see `rows_table`."""
     rows, record = averages(records), records[0]
+    seeds = f"; mean of {count} seeds" if (count := len(rows[0].records)) > 1 else ""
     title = (
         f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
-        f"{seeds(rows[0].records)}{with_recovery(rows)}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
+        f"{seeds}{with_recovery(rows)}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
         f"{record.threads} thread{'s' if record.threads > 1 else ''}"
     )
     uncounted = describe_uncounted(*(row.first for row in rows))

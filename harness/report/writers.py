@@ -10,7 +10,7 @@ from html import escape
 from itertools import zip_longest
 from typing import Any
 
-from harness.base.table import NOT_MEASURED, Table
+from harness.base.table import Table
 from harness.base.terminal import printable
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
@@ -42,6 +42,7 @@ _HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
 % Square brackets are 95 % intervals; those of times are in table.csv.
 """
 _BARE = "× dense"  # headings of columns without intervals, so that a page holds all
+_SIGN = re.compile(r"(?<![\w.])([-+])(?=\d)")  # of a number
 _ESCAPED = str.maketrans(
     {letter: f"\\{letter}" for letter in "{}$&#%_"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
@@ -66,7 +67,7 @@ def _latex(table: Table, number: int) -> str:
     heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
     lines = [
         r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{latex_text(table.title)}. {latex_text(table.explain())}}}",
         rf"\label{{tab:{label}-{number}}}",
         rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
@@ -76,21 +77,9 @@ def _latex(table: Table, number: int) -> str:
     ]
     for at, row in enumerate(table.rows):
         lines += [r"\addlinespace"] if at in table.sections else []
-        cells = (_latex_cell(cell.marked, bare=own) for cell, own in zip(row, bare, strict=True))
-        lines.append(" & ".join(cells) + r" \\")
+        cells = [c.marked.partition(" [")[0] if own else c.marked for c, own in zip(row, bare, strict=True)]
+        lines.append(" & ".join(_SIGN.sub(r"$\1$", latex_text(cell)) for cell in cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def _latex_cell(text: str, *, bare: bool) -> str:
-    """Return a cell, its interval smaller or left out, and its sign a minus."""
-    if text == NOT_MEASURED:
-        return "--"
-    head, bracket, rest = text.partition(" [")
-    if not re.fullmatch(r"[-+]?[\d.]+\*?", head):
-        return latex_text(text)
-    parts = [head] if bare or not bracket else [head, f"[{rest}"]
-    signed = [re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", latex_text(part)) for part in parts]
-    return signed[0] if len(signed) == 1 else rf"{signed[0]} {{\scriptsize {signed[1]}}}"
 
 
 def latex_text(text: str) -> str:

@@ -32,18 +32,19 @@ CRASHES = 2  # of a process that has one picture alone: the picture is bad
 DEATHS = 6  # of processes that something else ends: no more are tried for a picture, or at their start
 PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
 _WITHOUT = "try fewer --decoders, or --decoders 0, which decodes in the process of the model"
-Transform = Callable[[Any], Any]  # from a PIL image to (C, H, W)
+Transform = Callable[[Any], Any]  # from a PIL image to one of the tower's size, or to pixels (C, H, W)
 
 
 class Item(NamedTuple):
     """What came of a picture or a text.
 
-    name: its path, or the text itself. pixels: (C, H, W) float32 of a picture that can be read. digest: of the bytes
-    that were read, "" where there are none. wrong: why it can't be embedded, "" if it can be.
+    name: its path, or the text itself. pixels: of a picture that can be read, (H, W, C) uint8 or preprocessed
+    (C, H, W) float32. digest: of the bytes that were read, "" where there are none. wrong: why it can't be embedded,
+    "" if it can be.
     """
 
     name: str
-    pixels: NDArray[np.float32] | None = None
+    pixels: NDArray[Any] | None = None
     digest: str = ""
     wrong: str = ""
 
@@ -56,7 +57,7 @@ class DecodedChunk(NamedTuple):
 
 
 def prepare(pictures: Sequence[PictureFile], transform: Transform, *, way: str = LEAVE_OUT) -> DecodedChunk:
-    """Read, decode, resize and normalise pictures; ``way`` out of a bad one is for messages.
+    """Read, decode and transform pictures; ``way`` out of a bad one is for messages.
 
     Raises:
         MemoryError: too little memory, which says nothing about a picture.
@@ -76,22 +77,23 @@ def _prepare_one(picture: PictureFile, transform: Transform, way: str) -> Item:
         image = decode_image(content, repr(picture.path), way=way)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
-        return Item(picture.path, np.asarray(transform(image), dtype=np.float32), known)
+        pixels = np.asarray(transform(image))
+        return Item(picture.path, pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False), known)
     except Exception as error:  # an odd size may stop a transform, too
         if is_out_of_memory(error):
             raise MemoryError(f"out of memory at image {picture.path!r}") from error
         return Item(picture.path, digest=known, wrong=str(error) or type(error).__name__)
 
 
-def stack(items: Sequence[Item]) -> NDArray[np.float32] | None:
-    """Return the pixels of pictures (n, C, H, W), None if no picture has any.
+def stack(items: Sequence[Item], out: NDArray[Any] | None = None) -> NDArray[Any] | None:
+    """Return the pixels of pictures (n, ...), in ``out`` if given; None if no picture has any.
 
-    A picture that can't be read keeps its place, as zeros: what else is in a batch moves the last bits.
+    A picture that can't be read keeps its place, as zeros: how many are in a batch moves the last bits.
     """
-    shape = next((item.pixels.shape for item in items if item.pixels is not None), None)
-    if shape is None:
+    like = next((item.pixels for item in items if item.pixels is not None), None)
+    if like is None:
         return None
-    return np.stack([np.zeros(shape, np.float32) if item.pixels is None else item.pixels for item in items])
+    return np.stack([np.zeros_like(like) if item.pixels is None else item.pixels for item in items], out=out)
 
 
 def processes_beside(device: str) -> int:

@@ -5,7 +5,7 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
-from harness.apps.vectors.decode import Decoders, Item, processes_beside, stack
+from harness.apps.vectors.decode import DecodedChunk, Decoders, Item, processes_beside
+from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
@@ -38,7 +39,6 @@ IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
-Batch = tuple[list[Item], NDArray[np.float32] | None, dict[str, float]]  # with features (n, D), and seconds it took
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -175,6 +175,7 @@ class Encoder:
         width: D, of the embeddings.
         weights: fingerprint of the image tower. reducer: digest of the method's own weights, if any.
         preprocessing: of pictures, in words.
+        transform: what of it is done picture by picture; ``forward`` does the rest.
         optimised: whether the tower runs as ``zoo.optimize`` makes it; it refuses those where it can't.
     """
 
@@ -187,11 +188,12 @@ class Encoder:
         self.reducer = weights_digest(own) if own else None
         self.preprocess = tower.preprocess
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
+        self.transform, self._scaling = split_preprocessing(tower.preprocess, device)
         if tower.clip is not None:
             tower.clip.model.text.to(device)
         self.vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
         self.optimised = not why
-        self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
+        self.width = self.forward(torch.zeros(1, 3, *tower.vit.input_size, device=device)).shape[1]
 
     def release(self) -> None:
         """Take the image tower off the device; nothing is embedded any more."""
@@ -210,16 +212,28 @@ class Encoder:
         return weights_digest(self.require_text().model.text.state_dict())
 
     def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
-        """Embed pictures (n, C, H, W) as unit vectors (n, D).
+        """Embed preprocessed pictures (n, C, H, W) as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
+        return self.unit(self.forward(pixels.to(self.device)).cpu())
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pictures on the device, preprocessed or as ``transform`` makes them, to features (n, D) float32 there.
 
         Raises:
-            ValueError: too little memory, or the tower overflows.
+            ValueError: too little memory.
         """
+        if pixels.dtype == torch.uint8:
+            assert self._scaling is not None
+            pixels = self._scaling.apply(pixels)
         try:
-            features = self._forward(pixels)
+            features: Tensor = self.vit(pixels.to(torch.float32 if self.optimised else DTYPES[self.setup.dtype]))
         except torch.OutOfMemoryError as error:
             size = len(pixels)
             raise ValueError(f"out of memory on {self.device} with --batch {size}: try {max(1, size // 2)}") from error
+        return features.float()
+
+    def unit(self, features: Tensor) -> NDArray[np.float32]:
+        """Return pictures' features (n, D) at unit length; raise ValueError if the tower overflowed."""
         return _unit(features, self.setup.dtype)
 
     @torch.inference_mode()
@@ -248,11 +262,6 @@ class Encoder:
         some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
         features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
         return _unit(features.float().cpu(), "float32"), wrong
-
-    @torch.inference_mode()
-    def _forward(self, pixels: Tensor) -> Tensor:
-        dtype = torch.float32 if self.optimised else DTYPES[self.setup.dtype]
-        return self.vit(pixels.to(self.device, dtype)).float().cpu()
 
 
 def _unit(features: Tensor, dtype: str) -> NDArray[np.float32]:
@@ -304,8 +313,9 @@ class Embedded(NamedTuple):
     total: int  # pictures or texts in the source
     bad: int  # of them, without an embedding
     errors: Path | None  # the list of these, if there are any
-    rates: dict[str, float]  # pictures per second of this run, that all decoding processes or all models can do
-    binds: str | None  # which of the two this run waited for; None if nothing was left to do
+    # Pictures per second of this run that all decoding processes can read, the models embed, or be copied to these.
+    rates: dict[str, float]
+    binds: str | None  # the slowest of the three; None if nothing was left to do
 
 
 def embed(job: EmbedJob, progress: Progress) -> Embedded:
@@ -341,10 +351,10 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     if bad == total:
         raise ValueError(f"none of the {total} {job.kind} can be embedded; {str(errors)!r} says why")
     workers = job.workers or 1
-    seconds = {"decoding": spent["decoding_s"] / max(1, job.processes) / workers, "model": spent["model_s"] / workers}
+    at_a_time = {"decoding": max(1, job.processes) * workers, "copying": workers, "model": workers}
+    seconds = {name: spent[f"{name}_s"] / count for name, count in at_a_time.items()}
     rates = {name: spent["count"] / value for name, value in seconds.items() if value > 0}
-    binds = "decoding" if spent["waiting_s"] > spent["model_s"] else "model"
-    return Embedded(job.out, total, bad, errors, rates, binds if todo else None)
+    return Embedded(job.out, total, bad, errors, rates, min(rates, key=rates.__getitem__, default=None))
 
 
 def _require_unchanged(job: EmbedJob) -> None:
@@ -400,7 +410,9 @@ class Embedder:
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
         self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
-        self.decoders = Decoders(job.processes, encoder.preprocess)
+        self.decoders = Decoders(job.processes, encoder.transform)
+        route = Route.to(torch.device(job.device))
+        self.ring = LaneRing(encoder.forward, encoder.unit, route, batch=job.batch, width=encoder.width)
 
     def take_revision(self, progress: Progress) -> None:
         """Go on with shards of pictures that had other times, if their bytes are the same.
@@ -430,8 +442,7 @@ class Embedder:
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed what some shards cover and write each when it is whole.
 
-        Yield of each batch the ``count`` in it, and seconds of decoding processes (``decoding_s``), of the model
-        (``model_s``) and of its wait for pictures (``waiting_s``).
+        Yield of each batch the ``count`` in it, and its seconds as ``LaneRing.run`` names them.
 
         Raises:
             ValueError: too little memory for the batch, or an overflow.
@@ -441,13 +452,13 @@ class Embedder:
         for index in indices:
             parts, good, bad = [np.empty((0, self.encoder.width), np.float32)], list[tuple[int, Item]](), list[Bad]()
             for group in self._groups(index):
-                items, features, spent = next(batches)
+                items, vectors, seconds = next(batches)
                 rows = list(zip(group, items, strict=True))
                 bad += [Bad(place, item.name, item.wrong, item.digest) for place, item in rows if item.wrong]
-                good += [(place, item._replace(pixels=None)) for place, item in rows if not item.wrong]
-                if features is not None:
-                    parts.append(features[[not item.wrong for item in items]])
-                yield {"count": len(group), **spent}
+                good += [(place, item) for place, item in rows if not item.wrong]
+                if vectors is not None:
+                    parts.append(vectors[[not item.wrong for item in items]])
+                yield {"count": len(group), **seconds}
             columns: dict[str, Any] = {
                 "id": np.array([place for place, _ in good], dtype=np.int64),
                 NAMES[self.job.kind]: pa.array([item.name for _, item in good], pa.string()),
@@ -463,22 +474,14 @@ class Embedder:
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
 
-    def _pictures(self, indices: Sequence[int]) -> Iterator[Batch]:
+    def _pictures(self, indices: Sequence[int]) -> Iterator[EmbeddedBatch]:
         """Yield the batches of shards; pictures are decoded ahead of the model, across shards."""
         self.decoders.start()
         sizes = [len(group) for index in indices for group in self._groups(index)]
         chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
         files = self._files(indices)
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
-        for batch in chunks:
-            start = time.perf_counter()
-            ready = [next(prepared) for _ in batch]
-            waited = time.perf_counter()
-            items = [item for chunk in ready for item in chunk.items]
-            pixels = stack(items)
-            features = None if pixels is None else self.encoder.pictures(torch.from_numpy(pixels))
-            spent = {"decoding_s": sum(chunk.seconds for chunk in ready), "waiting_s": waited - start}
-            yield items, features, spent | {"model_s": time.perf_counter() - waited}
+        yield from self.ring.run(_join(islice(prepared, len(batch))) for batch in chunks)
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards; those of consecutive ones at once, which spares Parquet a new start."""
@@ -491,14 +494,19 @@ class Embedder:
         for run in runs:
             yield from self.job.source.pictures(run)
 
-    def _texts(self, indices: Sequence[int]) -> Iterator[Batch]:
+    def _texts(self, indices: Sequence[int]) -> Iterator[EmbeddedBatch]:
         assert isinstance(self.job.source, TextSource)
         for index in indices:
             for group in self._groups(index):
                 start, texts = time.perf_counter(), self.job.source.texts(group)
-                features, wrong = self.encoder.texts(texts)
+                vectors, wrong = self.encoder.texts(texts)
                 items = [Item(text, wrong=wrong.get(place, "")) for place, text in enumerate(texts)]
-                yield items, features, {"model_s": time.perf_counter() - start}
+                yield EmbeddedBatch(items, vectors, {"model_s": time.perf_counter() - start})
+
+
+def _join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
+    every = list(chunks)
+    return DecodedChunk([item for chunk in every for item in chunk.items], sum(chunk.seconds for chunk in every))
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:

@@ -1,9 +1,7 @@
-"""Which images a figure is asked for, and what it shows beside them; galleries of a comparison."""
+"""Which images a figure is asked for, and what it shows beside them."""
 
-import base64
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-import zoo
 from harness.apps import show as module
-from harness.apps.show import ShowConfig, find_subject, make_rows, most_important, show, tokens_at_end, write_gallery
+from harness.apps.show import ShowConfig, find_subject, make_reduced, most_important, show, tokens_at_end
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
-from harness.measure.bench import KeptPatches, compare
-from harness.measure.plan import Plan
 from harness.measure.rows import run
 from harness.models.towers import Tower
-from harness.report.folder import write_report
-from harness.report.pictures import PatchSheet, draw, read_galleries
+from harness.report.pictures import PatchSheet, draw
 from zoo.core.tokens import tokens_of
 from zoo.loading.clip import class_features
 from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
@@ -104,24 +98,23 @@ def test_panels_hold_what_the_model_computes(sheet_of: Show, tower: Tower, toy: 
         ]
     for method in ("patchrank", "clsattn"):
         for keep in (0.25, 0.6):
-            trace = make_rows(tower, [method], keep, 3)[method].vit.trace(images)
+            trace = make_reduced(tower, method, keep, 3).vit.trace(images)
             maps[method], kept[method, keep] = trace.scores, tokens_of(trace.reductions, 64) == torch.arange(64)
-    for i, (row, example) in enumerate(zip(sheet.rows, examples, strict=True)):
-        assert row.view == pytest.approx(np.asarray(example.image) / 255, abs=1e-6)
+    for i, example in enumerate(examples):
+        assert sheet.views[i] == pytest.approx(np.asarray(example.image) / 255, abs=1e-6)
         for column, importance in maps.items():
-            assert row.importance[column] == pytest.approx(importance[i].numpy(), rel=1e-5)
+            assert sheet.importance[column][i] == pytest.approx(importance[i].numpy(), rel=1e-5)
         for percent, keep in ((60, 0.6), (25, 0.25)):
-            assert ((row.tokens[f"kept {percent}"] >= 0) == kept["patchrank", keep][i].numpy()).all()
+            assert ((sheet.tokens[f"kept {percent}"][i] >= 0) == kept["patchrank", keep][i].numpy()).all()
 
 
 def test_what_is_kept_is_what_the_trace_says(tower: Tower, toy: Dataset):
     images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in range(3)])
-    rows = make_rows(tower, ["clsattn", "evitfuse"], 0.6, 4)
-    row = rows["evitfuse"]  # whose last token is no patch
+    row = make_reduced(tower, "evitfuse", 0.6, 4)  # whose last token is no patch
     trace, tokens = row.vit.trace(images), tokens_at_end(run([row], images)[row.key], 64)
     for own, places in zip(tokens, trace.reductions[-1].after, strict=True):
         assert own[own >= 0].tolist() == sorted(place for place in places.tolist() if place >= 0)
-    assert rows["clsattn"].vit.reducer.config.reduce_at == (4,)
+    assert make_reduced(tower, "clsattn", 0.6, 4).vit.reducer.config.reduce_at == (4,)
     for tied, kept in (([1, 5, 5, 5, 0], [-1, 1, 2, -1, -1]), ([2, 2, 2, 2, 2], [0, 1, -1, -1, -1])):
         assert most_important(np.array(tied, dtype=np.float32), 0.4).tolist() == kept  # of equals the first
 
@@ -131,14 +124,13 @@ def test_what_methods_and_the_golden_ranking_leave(sheet_of: Show, tower: Tower,
     assert list(sheet.columns) == [f"{m} {k}" for k in (50, 25) for m in ("golden", "rankmerge", "evit")]
     images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in (5, 6)])
     for method in ("rankmerge", "evit"):
-        trace = make_rows(tower, [method], 0.5, 3)[method].vit.trace(images)
+        trace = make_reduced(tower, method, 0.5, 3).vit.trace(images)
         tokens = tokens_of(trace.reductions, 64).numpy()
         assert (tokens < 0).any() == (method == "evit")
-        for row, wanted in zip(sheet.rows, tokens, strict=True):
-            assert (row.tokens[f"{method} 50"] == wanted).all()
-    for row, image in zip(sheet.rows, images, strict=True):
+        assert (np.stack([sheet.tokens[f"{method} 50"][i] for i in (0, 1)]) == tokens).all()
+    for i, image in enumerate(images):
         importance = golden_importance(tower.vit, image[None], GoldenConfig(stride=2))[0].numpy()
-        assert (row.tokens["golden 25"] == most_important(importance, 0.25)).all()
+        assert (sheet.tokens["golden 25"][i] == most_important(importance, 0.25)).all()
 
 
 def test_a_file_has_no_class_and_a_class_needs_words(sheet_of: Show, toy: Dataset, photo: Path, monkeypatch):
@@ -147,7 +139,7 @@ def test_a_file_has_no_class_and_a_class_needs_words(sheet_of: Show, toy: Datase
     [note] = sheet.notes[1:]
     assert "golden confidence" in note
     assert "of photo.png: its class is not known" in note
-    assert ["label" in row.importance for row in sheet.rows] == [False, True]
+    assert list(sheet.importance["label"]) == [1]
     monkeypatch.setattr(type(toy), "classes", ("cat", "zebra", "house", "dog house"))
     assert "class 'zebra': " in sheet_of().notes[1]
 
@@ -167,72 +159,3 @@ def test_the_command(sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: p
     command += ["--stride", "2", "--methods", "tome", "--output", str(out)]
     assert main(command) == 0
     assert Image.open(io.BytesIO(out.read_bytes())).width > 1600
-
-
-PLAN = Plan(models=("clip_vit_b16",), datasets=("toy",), limit=None, batches=(), methods=("random",), keeps=(0.5,))
-
-
-def kept_by(**changes: object) -> list[KeptPatches]:
-    """Return what rows keep of a few images; other fields of the plan as they are given."""
-    kept: list[KeptPatches] = []
-    list(compare(replace(PLAN, **changes), [], Progress(), on_kept=kept.append))
-    return kept
-
-
-@pytest.mark.usefixtures("benchmark")
-@pytest.mark.parametrize("method", ["evit", "tome"])
-def test_what_a_comparison_keeps_is_what_the_model_does(method: str, dense: zoo.ReducedViT, parts, toy: Dataset):
-    [kept] = kept_by(methods=(method,))
-    _, (record, outcome, answers) = kept.rows
-    model = zoo.reduce(dense, method=method, keep=0.5).eval()
-    judged = [name for name, label in zip(toy.split("test").image_ids, toy.labels("test"), strict=True) if label < 3]
-    assert len(kept.split) == 4
-    for i in range(4):
-        example = kept.split[i]
-        trace = model.trace(parts.preprocess(example.image)[None])
-        assert outcome.token[i].tolist() == tokens_of(trace.reductions, 64)[0].tolist()
-        assert np.argsort(-outcome.scores[i], kind="stable").tolist() == trace.ranking[0].tolist()
-        assert (answers[i] == example.label) == record.correct[judged.index(example.image_id)]
-
-
-@pytest.mark.usefixtures("benchmark", "tuner")
-def test_only_the_first_seed_is_kept_and_each_number_of_shots():
-    kept = kept_by(shots=(0, 1), seeds=2, tokens="vt", num_tokens=2, seed=3)
-    assert [(one.rows[0][0].shots, one.rows[0][0].seed) for one in kept] == [(0, 3), (1, 3)]
-
-
-@pytest.mark.usefixtures("benchmark")
-def test_a_gallery_shows_the_lowest_rates_beside_the_golden_ranking(shipped, monkeypatch, tmp_path: Path):
-    shipped()
-    sheets: list[PatchSheet] = []
-    monkeypatch.setattr(module, "draw", lambda sheet, *how, **more: sheets.append(sheet) or draw(sheet, *how, **more))
-    [kept] = kept_by(methods=("tome", "evit", "golden", "random"), keeps=(0.6, 0.5))
-    write_gallery(kept, tmp_path)
-    [sheet] = sheets
-    assert list(sheet.columns) == ["golden ranking", "evit", "tome"]
-    rows = {(record.method, record.keep): (outcome, own) for record, outcome, own in kept.rows}
-    for i, row in enumerate(sheet.rows):
-        assert (row.importance["golden ranking"] == kept.golden[i]).all()
-        for method in ("evit", "tome"):
-            outcome, answers = rows[method, 0.5]
-            assert (row.tokens[method] == outcome.token[i]).all()
-            right = answers[i] == kept.split[i].label
-            assert row.captions[method] == f"{'✓' if right else '✗'} {kept.classes[answers[i]]}"
-    records = [record for record, *_ in kept.rows]
-    [gallery] = read_galleries([tmp_path], records)
-    right = [sum(row.captions[name].startswith("✓") for row in sheet.rows) for name in ("image", "evit", "tome")]
-    words = "right answers: dense {}, evit {}, tome {}.".format(*right)
-    assert gallery.alt.endswith(f"is kept of them by golden ranking, evit, tome; {words}")
-    page = write_report(records, tmp_path / "report", Progress(), runs=[tmp_path], drawn=()).data["files"][0]
-    assert base64.b64encode(gallery.jpeg).decode() in Path(page).read_text("utf-8")
-
-
-def test_images_without_labels_have_a_gallery_and_controls_none(benchmark, unlabelled, monkeypatch, tmp_path: Path):
-    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: unlabelled)
-    [kept] = kept_by()
-    write_gallery(kept, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    [kept] = kept_by(methods=("evit",))
-    write_gallery(kept, tmp_path)
-    [gallery] = read_galleries([tmp_path], [kept.rows[0][0]])
-    assert gallery.alt == f"4 images ({', '.join(kept.split.image_ids)}) and what is kept of them by evit."

@@ -27,7 +27,7 @@ from zoo.core.files import NoRoomError
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
 RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 6"
-TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches --no-gallery"
+TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches"
 
 
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):

@@ -127,7 +127,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
     ("check --dataset frames", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
     ("check gone.jsonl", "run 'gone.jsonl': there is no such file or folder; expected a file of records"),
-    ("check . --update", "--update of '.', a folder; give a file of records"),
+    ("check . --update", "run 'records.jsonl': there is no such file or folder; expected a file of records"),
     ("check /dev/null/x.jsonl --update", "--update in '/dev/null' is a file, or lies in one; expected"),
     ("push --model clip_vit_s14_patchrank60 --to ../x", "--to '../x': expected OWNER/NAME"),
     (f"{PUSH} clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),

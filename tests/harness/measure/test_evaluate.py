@@ -21,14 +21,13 @@ from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_pr
 from harness.models.towers import text_classifier
 from harness.records.metrics import (
     LEAST_GALLERY,
+    METRICS,
     Sample,
-    correct,
     cosine_distance,
-    divergence,
-    margin,
     measure,
     neighbours,
     overlap,
+    predicted,
 )
 from zoo.loading.clip import class_features
 
@@ -88,18 +87,20 @@ def test_the_best_class_and_margin_by_hand_and_a_class_left_out_never_wins():
     """Not even where every other cosine is negative; its images count as wrong."""
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
     classifier = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    assert correct(features, classifier, np.array([0, 1, 2, 0])).tolist() == [True] * 3 + [False]
+    assert predicted(features, classifier).tolist() == [0, 1, 2, 1]
     classifier = torch.tensor([[torch.nan, torch.nan], [1.0, 0.0], [0.8, 0.6]])
-    assert correct(-features[[0, 2]], classifier, np.array([2, 1])).tolist() == [True, True]
-    assert correct(-features[[0, 2]], classifier, np.array([0, 0])).tolist() == [False, False]
+    assert predicted(-features[[0, 2]], classifier).tolist() == [2, 1]
     features, classes = units(5, 7), units(4, 7, seed=1)
     classes[2] = torch.nan  # can't be named, so no rival
     labels, gaps = np.array([0, 1, 3, 3, 0]), []
     for feature, label in zip(features, labels, strict=True):
         cosines = {k: float(feature @ classes[k]) for k in (0, 1, 3)}
         gaps.append(cosines.pop(int(label)) - max(cosines.values()))
-    assert margin(features, classes, labels) == pytest.approx(np.mean(gaps), abs=1e-6)
-    assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0])) is None  # one class alone
+    margin = METRICS["margin"].function
+    found = margin(Sample(features=features, classifier=classes, labels=labels, scale=1.0))
+    assert found == pytest.approx(np.mean(gaps), abs=1e-6)
+    alone = Sample(features=torch.ones(2, 1), classifier=torch.ones(1, 1), labels=np.array([0, 0]), scale=1.0)
+    assert margin(alone) is None
 
 
 def test_a_linear_probe_ends_at_the_minimum():
@@ -158,11 +159,16 @@ def test_distance_and_divergence_are_scipys_and_know_no_class_without_a_name():
     np.testing.assert_allclose(cosine_distance(a, b), expected, atol=1e-6)
     assert (cosine_distance(a, a) == 0).all()
     p, q = ((20 * one.double() @ two.double().T).softmax(1) for one, two in ((b, text), (a, tuned)))
-    found = divergence(a, tuned, b, text, 20.0)
+
+    def divergence(own: torch.Tensor, by: torch.Tensor, dense: torch.Tensor, dense_by: torch.Tensor) -> np.ndarray:
+        sample = Sample(features=own, classifier=by, scale=20.0, dense=Sample(features=dense, classifier=dense_by))
+        return METRICS["kl_to_dense"].function(sample)
+
+    found = divergence(a, tuned, b, text)
     np.testing.assert_allclose(found, entropy(p.numpy(), q.numpy(), axis=1), rtol=1e-9)
-    assert (divergence(a, text, a, text, 20.0) == 0).all()
+    assert (divergence(a, text, a, text) == 0).all()
     unnamed = torch.cat([text, torch.full((1, 16), torch.nan)])
-    np.testing.assert_array_equal(divergence(a, unnamed, b, unnamed, 20.0), divergence(a, text, b, text, 20.0))
+    np.testing.assert_array_equal(divergence(a, unnamed, b, unnamed), divergence(a, text, b, text))
 
 
 def test_neighbours_are_the_nearest_others():

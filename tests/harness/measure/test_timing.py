@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
 from harness.measure import timing
@@ -352,6 +353,15 @@ def three_of_which_two(images: Tensor) -> Tensor:
     del first
     third = images + 1
     return second[:1] + third
+
+
+def test_the_kernels_of_attention_are_what_a_call_runs(dense: zoo.ReducedViT, images: Tensor, capfd):
+    with torch.inference_mode():
+        assert timing.attention_kernels(dense, images) == ("flash_attention_for_cpu",)
+        with sdpa_kernel(SDPBackend.MATH):
+            assert timing.attention_kernels(dense, images) == ("attention_math",)
+        assert timing.attention_kernels(lambda images: images, images) == ()
+    assert capfd.readouterr() == ("", "")  # the profiler is silent
 
 
 def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd):

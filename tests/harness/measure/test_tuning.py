@@ -22,7 +22,7 @@ from harness.measure import tuning as module
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner, load_tuner
 from harness.models.towers import load_tower, text_classifier
-from harness.records.metrics import correct
+from harness.records.metrics import predicted
 from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
@@ -167,7 +167,7 @@ def test_judged_by_text_and_by_what_was_learned(tuner, rows, named, tokens):
     for vit, classifier, judged in ((rows[0].vit, text, plain), (one.vit, one.classifier, own)):
         with torch.no_grad():
             features = F.normalize(vit(images), dim=-1)
-        assert judged == correct(features, classifier, split.labels).mean()
+        assert judged == (predicted(features, classifier) == split.labels).mean()
 
 
 @pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import per_image, replace
+from by_hand import ANOTHER, per_image, replace
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
@@ -115,15 +115,10 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
     [
         (without("golden_images"), "missing field 'golden_images'"),
         (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
-        (metric("tau", zzz=1), "metric 'tau': unknown field 'zzz'"),
         (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
-        (changed(metrics=[3]), r"metrics must be .*, got \[3\]"),
         (changed(schema_version=6), "schema_version is 6, this version reads 8"),
-        (without("schema_version"), "schema_version is None"),
         (changed(shots=1.5), "shots must be int, got 1.5"),
         (metric("tau", mean="0.3"), "metric 'tau': mean must be .* got '0.3'"),
-        (changed(tokens_per_block=[1, "2"]), "tokens_per_block must be int, got '2'"),
-        (changed(latency=[{"batch": 1}]), "missing field 'median_ms'"),
         (metric("top1", mean=0.6), "top1 is 0.6, but its values say 0.5"),
         (metric("top1", values=None), "top1 is 0.5, but its values say None"),
         (metric("top1", low=0.51), "metric 'top1': need low <= mean <= high"),
@@ -134,7 +129,6 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
         (changed(shots=0), "tuning must .* got 't'"),
         (changed(tuning="probe"), "prompt_tokens must suit tuning 'probe', got 8"),
         (changed(images_sha256="ab"), "images_sha256 must be 64 hex digits, got 'ab'"),
-        (changed(image_size=196), r"image_size must be .*, got 196"),
         (changed(created="2026-01-02T03:04:05"), "created must be UTC"),
     ],
 )
@@ -189,10 +183,10 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, content: bytes, compl
 def test_all_that_differs_is_named_with_the_command_that_shows_both():
     refuse_mixed([])
     refuse_mixed([DENSE, FULL])
-    others = [replace(FULL, model=f"m{at}", device_name="another", torch=f"2.1{at}.0+cpu") for at in range(5)]
+    others = [replace(FULL, device_name="another", torch=f"2.1{at}.0+cpu") for at in (2, 3)]
     with pytest.raises(ValueError, match=r"^records of different device_name, torch cannot") as no:
         refuse_mixed([DENSE, *others])
-    assert "'another' (m0, m1, m2 and 2 more); torch '2.13.0+cpu' (clip_vit_s14, m3) and" in str(no.value)
+    assert "'another'; torch '2.13.0+cpu' and '2.12.0+cpu'; measure" in str(no.value)
 
 
 def test_the_digest_of_images_tells_order_names_and_number():
@@ -212,14 +206,6 @@ def row(**changes: Any) -> Record:
 
 BLANK: dict[str, Any] = {**NOTHING, "top1": None, "created": "2026-02-02T02:02:02+00:00"}
 AS_DENSE: dict[str, Any] = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
-ANOTHER = {
-    **{"version": "0.2.0", "model": "clip_vit_s14_random50", "method": "evit", "keep": 0.5},
-    **{"method_config": {"keep": 0.5}, "tag": "other", "weights_sha256": "cd", "dataset": "emoji"},
-    **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
-    **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
-    **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
-    **{"image_size": (224, 224), "classes_judged": (4, 7), "caption_count": 3, "image_count": 8},
-}
 
 
 @pytest.mark.parametrize("field", ANOTHER)

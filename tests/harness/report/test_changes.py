@@ -1,4 +1,4 @@
-"""Two runs in pairs: the same rows meet, what isn't alike is not compared, and tables say so."""
+"""Two runs in pairs: the same rows meet, what isn't alike is not compared, and what differs is told."""
 
 import math
 from pathlib import Path
@@ -9,20 +9,12 @@ import pytest
 from by_hand import part, per_image, replace
 from rich.console import Console
 
-from harness.base.table import Table, fit
+from harness.base.table import Shown, fit
 from harness.cli.entry import main
-from harness.records.metrics import METRICS, pack
+from harness.records.metrics import pack
 from harness.records.record import Record, Times, read_records, write_records
 from harness.records.statistics import holm, paired_difference, paired_mean, sign_flip
-from harness.report.changes import (
-    TOP1,
-    Change,
-    changes_data,
-    changes_table,
-    judge_changes,
-    notes,
-    pair_runs,
-)
+from harness.report.changes import Pair, compare_runs, find_changes
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
 
@@ -57,31 +49,28 @@ def record(correct: Any = A, **changed: Any) -> Record:
     return replace(KNOWN, **facts | answers(correct) | changed)
 
 
-def only(a: Record, b: Record) -> Change:
-    found = pair_runs([a], [b])
-    assert found[1:] == ([], [])
-    [pair] = found.pairs
-    return pair
+def pair(a: Record, b: Record) -> Pair:
+    return Pair(then=a, now=b)
 
 
-def tables(a: list[Record], b: list[Record]) -> list[Table]:
-    return [changes_table(group) for group in judge_changes(pair_runs(a, b).pairs)]
+def compared(a: list[Record], b: list[Record], folder: Path) -> Shown:
+    """Compare two runs that are written to a folder."""
+    for name, records in (("a", a), ("b", b)):
+        (folder / name).unlink(missing_ok=True)
+        write_records(folder / name, records)
+    return compare_runs(folder / "a", folder / "b")
 
 
 def test_the_difference_is_b_minus_a_paired_by_image():
-    pair = only(record(), record(B))
-    assert pair.answers == (1, 2)
-    assert pair.change(TOP1) == paired_difference(B, A, seed=0)
-    assert pair.change(TOP1).estimate == pytest.approx(0.1)
+    (there, p), (back, same) = (pair(*rows).change("top1") for rows in ((record(), record(B)), (record(B), record())))
+    assert there == paired_difference(B, A, seed=0)
+    assert there.estimate == pytest.approx(0.1) == -back.estimate
     # All ways of 3 coins, twice the tail of at most 1 head.
     coins = [bin(way).count("1") for way in range(8)]
-    assert pair.change_p(TOP1) == pytest.approx(min(1.0, 2 * sum(c <= 1 for c in coins) / 8))
-    back = only(record(B), record())
-    assert (back.change(TOP1).estimate, back.change_p(TOP1)) == (-pair.change(TOP1).estimate, pair.change_p(TOP1))
-    assert back.answers == (2, 1)
+    assert p == same == pytest.approx(min(1.0, 2 * sum(c <= 1 for c in coins) / 8))
 
 
-def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
+def test_fidelity_changes_image_by_image_and_each_quantity_is_judged_by_itself(tmp_path: Path):
     generator = np.random.default_rng(0)
     then, now = generator.uniform(0.01, 0.03, size=(2, 3, 40))
     now[0] = then[0] + 0.001  # clear, the others are not
@@ -89,54 +78,41 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
         [record(np.ones(40), seed=at, **per_image("cosine_distance", one)) for at, one in enumerate(run)]
         for run in (then, now)
     ]
-    found = pair_runs(*runs)
-    metric = METRICS["cosine_distance"]
-    for pair in found.pairs:
-        a, b = pair.a.per_image(metric.name), pair.b.per_image(metric.name)
-        assert pair.change(metric) == paired_mean(b, a, seed=0)
-        assert pair.change_p(metric) == sign_flip(b - a, seed=0)
-        assert (pair.change(METRICS["tau"]), pair.change_p(METRICS["tau"])) == (0.0, None)
-    data = [one["metrics"][metric.name] for one in changes_data(found, judge_changes(found.pairs))["pairs"]]
+    shown = compared(*runs, tmp_path)
+    data = shown.data["moved"]
+    assert {one["quantity"] for one in data} == {"cosine_distance"}
+    for a, b, one in zip(*runs, data, strict=True):
+        values = [row.per_image("cosine_distance") for row in (b, a)]
+        assert tuple(one["difference"].values()) == paired_mean(*values, seed=0)
+        assert one["p_value"] == sign_flip(np.subtract(*values), seed=0)
     assert [one["p_value_holm"] for one in data] == pytest.approx(holm([one["p_value"] for one in data]))
     assert data[0]["difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
-    [table] = tables(*runs)
-    assert [cell.mark for cell in table.cells("1 - cosine")] == ["*", "", ""]
-    other = only(
-        record(np.ones(40), **per_image("cosine_distance", then[0])), record(np.ones(40), dataset_revision="99")
-    )
-    assert other.change(metric) is other.change_p(metric) is None
+    table = shown.parts[-1]
+    assert [cell.mark for cell in table.cells("B - A")] == ["*", "", ""]
 
 
-def test_without_labels_only_fidelity_is_compared():
+def test_a_run_beside_itself_has_not_changed(tmp_path: Path):
     near = per_image("cosine_distance", np.linspace(0.01, 0.02, 10))
     unlabelled = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
-    rows = [record(**unlabelled, **near)]
-    [table] = tables(rows, rows)
-    assert table.cells("1 - cosine") == ["+0.0000 [+0.0000, +0.0000]"]
-    assert not any("top-1" in head.lower() for head in table.heads)
-
-
-def test_a_run_beside_itself_has_not_changed():
-    rows = [record(), record(B, seed=1), record(B, method="dense", model="clip_vit_s14", keep=1.0)]
-    found = pair_runs(rows, rows)
-    assert [(pair.a, pair.b) for pair in found.pairs] == [(row, row) for row in rows]
-    for pair in found.pairs:
-        assert (pair.conditions, pair.costs, pair.answers, pair.change_p(TOP1)) == ([], [], (0, 0), 1.0)
-        assert (pair.change(TOP1), pair.change(METRICS["tau"])) == ((0.0, 0.0, 0.0), 0.0)
+    rows = [record(), record(B, seed=1), record(dataset="photos", **unlabelled, **near)]
+    shown = compared(rows, rows, tmp_path)
+    assert shown.parts[2:] == ("3 rows are in both runs",)
+    assert shown.data["moved"] == shown.data["only_in_a"] == shown.data["only_in_b"] == []
 
 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (record(dataset_revision="99"), "dataset_revision '12ab34cd' in A, '99' in B"),
-        (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 in A, 4 in B"),
-        (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' in A, '{'cd' * 32}' in B"),
+        (record(dataset_revision="99"), "dataset_revision '12ab34cd' and '99'"),
+        (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 and 4"),
+        (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' and '{'cd' * 32}'"),
     ],
 )
 def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
-    pair = only(record(), other)
-    assert pair.other_images == reason
-    assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is pair.change(METRICS["tau"]) is None
+    found = pair(record(), other)
+    assert found.other_images == reason
+    assert found.change("top1") is found.change("tau") is None
+    assert [one.quantity for one in find_changes(found)] == ["images"]
 
 
 CONDITIONS = {
@@ -148,9 +124,9 @@ CONDITIONS = {
 
 @pytest.mark.parametrize(("name", "value"), CONDITIONS.items())
 def test_every_condition_that_differs_is_told(name: str, value: Any):
-    pair = only(record(), record(B, **{name: value}))
-    assert pair.conditions == [(name, part(record(), name), value)]
-    assert pair.change(TOP1) is not None
+    found = pair(record(), record(B, **{name: value}))
+    assert [one[:3] for one in found.conditions] == [(name, part(record(), name), value)]
+    assert found.change("top1") is not None
 
 
 @pytest.mark.parametrize(
@@ -162,59 +138,43 @@ def test_every_condition_that_differs_is_told(name: str, value: Any):
     ],
 )
 def test_counted_costs_must_be_equal_to_the_last_bit(name: str, value: Any):
-    assert only(record(), record(**{name: value})).costs == [(name, part(record(), name), value)]
-    assert only(record(**{name: None}), record()).costs == []  # not measured
+    found = list(pair(record(), record(**{name: value})).counted())
+    assert [one[:3] for one in found] == [(name, part(record(), name), value)]
+    assert list(pair(record(**{name: None}), record()).counted()) == []  # not measured
 
 
-def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
-    console = Console(width=width)
-    with console.capture() as captured:
-        for table in tables(a, b):
-            console.print(fit(table.forms(), width))
-    return captured.get()
-
-
-def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
+def test_conditions_settings_costs_and_rows_of_one_run_are_told(tmp_path: Path):
     evit = record(method="evit", model="clip_vit_s14_evit60")
     config = {"reduce_at": [3], "predictor": "34cd", "fuse": True}
     newer = [record(params=22_000_001, torch="2.14.0"), record(seed=1, torch="2.14.0", method_config=config)]
+    *lines, table = compared([record(), record(), record(seed=1), evit], newer, tmp_path).parts
     how = "16 shots, learned visual and text tokens (8), seed 0"
-    assert list(notes(pair_runs([record(), record(), record(seed=1), evit], newer))) == [
+    assert lines[2:] == [
         "2 rows are in both runs",
-        'conditions differ: torch "2.13.0" in A, "2.14.0" in B (every row)',
-        'conditions differ: method_config.predictor "12ab" in A, "34cd" in B (1 of 2 rows)',
-        "conditions differ: method_config.fuse (absent) in A, true in B (1 of 2 rows)",
-        f"clip_vit_s14_patchrank60.imgfocus_lit on birds test, {how}: "
-        "cost differs: params 22000000 in A, 22000001 in B",
+        "torch: 2.13.0 in A, 2.14.0 in B",
         f"only in A: clip_vit_s14_evit60.imgfocus_lit on birds test, {how}",
     ]
+    assert [row[1:] for row in table.rows] == [
+        ["params", "22000000", "22000001", "1"],
+        ["predictor", "12ab", "34cd", "–"],
+        ["fuse", "(absent)", "true", "–"],
+    ]
+    faster = record(torch="2.14.0", device="cuda:0")
+    assert compared([record(), record(seed=1)], [faster, record(seed=1)], tmp_path).parts[3:] == (
+        "torch: 2.13.0 in A, 2.14.0 in B (1 of 2 rows)",
+        "device: cpu in A, cuda:0 in B (1 of 2 rows)",
+        "latency isn't judged: another device (1 of 2 rows)",
+    )
 
 
 @pytest.mark.parametrize("hostile", ["x\x1b[2J", "[/]"])
-def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
-    rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
-    text = shown(rows, rows)
-    assert "\x1b" not in text
-    assert ("\x1b" in hostile) != (hostile in text)
-
-
-def flipped(lost: int, won: int, **changed: Any) -> tuple[Record, Record]:
-    truth = np.arange(400) < 200
-    right = truth.copy()
-    right[:lost], right[200 : 200 + won] = False, True
-    return record(truth, **changed), record(right, **changed)
-
-
-def test_rows_of_a_table_are_judged_together():
-    pairs = [flipped(14, 3, seed=0), flipped(14, 4, seed=1), flipped(60, 5, seed=2)]
-    found = pair_runs(*map(list, zip(*pairs, strict=True)))
-    alone = [pair.change_p(TOP1) for pair in found.pairs]
-    assert alone[2] < alone[0] < 0.05 / 2 < alone[1] < 0.05
-    [sheet] = tables(*map(list, zip(*pairs, strict=True)))
-    marks = [len(cell.mark) for cell in sheet.cells("Top-1, %")]
-    assert marks == [int(p <= 0.05) for p in holm(alone)] == [1, 1, 1]
-    [weak] = tables(*map(list, zip(pairs[1], flipped(14, 4, seed=3), strict=True)))
-    assert not any(cell.mark for cell in weak.cells("Top-1, %"))
+def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str, tmp_path: Path):
+    runs = [[record(dataset=hostile, method=hostile, method_config={hostile: own})] for own in (hostile, "")]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(fit(compared(*runs, tmp_path).parts[-1].forms(), 200))
+    assert "\x1b" not in captured.get()
+    assert ("\x1b" in hostile) != (hostile in captured.get())
 
 
 @pytest.mark.parametrize(
@@ -225,27 +185,20 @@ def test_rows_of_a_table_are_judged_together():
         *({"tuning": "probe", "prompt_tokens": None}, {"prompt_tokens": 4}, {"seed": 1}),
     ],
 )
-def test_another_row_is_no_partner(changed: dict[str, Any]):
-    a, b = record(), record(**changed)
-    found = pair_runs([a], [b])
-    assert found == ([], [a], [b])
-
-
-def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
-    full, half = record(), record(dtype="bfloat16")
-    short = record([True, False], dtype="bfloat16")
-    found = pair_runs([short, full, half], [half, full])
-    assert [(pair.a, pair.b) for pair in found.pairs] == [(full, full), (half, half)]
-    assert found.only_a == [short]
-    # The same images weigh more than the same precision.
-    assert pair_runs([short, full], [half]).pairs[0].a == full
+def test_another_row_is_no_partner_and_the_newest_of_a_row_is(changed: dict[str, Any], tmp_path: Path):
+    shown = compared([record()], [record(**changed)], tmp_path)
+    assert (shown.data["rows"], len(shown.data["only_in_a"]), len(shown.data["only_in_b"])) == (0, 1, 1)
+    assert compared([record(B), record()], [record()], tmp_path).data["moved"] == []
 
 
 def test_the_ends_are_the_furthest_that_both_intervals_allow():
-    a, b = (record(latency=(timed(8, *told),)) for told in ((9.0, 0.8, 0.72, 0.96), (1.0, 0.6, 0.54, 0.72)))
-    there, back = Change(a=a, b=b).latency[8], Change(a=b, b=a).latency[8]
-    assert there == pytest.approx((0.75, 0.54 / 0.96, 0.72 / 0.72))
-    assert back == pytest.approx((1 / there.estimate, 1 / there.high, 1 / there.low))
+    a, b = (record(latency=(timed(8, *told),)) for told in ((9.0, 0.8, 0.78, 0.86), (1.0, 0.6, 0.54, 0.72)))
+    there, back = ([*find_changes(own)][-1] for own in (pair(a, b), pair(b, a)))
+    assert there[:3] == ("time to dense, batch 8", 0.8, 0.6)
+    assert there.by == pytest.approx((-0.2, 0.54 - 0.86, 0.72 - 0.78))
+    assert back.by == pytest.approx((0.2, -there.by.high, -there.by.low))
+    wide = record(latency=(timed(8, 9.0, 0.8, 0.7, 0.86),))
+    assert all("time" not in one.quantity for one in find_changes(pair(wide, b)))  # the intervals meet
 
 
 @pytest.fixture
@@ -268,8 +221,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
     assert main(["compare", "a", "b/records.jsonl"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith("A: a\nB: b/records.jsonl\n11 rows are in both runs\n")
-    assert "+0.0 [+0.0, +0.0]" in out
+    assert out.startswith("A: a\nB: b/records.jsonl\n11 rows are in both runs\ntorch: ")
     assert sorted(runs.rglob("*")) == before
 
 

@@ -13,7 +13,7 @@ from by_hand import part, per_image, replace
 from harness.records.metrics import Measured
 from harness.records.record import Record, read_run
 from harness.records.statistics import holm, sign_flip
-from harness.report.charts import Plot, draw, encode, render
+from harness.report.charts import Plot, draw, render
 from harness.report.groups import group_records
 from harness.report.highlights import headline, plots_of, standings
 
@@ -52,7 +52,7 @@ def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: A
     [text] = headline(standings(group_records(records)))
     assert text.startswith("At 50 % of dense's multiply-adds, tome stays nearest to dense on photos and emoji (")
     value = {
-        r.method: "{:.4f} [{:.4f}, {:.4f}]".format(*r.interval(DISTANCE))
+        r.method: "{:.4f} [{:.4f}, {:.4f}]".format(*r.metrics[DISTANCE].interval)
         for r in records
         if r.dataset == "photos"
         if r.method != "dense"
@@ -110,8 +110,8 @@ def test_drawings_have_their_words_and_plain_numbers(plots):
     assert "mathdefault" not in words
     for chart in fidelity:
         assert all(name in words for name in chart.series)
-    svg = encode(draw(accuracy[:1], small=True), "svg")
-    texts = [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    svg = ET.fromstring(render(accuracy[:1]))
+    texts = [element.text or "" for element in svg.iter() if element.tag.endswith("text")]
     assert {"30 %", "60 %"} <= set(texts)
     assert render(accuracy[:1], form="png").startswith(b"\x89PNG")
 
@@ -121,8 +121,8 @@ def test_random_pruning_stretches_no_axis(committed: list[Record]):
 
     def ticks(records: list[Record]) -> set[str]:
         [plot] = [plot for plot in plots_of(group_records(records)) if plot.name == "accuracy_gflops"]
-        svg = encode(draw(plot.charts[:1], small=True), "svg")
-        words = {element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")}
+        svg = ET.fromstring(render(plot.charts[:1]))
+        words = {element.text or "" for element in svg.iter() if element.tag.endswith("text")}
         return {word for word in words if re.fullmatch("\u2212\\d+", word)}
 
     lost = Measured(mean=-0.9, low=-0.95, high=-0.8)

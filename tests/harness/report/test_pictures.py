@@ -1,30 +1,23 @@
-"""The painter of patches, panel by panel, and galleries beside records."""
+"""The painter of patches, panel by panel."""
 
 import io
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import replace
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.records.record import Record
 from harness.report.pictures import (
     BORDER,
     DIM,
-    PatchRow,
     PatchSheet,
     dim,
     draw,
-    gallery_name,
     heat_panel,
     image_panel,
     panel,
     ranks,
-    read_galleries,
     token_panel,
 )
 
@@ -96,34 +89,17 @@ def test_dropped_patches_are_told_from_white_and_from_black_images(ground: float
 
 
 def test_a_sheet_is_a_picture_of_any_names_the_same_bytes_every_time(view: View):
-    ranked = PatchRow(name="猫 $x_1$ " + "name" * 20, label="boot", view=view, importance={"rank": np.arange(24.0)})
-    kept = PatchRow(name="red.png", label="", view=view, tokens={"kept": np.arange(CELLS)})
-    assert (panel(ranked, "rank", GRID, SIZE) == heat_panel(view, np.arange(24.0), GRID, SIZE)).all()
-    assert (panel(kept, "kept", GRID, SIZE) == token_panel(view, np.arange(24), GRID, SIZE)).all()
-    assert panel(kept, "rank", GRID, SIZE) is None
-    columns = {"rank": "golden\nlabel", "kept": "kept"}
-    sheet = PatchSheet(rows=[ranked, kept], grid=GRID, columns=columns, notes=["words " * 60])
+    names = ["猫 $x_1$ " + "name" * 20, "red.png"]
+    sheet = PatchSheet(names=names, labels=["boot", ""], views=np.stack([view] * 2), grid=GRID)
+    sheet.columns |= {"rank": "golden\nlabel", "kept": "kept"}
+    sheet.importance["rank"] = {0: np.arange(24.0)}
+    sheet.tokens["kept"] = {1: np.arange(CELLS)}
+    sheet.notes.append("words " * 60)
+    assert (panel(sheet, 0, "rank", SIZE) == heat_panel(view, np.arange(24.0), GRID, SIZE)).all()
+    assert (panel(sheet, 1, "kept", SIZE) == token_panel(view, np.arange(24), GRID, SIZE)).all()
+    assert panel(sheet, 1, "rank", SIZE) is None
     drawn = draw(sheet)
     assert draw(sheet) == drawn
-    large, small = (Image.open(io.BytesIO(each)).size for each in (drawn, draw(sheet, "jpg", scale=0.5)))
+    large, small = (Image.open(io.BytesIO(each)).size for each in (drawn, draw(sheet, scale=0.5)))
     assert 1000 < large[0] < 2100
     assert small[0] == pytest.approx(large[0] / 2, rel=0.05)
-
-
-def test_galleries_are_those_of_the_records_and_a_damaged_one_is_named(dense: Record, tmp_path: Path):
-    without = replace(dense, dataset="photos", shots=0, tuning=None, top1=None, top1_low=None, top1_high=None)
-    unlike = replace(dense, seed=1)
-    assert len({gallery_name(record) for record in (dense, without, unlike)}) == 3
-    assert gallery_name(replace(dense, method="evit", keep=0.5, model=f"{dense.model}_evit50")) == gallery_name(dense)
-    for folder, record, words in (("a", dense, "older"), ("a", without, "photos"), ("b", dense, "newer")):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{gallery_name(record)}.jpg", comment=words)
-    runs = [tmp_path / "a", tmp_path / "b" / "records.jsonl"]
-    (tmp_path / "b" / "records.jsonl").touch()
-    found = read_galleries(runs, [dense, without, unlike])
-    assert [one.alt for one in found] == ["photos", "newer"]  # images without labels first
-    assert found[1].title == "fashion test, read by studies, 16 shots, linear probe, clip_vit_s14.saliency"
-    file = tmp_path / "a" / f"{gallery_name(without)}.jpg"
-    file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(ValueError, match=re.escape(file.name)):
-        read_galleries(runs, [dense, without])

@@ -13,13 +13,12 @@ from by_hand import per_image, replace
 from rich.console import Console
 from scipy import stats
 
-from harness.apps.movements import Tolerances, find_movements
 from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
-from harness.report.changes import changes_table, judge_changes, pair_runs
+from harness.report.changes import Pair, Tolerances, find_changes, find_movements
 from harness.report.folder import page
 from harness.report.groups import group_records, sections
 from harness.report.highlights import plots_of
@@ -196,7 +195,7 @@ def sharpness() -> Iterator[Callable[..., Record]]:
     known = dict(METRICS)
 
     @metric(
-        "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4, change="+.1%",
+        "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4,
         plotted="sharpness",
     )  # fmt: skip
     def _sharpness(sample: Sample) -> np.ndarray:
@@ -232,8 +231,8 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
 
 def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..., Record]):
     then, now = sharpness(FULL, 0.25), sharpness(FULL, 0.1875)
-    [group] = judge_changes(pair_runs([then], [now]).pairs)
-    assert changes_table(group).cells("Sharpness, %")[0].startswith("-6.2 [")
+    one = next(one for one in find_changes(Pair(then=then, now=now)) if one.quantity == "sharpness")
+    assert (one.quantity, one.by.estimate) == ("sharpness", pytest.approx(-0.0625))
     [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
     assert list(find_movements(then, then, Tolerances())) == []

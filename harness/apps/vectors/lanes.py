@@ -1,0 +1,205 @@
+"""Batches of pictures on their way to a device and back, one copied while the tower computes another."""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip import transform as open_clip_transforms
+from timm.data import transforms as timm_transforms
+from torch import Tensor
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from harness.apps.vectors.decode import DecodedChunk, Item, Transform, stack
+from harness.measure.timing import capture, is_refusal
+
+LANES = 2  # batches on their way at a time; results are fetched when all lanes are taken, one batch late
+TO_TENSOR = (ToTensor, timm_transforms.MaybeToTensor, open_clip_transforms.MaybeToTensor)
+Forward = Callable[[Tensor], Any]  # from pictures on the device to features (n, D) float32 there
+Finish = Callable[[Tensor], NDArray[np.float32]]  # from features here to vectors in memory of their own
+
+
+class Scaling(NamedTuple):
+    """How bytes become a tower's pixels, by float32 tensors on its device: divided, less a mean, divided again."""
+
+    full: Tensor  # (), 255; by a number CUDA multiplies with its inverse, whose last bit differs
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Map uint8 (n, H, W, C) to float32 (n, C, H, W), with the bits of `ToTensor` and `Normalize`."""
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return images.div_(self.full).sub_(self.mean).div_(self.std)
+
+
+def split_preprocessing(preprocess: Any, device: str) -> tuple[Transform, Scaling | None]:
+    """Part what is done with each picture from what the device does with a batch.
+
+    Returns:
+        What makes a PIL picture of the tower's size, whose bytes are uint8 (H, W, C), and how the device scales them;
+        all of a preprocessing that doesn't end with `ToTensor` and `Normalize`, to float32 (C, H, W), and None.
+    """
+    steps = list(getattr(preprocess, "transforms", ()))
+    if len(steps) < 2 or type(steps[-2]) not in TO_TENSOR or type(steps[-1]) is not Normalize:
+        return preprocess, None
+    mean, std = (torch.as_tensor(each, dtype=torch.float32) for each in (steps[-1].mean, steps[-1].std))
+    parts = (torch.tensor(255.0), mean.view(-1, 1, 1), std.view(-1, 1, 1))
+    return Compose(steps[:-2]), Scaling(*(part.to(device) for part in parts))
+
+
+class Moment:
+    """What stands for an event on a device that has done its work when a call returns."""
+
+    def record(self) -> None:
+        """Note the time."""
+        self.seconds = time.perf_counter()
+
+    def wait(self) -> None:
+        """Nothing is left to wait for."""
+
+    synchronize = wait
+
+    def elapsed_time(self, later: "Moment") -> float:
+        """Return the milliseconds until a later one."""
+        return 1000 * (later.seconds - self.seconds)
+
+
+def capture_graph(forward: Forward, pixels: Tensor) -> Forward | None:
+    """Capture the tower as a CUDA graph for batches like this one; warn and return None where it can't be."""
+    try:
+        return capture(forward, pixels)
+    except RuntimeError as error:
+        if not is_refusal(error):
+            raise
+        warnings.warn(f"the tower runs without a CUDA graph: {error}", stacklevel=2)
+        return None
+
+
+class Route(NamedTuple):
+    """How batches reach a device; by default in turn, as on a CPU, where all is done when a call returns."""
+
+    there: Callable[[Tensor], Tensor]  # as much memory on the device as some here takes
+    host: Callable[..., Tensor] = torch.empty
+    overlaps: bool = False  # copies run beside the tower
+    event: Callable[[], Any] = Moment
+    current: Callable[[], AbstractContextManager[Any]] = nullcontext  # makes the device the current one
+    aside: Callable[[], AbstractContextManager[Any]] = nullcontext  # launches on a stream beside the tower's
+    graph: Callable[[Forward, Tensor], Forward | None] | None = None  # captures the tower, for batches of one size
+
+    @classmethod
+    def to(cls, device: torch.device) -> "Route":
+        """Return the route to a device; to CUDA's from pinned memory by a stream of its own, and as a CUDA graph."""
+        if device.type != "cuda":
+            return cls(lambda host: host.to(device))
+        current = partial(torch.cuda.device, device)
+        with current():
+            stream = torch.cuda.Stream()
+        return cls(
+            there=partial(torch.empty_like, device=device),
+            host=partial(torch.empty, pin_memory=True),
+            overlaps=True,
+            event=partial(torch.cuda.Event, enable_timing=True, blocking=True),
+            current=current,
+            aside=partial(torch.cuda.stream, stream),
+            graph=capture_graph,
+        )
+
+
+class Lane:
+    """Memory for one batch on its way there and back, and events that tell how far it is."""
+
+    def __init__(self, route: Route, batch: int, like: NDArray[Any], width: int) -> None:
+        dtype = torch.uint8 if like.dtype == np.uint8 else torch.float32
+        self.pixels = route.host(batch, *like.shape, dtype=dtype)
+        self.there = route.there(self.pixels)
+        self.features = route.host(batch, width, dtype=torch.float32)
+        self.sent, self.copied, self.begun, self.done = (route.event() for _ in range(4))
+
+
+class EmbeddedBatch(NamedTuple):
+    """What came of some pictures or texts, one vector (n, D) each unless none can be embedded, and seconds by name."""
+
+    items: list[Item]  # without pixels
+    vectors: NDArray[np.float32] | None
+    seconds: dict[str, float]
+
+
+class LaneRing:
+    """Sends batches through a tower. Memory for them is taken with the first one.
+
+    Where the tower runs as a CUDA graph, smaller batches are filled up to ``batch`` pictures.
+    """
+
+    def __init__(self, forward: Forward, finish: Finish, route: Route, *, batch: int, width: int) -> None:
+        self._forward, self._finish, self._route = forward, finish, route
+        self._batch, self._width = batch, width
+        self._lanes = deque[Lane]()
+        self._static = False
+
+    def run(self, batches: Iterable[DecodedChunk]) -> Iterator[EmbeddedBatch]:
+        """Yield what comes of each batch, in order, when the next one is on its way.
+
+        Seconds are ``decoding_s`` of the batch, ``copying_s`` on the way there, and ``model_s`` with the way back.
+        """
+        sent = deque[tuple[EmbeddedBatch, Lane | None]]()
+        for batch in batches:
+            sent.append(self._send(batch))
+            if len(sent) == LANES:
+                yield self._fetch(*sent.popleft())
+        for each in sent:
+            yield self._fetch(*each)
+
+    @torch.inference_mode()
+    def _send(self, batch: DecodedChunk) -> tuple[EmbeddedBatch, Lane | None]:
+        items = [item._replace(pixels=None) for item in batch.items]
+        known = EmbeddedBatch(items, None, {"decoding_s": batch.seconds})
+        some = next((item.pixels for item in batch.items if item.pixels is not None), None)
+        if some is None:
+            return known, None
+        with self._route.current():
+            if not self._lanes:
+                self._prepare(some)
+            self._lanes.rotate()
+            lane, count, begin = self._lanes[0], len(items), time.perf_counter()
+            stack(batch.items, lane.pixels[:count].numpy())
+            size = self._batch if self._static else count
+            lane.pixels[count:size] = 0
+            known.seconds["copying_s"] = time.perf_counter() - begin
+            self._launch(lane, size)
+        return known, lane
+
+    def _prepare(self, like: NDArray[Any]) -> None:
+        self._lanes.extend(Lane(self._route, self._batch, like, self._width) for _ in range(LANES))
+        there = self._lanes[0].there.zero_()
+        if self._route.graph is not None and (graph := self._route.graph(self._forward, there)) is not None:
+            self._forward, self._static = graph, True
+        for lane in self._lanes:  # whatever used this memory before has ended
+            lane.done.record()
+            lane.done.synchronize()
+
+    def _launch(self, lane: Lane, size: int) -> None:
+        """Start the copy there, the tower and the copy back; the lane's batch before has been fetched."""
+        at_once = self._route.overlaps
+        with self._route.aside():
+            lane.sent.record()
+            if lane.there is not lane.pixels:
+                lane.there[:size].copy_(lane.pixels[:size], non_blocking=at_once)
+            lane.copied.record()
+        lane.copied.wait()
+        lane.begun.record()
+        lane.features[:size].copy_(self._forward(lane.there[:size]), non_blocking=at_once)
+        lane.done.record()
+
+    def _fetch(self, known: EmbeddedBatch, lane: Lane | None) -> EmbeddedBatch:
+        if lane is None:
+            return known
+        lane.done.synchronize()
+        known.seconds["copying_s"] += lane.sent.elapsed_time(lane.copied) / 1000
+        known.seconds["model_s"] = lane.begun.elapsed_time(lane.done) / 1000
+        return known._replace(vectors=self._finish(lane.features[: len(known.items)]))

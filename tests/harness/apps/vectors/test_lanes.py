@@ -1,0 +1,165 @@
+"""Batches on their way: the bits that arrive, padding, and streams that wait for one another, seen without a GPU."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from harness.apps.vectors import lanes
+from harness.apps.vectors.decode import DecodedChunk, Item
+from harness.apps.vectors.lanes import LaneRing, Route, split_preprocessing
+
+CPU = Route.to(torch.device("cpu"))
+BATCHES = [[0, 1, 2, 3], [4, None, 6, 7], [None, None], [8, 9], [10, 11, 12, 13], [14]]  # pictures; None: unreadable
+
+
+@pytest.mark.parametrize("preprocess", [
+    create_transform((3, 20, 20), is_training=False, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28)),
+    image_transform_v2(PreprocessCfg(size=20), is_train=False),
+])  # fmt: skip
+def test_bytes_scaled_as_a_batch_are_what_preprocessing_makes_of_each_picture(preprocess: Any):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(each) for each in noise]
+    transform, scaling = split_preprocessing(preprocess, "cpu")
+    sent = torch.from_numpy(np.stack([np.asarray(transform(each)) for each in pictures]))
+    assert (sent.dtype, sent.shape) == (torch.uint8, (3, 20, 20, 3))
+    wanted = torch.stack([preprocess(each) for each in pictures])
+    assert torch.equal(scaling.apply(sent), wanted)
+    assert scaling.apply(sent).is_contiguous()
+    assert split_preprocessing(preprocess.transforms[0], "cpu") == (preprocess.transforms[0], None)  # anything else
+
+
+def picture(number: int | None) -> Item:
+    if number is None:
+        return Item("bad", wrong="broken")
+    return Item(str(number), np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8))
+
+
+def forward(sizes: list[int], pixels: Tensor) -> Tensor:
+    sizes.append(len(pixels))
+    return pixels.flatten(1).float().cumsum(dim=1)[:, -5:]
+
+
+def run(route: Route, sizes: list[int]) -> list[lanes.EmbeddedBatch]:
+    batches = [DecodedChunk([picture(number) for number in batch], 1.0) for batch in BATCHES]
+    ring = LaneRing(partial(forward, sizes), lambda features: features.numpy().copy(), route, batch=4, width=5)
+    return list(ring.run(batches))
+
+
+def check(found: list[lanes.EmbeddedBatch]) -> None:
+    assert [len(batch.items) for batch in found] == [len(batch) for batch in BATCHES]
+    assert not any(item.pixels is not None for batch in found for item in batch.items)
+    assert found[2].vectors is None
+    for numbers, batch in zip(BATCHES, found, strict=True):
+        for place, number in enumerate(numbers):
+            if number is not None:
+                own = forward([], torch.from_numpy(picture(number).pixels)[None])[0]
+                assert np.array_equal(batch.vectors[place], own)
+
+
+def test_batches_come_back_in_order_and_a_graph_gets_them_filled_up():
+    sizes = list[int]()
+    check(run(CPU, sizes))
+    assert sizes == [4, 4, 2, 4, 1]
+    sizes.clear()
+    check(run(CPU._replace(graph=lambda call, pixels: call), sizes))
+    assert sizes == [4, 4, 4, 4, 4]
+
+
+class Streams(TorchDispatchMode):
+    """A host and two streams by vector clocks: an access that need not come after one it conflicts with is a race."""
+
+    def __init__(self, broken: str = "") -> None:
+        super().__init__()
+        self.broken, self.current = broken, "tower's"
+        self.clocks = {name: Counter[str]() for name in ("host", "tower's", "aside")}
+        self.accesses, self.there, self.kept = dict[int, list[tuple[str, int, bool]]](), set[int](), list[Tensor]()
+
+    def route(self) -> Route:
+        return Route(self.allocate, overlaps=True, event=partial(Event, self), aside=self.aside)
+
+    def allocate(self, host: Tensor) -> Tensor:
+        self.kept.append(torch.empty_like(host))
+        self.there.add(self.kept[-1].data_ptr())
+        return self.kept[-1]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.current = "aside"
+        yield
+        self.current = "tower's"
+
+    def launch(self, who: str) -> Counter[str]:
+        self.clocks[who] |= self.clocks["host"]  # the most of each: what is launched comes after what the host did
+        self.clocks[who][who] += 1
+        return self.clocks[who]
+
+    def access(self, who: str, place: int, writes: bool) -> None:
+        known = self.accesses.setdefault(place, [])
+        for other, tick, wrote in known:
+            assert not (writes or wrote) or self.clocks[who][other] >= tick, f"a race of {who} with {other}"
+        known.append((who, self.clocks[who][who], writes))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), out))
+        self.kept += made  # so that no address comes twice
+        there = any(x.untyped_storage().data_ptr() in self.there for x in given)
+        if there:
+            self.there |= {x.untyped_storage().data_ptr() for x in made}
+        if not func.is_view:
+            who = self.current if there else "host"
+            self.launch(who)
+            writes = {x.untyped_storage().data_ptr() for x in made}
+            for place in {x.untyped_storage().data_ptr() for x in given} | writes:
+                self.access(who, place, place in writes)
+        return out
+
+
+class Event:
+    def __init__(self, streams: Streams) -> None:
+        self.streams, self.clock = streams, Counter[str]()
+
+    def record(self) -> None:
+        self.clock = self.streams.launch(self.streams.current).copy()
+
+    def wait(self) -> None:
+        if self.streams.broken != "wait":
+            self.streams.clocks[self.streams.current] |= self.clock
+
+    def synchronize(self) -> None:
+        if self.streams.broken != "synchronize":
+            self.streams.clocks["host"] |= self.clock
+
+    def elapsed_time(self, later: "Event") -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("broken", ["", "wait", "synchronize"])
+def test_no_stream_reads_what_another_still_writes(broken: str, monkeypatch: pytest.MonkeyPatch):
+    streams, stack = Streams(broken), lanes.stack
+
+    def noted(items: list[Item], out: np.ndarray) -> None:
+        streams.launch("host")
+        streams.access("host", out.ctypes.data, writes=True)
+        stack(items, out)
+
+    monkeypatch.setattr(lanes, "stack", noted)
+    with streams:
+        if broken:
+            with pytest.raises(AssertionError, match="a race of"):
+                run(streams.route(), [])
+            return
+        found = run(streams.route(), [])
+    check(found)
