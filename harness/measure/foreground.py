@@ -51,12 +51,10 @@ def fit_probes(train: Patches, val: Patches, dense: str) -> Probes:
         grams[key] = grams.get(key, 0) + (x.T @ x).double()
         moments[key] = moments.get(key, 0) + (x.T @ y).double()
     candidates = {key: _solve(gram, moments[key]).float() for key, gram in grams.items()}
-    sums = dict.fromkeys(candidates, 0.0)
+    sums = {key: torch.zeros(own.shape[1], device=own.device) for key, own in candidates.items()}
     for key, features, truth in val:
         sums[key] = sums[key] + iou(with_ones(features) @ candidates[key] > 0, truth).nansum(dim=0)
-    return Probes(
-        weights={key: own[:, torch.as_tensor(sums[key]).argmax()] for key, own in candidates.items()}, dense=dense
-    )
+    return Probes(weights={key: own[:, sums[key].argmax()] for key, own in candidates.items()}, dense=dense)
 
 
 def _solve(gram: Tensor, moment: Tensor) -> Tensor:

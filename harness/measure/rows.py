@@ -310,7 +310,8 @@ def patch_features(vit: Host, tokens: Tokens) -> Tensor:
 
 def true_foreground(examples: Sequence[Example], preprocess: Any, grid: tuple[int, int]) -> Tensor:
     """Return which patches are at least half foreground by the images' masks, as a model sees them, (B, N) bool."""
-    masks = [Image.fromarray(example.mask).convert("RGB") for example in examples]
+    masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
+    assert len(masks) == len(examples)
     seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
     return F.adaptive_avg_pool2d(seen[:, 0], grid).flatten(1) >= 0.5
 

@@ -46,8 +46,10 @@ _METRICS = {
     "iou_to_first": METRICS["foreground_iou"], "own_iou_to_first": METRICS["foreground_iou_own"],
 }  # fmt: skip
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = ("top1", "gflops", "cosine_distance", "tau", "match_at_k", "patch_distance")
-_MEANS += ("foreground_iou", "foreground_iou_own")
+_MEANS = (
+    *("top1", "gflops", "cosine_distance", "tau", "match_at_k"),
+    *("patch_distance", "foreground_iou", "foreground_iou_own"),
+)
 # Columns that narrower terminals do without.
 _FORMS = dict.fromkeys(("GFLOPs", "over seeds", "tau", "match@k (chance)", *list(DIFFERENCES.values())[3:]), FORMS[:1])
 _FORMS |= dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])

@@ -79,7 +79,7 @@ def reduce(
         if not hasattr(reduced, "unmerge"):
             name = type(model).__name__
             raise ValueError(f"unmerge=True: {name} has forward_intermediates for it; expected a tower of transformers")
-        reduced.unmerge = True
+        reduced.__dict__["unmerge"] = True
     if method is not None:
         like = next(reduced.block_modules[0].parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
