@@ -390,7 +390,7 @@ class Embedder:
 
     def __init__(self, job: EmbedJob) -> None:
         """Load the tower; refuse what can't be done."""
-        self.job = job = dataclasses.replace(job, setup=_absolute(job.setup), out=job.out.absolute())
+        self.job = job = dataclasses.replace(job, setup=job.setup.absolute(), out=job.out.absolute())
         self.encoder = encoder = Encoder(job.setup, random_weights=job.random_weights, device=job.device)
         setup = {name: getattr(job.setup, name) for name in SETUP}
         same = ("weights", "reducer", "preprocessing", "optimised", "width")
@@ -514,16 +514,3 @@ def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:
     embedder = Embedder(job)
     require_same(embedder.provenance.differences(wanted))
     return embedder.make
-
-
-def _absolute(setup: Setup) -> Setup:
-    """Return a setup whose files are found from every folder."""
-    kind, colon, place = setup.model.partition(":")
-    arch, slash, file = place.partition("/")
-    model = setup.model
-    if kind in ("local-dir", "transformers") and colon:
-        model = f"{kind}:{Path(place).absolute()}"
-    elif kind == "open_clip" and slash and Path(file).is_file():
-        model = f"{kind}:{arch}/{Path(file).absolute()}"
-    recovery = None if setup.recovery is None else str(Path(setup.recovery).absolute())
-    return dataclasses.replace(setup, model=model, recovery=recovery)
