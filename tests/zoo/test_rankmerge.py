@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
 from zoo.core import attention
@@ -155,35 +154,6 @@ def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
     assert torch.equal(again.mass, merged.mass.sum(dim=1, keepdim=True))
     assert torch.allclose(again.size_bias()[0, 0, 0, 1:].exp(), again.mass)
     assert torch.allclose(merged.mean(merged.x), x.mean(dim=1), atol=1e-6)
-
-
-def by_size(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Random queries, keys and values with the log of sizes, and what float64 makes of them."""
-    parts = [3 * torch.randn(2, 3, 9, 20).to(dtype) for _ in range(3)]
-    size = torch.randint(1, 200, (2, 1, 1, 9))
-    query, key, value = (part.double() for part in parts)
-    weights = size * (query @ key.transpose(2, 3) / 20**0.5).exp()
-    return [*parts, size.log()], weights @ value / weights.sum(dim=-1, keepdim=True)
-
-
-# Of the values' scale; bfloat16 rounds weights and results to 8 bits in both forms.
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
-def test_channels_attend_as_a_mask_does(dtype: torch.dtype, most: float):
-    parts, wanted = by_size(dtype)
-    for form in (attention.attend, attention.attend_by_channels):
-        found = form(*parts)
-        assert found.dtype == dtype
-        assert (found.double() - wanted).abs().max() < most
-
-
-@pytest.mark.cuda
-def test_a_flash_kernel_takes_channels():
-    parts, wanted = by_size(torch.bfloat16)
-    on_device = [part.cuda() for part in parts]
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        found = attention.attend_by_channels(*on_device)
-    for one in (found, attention.attend(*on_device)):  # the latter chooses
-        assert (one.cpu().double() - wanted).abs().max() < 0.06
 
 
 def test_towers_attend_by_channels_or_by_a_mask_of_the_queries_dtype(

@@ -296,18 +296,6 @@ def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, m
     assert len(read_latencies(file)) == 2
 
 
-@pytest.mark.cuda
-@pytest.mark.slow
-def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path):
-    argv = "latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
-    ways = "--ways eager compile cuda-graphs --dtypes float16"
-    assert main([*argv.split(), *ways.split(), "--output", str(tmp_path)]) == 0
-    for record in read_latencies(tmp_path / "latency.jsonl"):
-        assert record.failed is None
-        assert record.stopwatch == "CUDA events"
-        assert record.peak_mib is not None
-
-
 @pytest.mark.usefixtures("benchmark")
 def test_larger_images_are_timed_as_well(tmp_path, capsys):
     argv = [*RANDOM.split(), "--output", str(tmp_path), "--image-sizes"]
