@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -156,6 +157,15 @@ def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
     assert torch.allclose(merged.mean(merged.x), x.mean(dim=1), atol=1e-6)
 
 
+def test_a_mask_on_a_gpu_has_the_queries_dtype_and_rows_that_begin_at_multiples_of_8():
+    for count in (9, 16, 197):
+        bias = torch.randn(2, 1, 1, count)
+        mask = attention.as_mask(bias, Mock(dtype=torch.bfloat16, is_cuda=True))
+        assert torch.equal(mask, bias.bfloat16())
+        assert [step % 8 for step in mask.stride()[:3]] == [0, 0, 0]
+        assert attention.as_mask(bias, bias) is bias  # on a CPU nothing is copied
+
+
 def test_towers_attend_by_channels_or_by_a_mask_of_the_queries_dtype(
     tower: zoo.ReducedViT, images: Tensor, monkeypatch
 ):
@@ -171,7 +181,8 @@ def test_towers_attend_by_channels_or_by_a_mask_of_the_queries_dtype(
     towers = (model, zoo.optimize(model))
     wanted = [one(images) for one in towers]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(images)
+        low = model(images)
+    assert F.cosine_similarity(low, wanted[0]).min() > 0.99
     assert {mask and mask[0] == mask[1] for mask in masks} == {None, True}
     assert (torch.bfloat16, torch.bfloat16) in masks
     monkeypatch.setattr(attention, "_prefers_channels", lambda *_: True)
