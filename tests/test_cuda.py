@@ -197,18 +197,34 @@ def test_exported_models_in_onnx_runtime(provider: str, method: str, tiny: Build
     assert timing.deviations(torch.cat(found), vit(images)).max() < 1e-3
 
 
-@pytest.mark.parametrize(("device", "how"), [
-    pytest.param("cpu", "--ways eager --batches 1 --rounds 6 --seconds 0", marks=pytest.mark.slow),
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "how", "server"), [
+    ("cpu", "--ways eager --batches 1 --rounds 6 --seconds 0", "--rate 5 --batches 2"),
     pytest.param("cuda", "--ways eager compile cuda-graphs --batches 1 32 --dtypes float16",
-                 marks=[pytest.mark.cuda, pytest.mark.slow]),
+                 "--rate 500 --batches 32 --dtypes float16 --ways eager cuda-graphs", marks=pytest.mark.cuda),
 ])  # fmt: skip
-def test_latency_times_the_embedded_model_in_every_way_of_the_device(device: str, how: str, tmp_path: Path):
-    words = f"latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device {device} {how}"
-    assert main([*words.split(), "--output", str(tmp_path)]) == 0
+def test_latency_times_the_embedded_model_in_every_way_of_the_device(
+    device: str, how: str, server: str, tmp_path: Path
+):
+    words = [
+        "latency",
+        "--model",
+        "clip_vit_s14_patchrank60",
+        "clip_vit_s14_tome60",
+        "--device",
+        device,
+        "--output",
+        str(tmp_path),
+    ]
+    assert main([*words, *how.split()]) == 0
     for record in read_latencies(tmp_path / "latency.jsonl"):
         assert record.failed is None
         assert record.stopwatch == timing.stopwatch(torch.device(device), 1).name
         assert record.peak_mib is not None
+        assert len(record.attention) == 1
+        assert (record.machine.cudnn_benchmark is None) == (device == "cpu")
+    assert main([*words, "--scenario", "server", "--rounds", "6", *server.split()]) == 0
+    assert all(record.failed is None for record in read_latencies(tmp_path / "latency.jsonl"))
 
 
 @both

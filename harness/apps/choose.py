@@ -10,17 +10,15 @@ Lehmacher, 1995): a setup that misses the bounds is certified no more often than
 
 import copy
 import dataclasses
-import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from harness import git_commit
@@ -45,17 +43,13 @@ from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
-from zoo.loading.learned_files import ScheduleFile, dataset_names
+from zoo.loading.learned_files import dataset_names
 from zoo.loading.predictor_file import PredictorFile, find_predictor
-from zoo.loading.recovery_file import RecoveryFile
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
-SPARSE = 12  # keep rates from one that is timed to the next, for a bound on time
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
-SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
-PARTS = (1, 0.9, 0.8)  # of that time, at which two setups each are tried: the first may miss it when timed again
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
     OVERLAP: "neighbour overlap",
@@ -66,22 +60,12 @@ WORDS = {  # what metrics are called, as columns
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 
 
-def require_candidate(method: str, source: str) -> None:
-    """Refuse an unknown method, and one that is only a control, with a ValueError that names its source."""
-    allowed = sorted(METHODS.keys() - CONTROLS)
-    if method not in allowed:
-        control = " is a control to compare methods with" if method in CONTROLS else ""
-        raise ValueError(f"{source} {method!r}{control}: {expected(method, allowed)}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChooseConfig:
     """What to choose from, and how."""
 
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
     dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
-    schedules: tuple[Path, ...] = ()  # files, each stretched over keep rates
-    recoveries: tuple[Path, ...] = ()  # files, each at its own keep rate
     search: int = 64  # pictures to search by
     held_out: int = 256  # other pictures, that decide
     batch: int = Plan.match_batch  # images per call, where time is measured
@@ -91,8 +75,11 @@ class ChooseConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        allowed = sorted(METHODS.keys() - CONTROLS)
         for method in self.methods:
-            require_candidate(method, "--methods")
+            if method not in allowed:
+                control = " is a control to compare methods with" if method in CONTROLS else ""
+                raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
@@ -106,25 +93,23 @@ class Candidate(NamedTuple):
     method: str | None
     dtype: str
     keep: float
-    file: str = ""  # of a schedule or a recovery
-    trained: bool = False  # by the recovery
     rule: tuple[tuple[str, Any], ...] = ()  # options of another rule for reduction points than the method's default
 
     @property
     def rates(self) -> list["Candidate"]:
         """The same at all keep rates that are tried, ascending."""
-        return [self] if self.method is None or self.trained else [self._replace(keep=keep) for keep in RATES]
+        return [self] if self.method is None else [self._replace(keep=keep) for keep in RATES]
 
     @property
     def name(self) -> str:
-        """The method with its keep rate and its file's name."""
+        """The method with its keep rate and the rule for its reduction points."""
         if self.method is None:
             return DENSE
-        words = [Path(self.file).name] if self.file else [f"{name}={value}" for name, value in self.rule]
+        words = [f"{name}={value}" for name, value in self.rule]
         return f"{self.method} {100 * self.keep:.0f}" + (f" with {', '.join(words)}" if words else "")
 
     def __str__(self) -> str:
-        return f"{self.name} in {self.dtype} {self.file}".rstrip()
+        return f"{self.name} in {self.dtype}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +148,6 @@ class Lab:
             if why:
                 say(f"models in {dtype} run as they are: {why}")
         self.dense = [Candidate(None, dtype, 1.0) for dtype in self.served]
-        self.files: dict[str, Any] = {str(path): ScheduleFile.read(path) for path in config.schedules}
-        self.files |= {str(path): RecoveryFile.read(path) for path in config.recoveries}
-        for path, file in self.files.items():
-            require_candidate(file.method, f"{path!r} of method")
-            if isinstance(file, ScheduleFile) and file.keep == 1:
-                raise ValueError(f"schedule {path!r} keeps every patch token: search another one")
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.reductions = self._find_reductions()
         self.predictors = sorted(
@@ -180,7 +159,7 @@ class Lab:
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
         identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
         identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
-        identity += [digest(path) for path in [*map(Path, self.files), *self.predictors]]
+        identity += [digest(path) for path in self.predictors]
         self._path, known = cached_json("choices", *identity)
         # Values on the pictures of each name, by candidate.
         blank = dict[str, dict[str, Any]](search={}, held_out={})
@@ -192,7 +171,7 @@ class Lab:
     def _find_reductions(self) -> list[Candidate]:
         """Return what the tower can run, each at its highest keep rate, in the fastest precision.
 
-        What was asked for by name or file must run.
+        What was asked for by name must run.
         """
         fast = next(iter(self.served))
         names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
@@ -202,17 +181,13 @@ class Lab:
             for name in names
             for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth))
         ]
-        for path, file in self.files.items():
-            trained = isinstance(file, RecoveryFile)
-            keep = file.options.get("keep", 1.0) if trained else RATES[-1]
-            every.append(Candidate(file.method, fast, keep, path, trained))
         able = []
         for one in every:
             try:
                 self.find_setup(one).reduce(self.tower)
                 able.append(one)
             except (ValueError, FileNotFoundError) as error:
-                if self.config.methods or one.file:
+                if self.config.methods:
                     raise
                 self.left_out[str(one.method)] = why = describe_error(error)
                 self.say(f"{one.method} is left out: {why}")
@@ -227,7 +202,7 @@ class Lab:
             )
             raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
         classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
-        learned = {name for file in self.files.values() for name in dataset_names(file.datasets)}
+        learned = set[str]()
         for path in self.predictors:
             facts = PredictorFile.read(path).provenance or {}
             try:
@@ -252,12 +227,7 @@ class Lab:
         if one.method is None:
             return Setup(model=self.model, dtype=one.dtype)
         options = {"keep": one.keep, **dict(one.rule)}
-        if one.file:
-            file, plain = self.files[one.file], METHODS[one.method].Config(keep=1).plain() | {"keep": None}
-            options = {name: value for name, value in file.options.items() if value != plain.get(name, value)}
-            options |= file.stretch(one.keep) if isinstance(file, ScheduleFile) else {}
-        recovery = one.file if one.trained else None
-        return Setup(model=self.model, method=one.method, options=options, recovery=recovery, dtype=one.dtype)
+        return Setup(model=self.model, method=one.method, options=options, dtype=one.dtype)
 
     def find_predictors(self, setup: Setup) -> list[Path]:
         """Return the file of a setup's predictor; none of a method without."""
@@ -276,8 +246,6 @@ class Lab:
             FileNotFoundError: its predictor is missing.
         """
         reduced, dense = self.find_setup(one).reduce(self.tower), self.served[one.dtype]
-        if one.trained:
-            return dataclasses.replace(self.eager, what=str(one), vit=make_runtime(reduced, one.dtype)[0])
         vit = share_weights(dense, type(dense))
         vit.reducer = reduced.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
@@ -407,29 +375,6 @@ def build_ladder(lab: Any) -> list[Candidate]:
     return [*dense, *rungs[min(ratios, key=ratios.__getitem__)]]
 
 
-def find_in_time(lab: Any, goal: float) -> Iterator[Candidate]:
-    """Yield setups whose time is at most ``goal`` of dense's, the most faithful first, and last the fastest of all.
-
-    Dense towers come before reductions, whose precision is the one in which dense is fastest. All methods are timed in
-    the same rounds at few keep rates, between which times are interpolated.
-    """
-    lab.say("times of dense in each precision")
-    timed, goal = lab.ratios(lab.dense), goal * (1 - SLACK)
-    yield from sorted((one for one in lab.dense if timed[one] <= goal), key=lab.share)
-    lab.say("times of all methods")
-    dtype = min(lab.dense, key=timed.__getitem__).dtype
-    ways = [way._replace(dtype=dtype).rates for way in lab.reductions]
-    timed |= lab.ratios(one for rates in ways for one in rates[::SPARSE])
-    for part in PARTS:
-        near = list[Candidate]()
-        for rates in ways:
-            times, keeps = zip(*((timed[one], one.keep) for one in rates if one in timed), strict=True)
-            keep = np.interp(part * goal, np.maximum.accumulate(times), keeps, left=0)
-            near += [one for one in rates if one.keep <= keep][-1:]
-        yield from sorted((one for one in near if lab.share(one) < math.inf), key=lab.share)[:2]
-    yield min(timed, key=timed.__getitem__)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """What a search came to."""
@@ -455,9 +400,9 @@ def choose(
 ) -> Selection:
     """Search the fastest setup of a tower that meets bounds on a dataset's pictures, on this machine.
 
-    With a bound on time alone it is the most faithful one within it. A reduction that isn't clearly faster than the
-    dense tower in the same precision and runtime is never chosen. A search that was stopped goes on where it was, and
-    one with other bounds takes what was measured on the same pictures; ``fresh`` measures everything anew.
+    A reduction that isn't clearly faster than the dense tower in the same precision and runtime is never chosen. A
+    search that was stopped goes on where it was, and one with other bounds takes what was measured on the same
+    pictures; ``fresh`` measures everything anew.
 
     Raises:
         ValueError: a reduced model, pictures or classes that a bound needs and that aren't there, or an unknown name.
@@ -465,13 +410,13 @@ def choose(
     """
     begun = time.monotonic()
     lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress.say, fresh=fresh)
-    judged = _judge_by_fidelity(lab) if bounds.floors else _judge_by_time(lab)
+    judged = _judge(lab)
     why = _describe_miss(bounds, judged[-1])
     setup = lab.certify(judged, met=not why, seconds=time.monotonic() - begun)
     return Selection(setup=setup, why=why, judged=tuple(judged))
 
 
-def _judge_by_fidelity(lab: Lab) -> list[Assessment]:
+def _judge(lab: Lab) -> list[Assessment]:
     """Go down the ladder on pictures held out, from the most faithful rung on, until one fails.
 
     The last rung that passed competes with the dense towers; the fastest that pays comes last in the list.
@@ -488,18 +433,6 @@ def _judge_by_fidelity(lab: Lab) -> list[Assessment]:
     met = [one for one in paying if not _describe_miss(lab.bounds, judged[one])]
     last = judged.pop(min(met or paying, key=lambda one: judged[one].time[TOTAL]["estimate"]))
     return [*judged.values(), last]
-
-
-def _judge_by_time(lab: Lab) -> list[Assessment]:
-    """Time setups, the most faithful first, until one is as fast as asked; it comes last, or the fastest if none is."""
-    judged = list[Assessment]()
-    assert lab.bounds.speed_up is not None
-    for one in find_in_time(lab, 1 / lab.bounds.speed_up):
-        own = dataclasses.replace(lab.assess(one), time=lab.measure_times([one])[one])
-        judged.append(dataclasses.replace(own, passed=not _describe_miss(lab.bounds, own)))
-        if judged[-1].passed:
-            return judged
-    return sorted(judged, key=lambda own: -own.time[TOTAL]["high"])
 
 
 def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
@@ -543,7 +476,6 @@ def selection_table(selection: Selection) -> Table:
         roomy=[WORDS[metric] for metric in metrics[1:]],
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
         "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
-        "same precision and runtime; met: whether it meets the bounds and, for a bound on time alone, pays; the last "
-        "setup is "
+        "same precision and runtime; met: whether it meets the bounds on fidelity; the last setup is "
         f"{'chosen' if selection.met else 'the nearest'}",
     )

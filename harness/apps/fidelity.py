@@ -46,7 +46,7 @@ class SetupBounds:
     """What a setup must meet; None where nothing is asked.
 
     Raises:
-        ValueError: no bound, or one out of range.
+        ValueError: no bound on fidelity, or a bound out of range.
     """
 
     min_cosine: float | None = None  # mean cosine to the dense tower's features
@@ -55,9 +55,9 @@ class SetupBounds:
     speed_up: float | None = None  # times as fast as the dense tower in float32
 
     def __post_init__(self) -> None:
-        if not self.values:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in _RANGES)
-            raise ValueError(f"no bound to meet: expected at least one of {flags}")
+        if not self.floors:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in _RANGES if name != "speed_up")
+            raise ValueError(f"no bound on fidelity: expected at least one of {flags}")
         for name, value in self.values.items():
             low, high, range_words, _ = _RANGES[name]
             if not low < value < high:
@@ -89,13 +89,12 @@ class SetupBounds:
     def share(self, values: Values, count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
 
-        What counts there is the lower end of the mean's interval, which is foretold from the spread here. Without a
-        bound on fidelity it is 1 - cosine.
+        What counts there is the lower end of the mean's interval, which is foretold from the spread here.
         """
         if not values:
             return math.inf
         shares = []
-        for metric, least in (self.floors or {COSINE: 0.0}).items():
+        for metric, least in self.floors.items():
             sample, best = _pad(metric, values[metric]), 0.0 if metric == CHANGE else 1.0
             low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
             shares.append((best - low) / (best - least))

@@ -33,7 +33,7 @@ def _choose_flags(parser: CommandParser) -> None:
     flags.add(pictures, "--images", None, IMAGES_HELP, Path, metavar="DIR")
     flags.usual(pictures, "dataset")
     flags.data(parser)
-    bounds = parser.add_argument_group("bounds; give at least one")
+    bounds = parser.add_argument_group("bounds; give at least one on fidelity")
     for flag, text in (
         ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
         ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
@@ -44,10 +44,6 @@ def _choose_flags(parser: CommandParser) -> None:
     among = parser.add_argument_group("what is chosen from")
     flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
     flags.usual(among, "dtypes", text="precisions; default: float32, and bfloat16 where it is fast")
-    flags.add(among, "--recovery", [], "files that `fit recovery` wrote", Path, dest="recoveries")
-    flags.add(
-        among, "--schedule", [], "files that `fit schedule` wrote, tried at all keep rates", Path, dest="schedules"
-    )
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, config, search="pictures to search with", held_out="other pictures, which decide")
     flags.fields(how, config, batch="images per timed call")

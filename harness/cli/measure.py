@@ -216,7 +216,6 @@ def _latency_flags(parser: CommandParser) -> None:
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (module.CPU_BATCHES, module.CUDA_BATCHES))
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
     flags.add(how, "--batches", None, text, flags.positive, nargs="+")
-    flags.add(how, "--image-sizes", [], "image sides in pixels; default: the model's own", int)
     flags.usual(how, "dtypes", default=list(plan.dtypes))
     flags.add(
         how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
@@ -225,7 +224,14 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.add(how, "--runtimes", [], text, choices=timing.RUNTIMES, metavar="RUNTIME")
     flags.add(how, "--threads", None, "numbers of threads; default: torch's", flags.positive, nargs="+")
     flags.usual(how, "device")
-    flags.fields(how, plan, rounds="timed calls of each model, at least", seconds="least time of all rounds")
+    rounds = "timed calls of each model, or runs of a server, at least"
+    flags.fields(how, plan, rounds=rounds, seconds="least time of all rounds; more give p99")
+    server = parser.add_argument_group("a server under load")
+    text = "calls: one after the other; server: queries of an image arrive at random, up to --batches share a call"
+    flags.add(server, "--scenario", plan.scenario, text, choices=module.SCENARIOS, metavar="WHICH")
+    text = "queries a second; default: the highest whose p99 is within --bound-ms"
+    flags.add(server, "--rate", [], text, float, dest="rates", metavar="R")
+    flags.fields(server, plan, bound_ms="bound on p99 of a query's latency")
     where = parser.add_argument_group("files")
     flags.usual(where, "fresh")
     flags.output(where, "results", "folder of records and tables")
@@ -242,7 +248,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from zoo.core.files import write_whole
 
     progress = Progress(status)
-    batches = batches_for(args.device, args.batches)
+    batches = batches_for(args.device, args.scenario, args.batches)
     threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
     plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
     if args.batches is None:

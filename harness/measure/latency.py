@@ -1,6 +1,7 @@
 """Time models in turn with their dense towers under every condition of a plan."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from harness.base.terminal import Progress
 from harness.measure import timing
 from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
+from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.models import towers
 from harness.models.towers import split_method, split_name
 from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
@@ -24,7 +26,9 @@ from harness.records.times import (
     EAGER,
     EAGER_FLOAT32,
     OWN,
+    GpuState,
     LatencyRecord,
+    Load,
     Machine,
     Timing,
     fitting,
@@ -38,6 +42,9 @@ from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
+CALLS, SERVER = "calls", "server"  # calls that follow each other; queries that arrive at random and are batched
+SCENARIOS = (CALLS, SERVER)
+SERVER_BATCHES = (8, 64)  # of a CPU and of CUDA
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
 
@@ -49,11 +56,13 @@ class Condition(NamedTuple):
     threads: int
     way: str
     batch: int
+    rate: float | None = None  # queries a second that a server gets; None for the highest, or without a server
 
     @property
     def label(self) -> str:
         """What progress calls it."""
-        return f"{self.dtype}, {self.way}, threads {self.threads}, batch {self.batch}"
+        rate = "" if self.rate is None else f", {self.rate:g} queries a second"
+        return f"{self.dtype}, {self.way}, threads {self.threads}, batch {self.batch}{rate}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +81,18 @@ class LatencyPlan:
     seconds: float = 5.0  # rounds go on for so long
     device: str = "cpu"
     random_weights: bool = False  # only for models of ours
-    image_sizes: tuple[int, ...] = ()  # pixels a side; none for the tower's own
+    scenario: str = CALLS  # of `SCENARIOS`
+    rates: tuple[float, ...] = ()  # queries a second that a server gets; none for the highest within the bound
+    bound_ms: float = 50.0  # on p99 of a server's latencies
 
     def __post_init__(self) -> None:
         """Validate."""
-        check_fields(self, rounds=f"[{LEAST_ROUNDS}, inf)", seconds="[0, inf)")
+        rounds = f"[{LEAST_ROUNDS}, inf)"
+        check_fields(self, rounds=rounds, seconds="[0, inf)", scenario=SCENARIOS, bound_ms="(0, inf)")
+        if self.rates and self.scenario != SERVER:
+            raise ValueError(f"--rate {self.rates[0]:g} with --scenario {self.scenario}: give --scenario {SERVER}")
+        if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:
+            raise ValueError(f"--rate {bad[0]:g}: expected queries a second, above 0")
         methods = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
         for name in self.methods:
             if name not in methods:
@@ -91,12 +107,13 @@ class LatencyPlan:
     @property
     def shared_rounds(self) -> list[list[Condition]]:
         """Conditions that share rounds; of several the first is what the others are held to."""
-        if not self.runtimes:  # batches change fastest and precisions slowest
-            return [[Condition(*c)] for c in product(self.dtypes, self.threads, self.ways, self.batches)]
+        rates = self.rates or (None,)
+        if not self.runtimes:  # precisions change slowest
+            return [[Condition(*c)] for c in product(self.dtypes, self.threads, self.ways, self.batches, rates)]
         every = dict.fromkeys([(EAGER, "float32"), *product(self.runtimes, self.dtypes)])
         return [
-            [Condition(dtype, threads, runtime, batch) for runtime, dtype in every]
-            for threads, batch in product(self.threads, self.batches)
+            [Condition(dtype, threads, runtime, batch, rate) for runtime, dtype in every]
+            for threads, batch, rate in product(self.threads, self.batches, rates)
         ]
 
     @property
@@ -113,11 +130,12 @@ class LatencyPlan:
         return groups
 
 
-def batches_for(device: str, batches: Sequence[int] | None) -> tuple[int, ...]:
+def batches_for(device: str, scenario: str, batches: Sequence[int] | None) -> tuple[int, ...]:
     """Return these batches, or the usual ones of the device where there are none."""
     if batches is not None:
         return tuple(dict.fromkeys(batches))
-    return CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
+    usual = CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
+    return usual if scenario == CALLS else SERVER_BATCHES[:1] if usual is CPU_BATCHES else SERVER_BATCHES[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +148,13 @@ class Family:
     counts: dict[str, dict[str, Any]]  # see `count_costs`, by the row's key
 
 
-def load_family(
-    dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress, size: int | None = None
-) -> Family:
-    """Load a dense tower, or build it without weights, and reduce it, for images of ``size`` pixels a side."""
+def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress) -> Family:
+    """Load a dense tower, or build it without weights, and reduce it."""
     if not random_weights:
         require_rows(dense, pairs)
     tower = towers.find_tower(dense, random_weights=random_weights)
     arch, tag = split_name(dense) if random_weights else (tower.arch, tower.tag)
     vit = tower.vit
-    if size is not None:
-        _resize(vit, size)
     rows = rows_of(vit, arch, tag, [(DENSE, 1.0), *([] if random_weights else pairs)])
     for method, keep in pairs if random_weights else ():
         with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
@@ -153,16 +167,6 @@ def load_family(
         model.reducer = saved.reducer
         rows.append(_row(arch, model))
     return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
-
-
-def _resize(vit: ReducedViT, size: int) -> None:
-    """Bring a tower to another image size; what it knows of places is interpolated as timm does."""
-    if not hasattr(vit, "set_input_size"):
-        raise ValueError(f"--image-sizes {size}: {type(vit).__name__} has one size; expected a tower of timm's")
-    height, width = vit.patch_embed.patch_size
-    if size < 1 or size % height or size % width:
-        raise ValueError(f"--image-sizes {size}: expected multiples of the patches' {height} pixels, from {height}")
-    vit.set_input_size(img_size=(size, size))
 
 
 def _row(arch: str, vit: ReducedViT) -> Variant:
@@ -190,27 +194,26 @@ def measure_latency(
     """
     machine, patience = Machine.here(torch.device(plan.device)), timing.Patience(say=progress.say)
     for dense, pairs in plan.groups.items():
-        for size in plan.image_sizes or (None,):
-            family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
-            vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
-            for conditions in plan.shared_rounds:
-                blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
-                old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
-                new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
-                if missing := {i for i, one in enumerate(old) if one is None}:
-                    dtype = conditions[0].dtype
-                    if dtype not in vits:
-                        vits.clear()  # before there are others
-                        copies = copy.deepcopy([row.vit for row in family.rows])
-                        vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
-                    # The first, a dense model, is timed with whatever is missing.
-                    runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
-                    try:
-                        new = _time(plan, conditions[0], runs, progress, patience)
-                    except timing.BusyError as error:
-                        shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
-                shown |= new
-                yield [one for one in shown.values() if one is not None], list(new.values())
+        family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
+        vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
+        for conditions in plan.shared_rounds:
+            blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
+            old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
+            new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
+            if missing := {i for i, one in enumerate(old) if one is None}:
+                dtype = conditions[0].dtype
+                if dtype not in vits:
+                    vits.clear()  # before there are others
+                    copies = copy.deepcopy([row.vit for row in family.rows])
+                    vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
+                # The first, a dense model, is timed with whatever is missing.
+                runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
+                try:
+                    new = _time(plan, conditions[0], runs, progress, patience)
+                except timing.BusyError as error:
+                    shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
+            shown |= new
+            yield [one for one in shown.values() if one is not None], list(new.values())
 
 
 def _find_known(
@@ -219,7 +222,7 @@ def _find_known(
     """Find a known record, and say if it failed before."""
     record = fitting(blank, known, rounds)
     if record is not None and record.failed is not None:
-        label = Condition(record.dtype, record.threads, record.way, record.batch).label
+        label = Condition(record.dtype, record.threads, record.way, record.batch, record.rate).label
         why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
         progress.say(f"{record.model}: {label}: {why}")
     return record
@@ -244,7 +247,8 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         image_size=row.vit.input_size,
         device=plan.device,
         **condition._asdict(),
-        stopwatch=timing.stopwatch(torch.device(plan.device), condition.threads).name,
+        stopwatch=_stopwatch(plan, condition.threads).name,
+        bound_ms=plan.bound_ms if plan.scenario == SERVER else None,
         reference=EAGER_FLOAT32 if plan.runtimes else OWN,
         machine=machine,
         failed="not timed",
@@ -252,6 +256,13 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key]["gflops"],
         weights_mib=timing.weights_mib(row.vit, DTYPES[condition.dtype]),
     )
+
+
+def _stopwatch(plan: LatencyPlan, threads: int) -> timing.Stopwatch:
+    device = torch.device(plan.device)
+    if plan.scenario == SERVER:
+        return timing.wall_clock(timing.synchronizer(device))
+    return timing.stopwatch(device, threads)
 
 
 def _time(
@@ -262,13 +273,13 @@ def _time(
     patience: timing.Patience,
 ) -> dict[int, LatencyRecord]:
     """Time models, the first a dense one in ``condition``, and complete their blank records."""
-    dtype, threads, way, batch = condition
+    dtype, threads, way, batch, _ = condition
     device, (first, vit) = torch.device(plan.device), runs[0]
     label = f"{first.model}: {condition.label}"
     if plan.runtimes:
         label = f"{first.model}: runtimes, threads {threads}, batch {batch}"
     models = {i: Runnable(vit, one.way, one.dtype if plan.runtimes else None) for i, (one, vit) in runs.items()}
-    watch, total = timing.stopwatch(device, threads), len(runs) + plan.rounds
+    total = len(runs) + plan.rounds
     with _threads(threads), progress.task(label, total) as tick:
         try:
             images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
@@ -276,23 +287,37 @@ def _time(
             if not is_out_of_memory(error):
                 raise
             reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
-            ready, timings = dict.fromkeys(models, timing.ReadyModel(failed=reason)), dict[int, Timing]()
+            ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
+            found: Mapping[int, Timing | Load] = {}
         else:
-            how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds, "stopwatch": watch}
-            how["patience"] = patience
-            ready, timings = time_runnables(models, images, tick=lambda done: tick(min(done, total)), **how)
+            ready, found = time_runnables(
+                models, images, plan, condition, patience, tick=lambda done: tick(min(done, total))
+            )
     if plan.runtimes or way == timing.COMPILE:
         torch._dynamo.reset()
-    new = {}
-    for i, (blank, _) in runs.items():
-        fields = {name: getattr(ready[i], name) for name in ("failed", "first_call_s", "deviation", "peak_mib")}
-        if ready[i].weights_mib is not None:
-            fields["weights_mib"] = ready[i].weights_mib
-        if (own := timings.get(i)) is not None:
-            fields |= time_fields(own, timings.get(0) if i else None)
-        new[i] = replace(blank, created=utc_now(), **fields)
-    progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
+    new = {
+        i: _complete(replace(blank, gpu=GpuState.read(device)), ready[i], found.get(i), found.get(0) if i else None)
+        for i, (blank, _) in runs.items()
+    }
+    progress.say(f"{label}: {len(found)} of {len(new)} models timed")
     return new
+
+
+def _complete(
+    blank: LatencyRecord, ready: timing.ReadyModel, own: Timing | Load | None, dense: Timing | Load | None
+) -> LatencyRecord:
+    """Return a record with what was measured."""
+    fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "peak_mib", "attention")}
+    if ready.weights_mib is not None:
+        fields["weights_mib"] = ready.weights_mib
+    if isinstance(own, Load):
+        assert blank.bound_ms is not None
+        fields |= {"load": own, "verdict": own.verdict(blank.bound_ms)}
+    elif own is not None:
+        fields |= time_fields(own, dense if isinstance(dense, Timing) else None)
+    elif ready.failed is None:  # a server
+        fields["failed"] = f"p99 isn't within {blank.bound_ms:g} ms even where queries hardly ever wait"
+    return replace(blank, created=utc_now(), **fields)
 
 
 class Runnable(NamedTuple):
@@ -306,29 +331,35 @@ class Runnable(NamedTuple):
 def time_runnables(
     models: Mapping[int, Runnable],
     images: Tensor,
-    *,
+    plan: LatencyPlan,
+    condition: Condition,
     patience: timing.Patience,
     tick: Callable[[int], object] = lambda _: None,
-    **how: Any,
-) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing]]:
+) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    ``how`` is for `timing.interleave`; ``tick`` takes models ready and rounds done.
+    ``tick`` takes models ready and rounds done.
 
     Returns:
-        How making each ready went, and timings of those that did not fail.
+        How making each ready went, and what was measured of those that did not fail.
     """
     patience.wait(images.device)  # before models are made ready, which takes a while
+    prepare = prepare_server if plan.scenario == SERVER else timing.prepare
     ready = {}
     for key, one in models.items():
-        ready[key] = timing.prepare(one.vit, one.way, images, one.dtype)
+        ready[key] = prepare(one.vit, one.way, images, one.dtype)
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
         return ready, {}
-    how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "tick": lambda done: tick(len(ready) + done)}
+    how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
+    done: dict[str, Any] = {"tick": lambda rounds: tick(len(ready) + rounds)}
     try:
-        return ready, patience.time(lambda: timing.interleave(calls, images, **how), images.device)
+        if plan.scenario == SERVER:
+            servers = Servers(calls=calls, images=images, **how)
+            return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=condition.rate, **done)
+        how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan, condition.threads)}
+        return ready, patience.time(lambda: timing.interleave(calls, images, **how, **done), images.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

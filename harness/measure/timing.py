@@ -67,7 +67,7 @@ class BusyError(OSError):
 
 def watch_others(seconds: float) -> float | None:
     """Wait, and return how many cores other processes kept busy meanwhile; None where the system doesn't say."""
-    others_cores = _count_others()
+    others_cores = count_others()
     time.sleep(seconds)
     return others_cores()
 
@@ -171,7 +171,7 @@ def interleave(
     ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
     clock is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
     """
-    wait, others_cores = synchronizer(images.device), _count_others()
+    wait, others_cores = synchronizer(images.device), count_others()
     watch = stopwatch or wall_clock(wait)
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
@@ -264,7 +264,7 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-def _count_others() -> Callable[[], float | None]:
+def count_others() -> Callable[[], float | None]:
     """Return what tells how many cores other processes kept busy from now on."""
     before, begun = others_s(), time.monotonic()
 
@@ -307,6 +307,7 @@ class ReadyModel:
     deviation: float | None = None  # of its features from eager's, largest over images
     peak_mib: float | None = None
     weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
+    attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
 def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
@@ -355,6 +356,9 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             ready = _first_call(vit, way, images, dtype)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
+            if way not in EXPORTED:
+                eager: Call = vit if dtype is None else Served(vit, dtype).eval()
+                ready = replace(ready, attention=attention_kernels(ready.call if way == OPTIMIZED else eager, images))
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
         if not (is_out_of_memory(error) or is_refusal(error) or way in EXPORTED):
@@ -532,12 +536,7 @@ def peak_mib(call: Call, images: Tensor) -> float | None:
 
 
 def _cpu_peak(call: Call, images: Tensor) -> float:
-    # Else the profiler tells the terminal when it starts and stops.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        call(images)
+    profiler = _profile(call, images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -545,3 +544,19 @@ def _cpu_peak(call: Call, images: Tensor) -> float:
     moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
     most: int = max(accumulate((count for _, count in moves), initial=0))
     return most / MIB
+
+
+def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
+    """Return the kernels that fused attention takes in a call, by aten's names; none if it isn't called."""
+    prefix, names = "aten::_scaled_dot_product_", {event.key for event in _profile(call, images).key_averages()}
+    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))
+
+
+def _profile(call: Call, images: Tensor) -> Any:
+    # Else the profiler tells the terminal when it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call(images)
+    return profiler

@@ -38,7 +38,7 @@ from harness.records.statistics import (
     over_images,
     paired_mean,
     paired_p,
-    sign_flips,
+    sign_flip,
     together,
 )
 from zoo.core.messages import tower_name
@@ -319,18 +319,15 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
     """Return of pairs the p-value that both are equally near dense, on the same images; None without values."""
-    values = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
-    known = [(values[id(row)], values[id(other)]) for row, other in pairs]
-    apart = {at: a - b for at, (a, b) in enumerate(known) if a is not None and b is not None}
-    groups = pairs[0][0].first.groups if apart else None
-    found = dict(zip(apart, sign_flips(list(apart.values()), seed=0, groups=groups).tolist(), strict=True))
-    return [found.get(at) for at in range(len(pairs))]
+    known = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
+    values = [(known[id(row)], known[id(other)], row.first.groups) for row, other in pairs]
+    return [None if a is None or b is None else sign_flip(a - b, 0, groups) for a, b, groups in values]
 
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
     """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
-    a, b, [p] = row.per_image(metric.name), other.per_image(metric.name), fidelity_ps([(row, other)], metric)
-    return None if a is None or b is None or p is None else (paired_mean(a, b, seed=0, groups=row.first.groups), p)
+    a, b, groups = row.per_image(metric.name), other.per_image(metric.name), row.first.groups
+    return None if a is None or b is None else (paired_mean(a, b, 0, groups), sign_flip(a - b, 0, groups))
 
 
 def row_p(row: Average, other: Average) -> float:

@@ -16,7 +16,7 @@ CLEAR = "*"
 LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
-FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flips`
+FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flip`
 LEAST_ROUNDS = 6  # from which on a median has an interval
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
@@ -210,48 +210,30 @@ def sign_flip_exact(differences: ArrayLike) -> float:
 
 
 def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None) -> float:
-    """Return the p-value of one list of differences, see `sign_flips`."""
-    return float(sign_flips([differences], seed, groups)[0])
-
-
-def sign_flips(differences: Sequence[ArrayLike], seed: int, groups: ArrayLike | None = None) -> NDArray[np.float64]:
-    """Return, for each of several lists, the two-sided p-value that the mean of paired differences is zero.
+    """Return the two-sided p-value that the mean of paired differences is zero.
 
     Where the two of a pair could be exchanged, each difference is as likely as its negative. Of up to 14 differences
-    that aren't zero all sign-flips are tried; of more, 20,000 random ones, the same for all lists, and the p-value is
-    (hits + 1) / (draws + 1), which is valid whatever the number of draws. Images of one of the ``groups``, see
-    `bootstrap_mean`, change their sign together. Sources: Fisher, 1935; Phipson and Smyth, 2010.
+    that aren't zero all sign-flips are tried; of more, 20,000 random ones, and the p-value is (hits + 1) / (draws + 1),
+    which is valid whatever the number of draws. Images of one of the ``groups``, see `bootstrap_mean`, change their
+    sign together. Sources: Fisher, 1935; Phipson and Smyth, 2010.
     """
-    samples = [finite_sample(own) if groups is None else _sums(finite_sample(own), groups) for own in differences]
-    samples = [sample[sample != 0] for sample in samples]
-    p_values = np.empty(len(samples))
-    many = [at for at, sample in enumerate(samples) if sample.size > _ALL]
-    drawn = dict(zip(many, _drawn([samples[at] for at in many], seed), strict=True)) if many else {}
-    for at, sample in enumerate(samples):
-        sums = drawn[at] if at in drawn else _signed_sums(sample[np.newaxis])[0]
-        hits = np.abs(sums) >= _NEAR * abs(sample.sum())
-        p_values[at] = (hits.sum() + 1) / (FLIPS + 1) if at in drawn else hits.mean()
-    return p_values
-
-
-def _drawn(samples: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
-    """Return the sums of lists with random signs, (lists, FLIPS); a list that is longer goes on where others end."""
-    most = max(sample.size for sample in samples)
-    values = np.zeros((len(samples), most + -most % 8))
-    for at, sample in enumerate(samples):
-        values[at, : sample.size] = sample
-    generator, drawn = np.random.default_rng(seed), np.zeros((len(samples), FLIPS))
-    for start in range(0, values.shape[1], 8):  # eight signs are the bits of a random byte
-        signs = generator.integers(256, size=FLIPS, dtype=np.uint8)
-        drawn += _signed_sums(values[:, start : start + 8])[:, signs]
-    return drawn
+    sample = finite_sample(differences)
+    sample = sample if groups is None else _sums(sample, groups)
+    sample = sample[sample != 0]
+    least = _NEAR * abs(sample.sum())
+    if sample.size <= _ALL:
+        return float((np.abs(_signed_sums(sample)) >= least).mean())
+    generator, sums = np.random.default_rng(seed), np.zeros(FLIPS)
+    for part in np.pad(sample, (0, -sample.size % 8)).reshape(-1, 8):  # eight signs are the bits of a random byte
+        sums += _signed_sums(part)[generator.integers(256, size=FLIPS, dtype=np.uint8)]
+    return float(((np.abs(sums) >= least).sum() + 1) / (FLIPS + 1))
 
 
 def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sums of each row (n, k) with every choice of signs, (n, 2**k)."""
-    sums = np.zeros((len(values), 1))
-    for column in values.T[..., np.newaxis]:
-        sums = np.concatenate([sums - column, sums + column], axis=1)
+    """Return the sums of (k,) values with every choice of signs, (2**k,)."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums - value, sums + value])
     return sums
 
 

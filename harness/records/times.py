@@ -1,34 +1,39 @@
 """One timed model, its JSON line, when a line of an earlier run may be used again, and the table of such lines."""
 
+import importlib
 import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from harness.base.lines import append_lines, parse_lines
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimate_cell, figure
+from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Form, Table, estimate_cell, figure
 from harness.records.record import DENSE, Times, device_name
 from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
 
 EAGER = "eager"  # the way of a model as it is
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it
+LEAST_QUERIES = 200  # of a run, so that two of them take longer than its p99
+MET, MISSED = "met", "missed"  # the interval of a server's p99 lies within the bound, or above it
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 LATENCIES = "latency.jsonl"  # file of a run's records
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
-    "reference", "machine",
+    "reference", "bound_ms", "rate", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
 AGAIN = "the same command times again when the machine is idle, or with fewer threads: OMP_NUM_THREADS=2"
@@ -69,6 +74,79 @@ class Timing:
         return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
 
 
+def percentile(values: ArrayLike, percent: int) -> float:
+    """Return the least value that so many percent of the values, by the nearest rank, do not exceed."""
+    ordered = np.sort(np.asarray(values))
+    return float(ordered[-(-percent * len(ordered) // 100) - 1])
+
+
+class Percentiles(NamedTuple):
+    """Carry the latencies that 50, 90 and 99 % of queries did not exceed, in milliseconds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, latencies_ms: ArrayLike) -> Self:
+        """Return those of some queries, see `percentile`."""
+        return cls(*(percentile(latencies_ms, percent) for percent in (50, 90, 99)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Carry how a server fared while queries of one image arrived at random."""
+
+    rate: float  # queries a second that arrive, on average
+    queries: int  # of each run
+    runs: tuple[Percentiles, ...]  # of latencies, from the scheduled arrival to the end of the call
+    batch_mean: float  # queries that shared a call
+
+    def summary(self, name: str) -> Interval:
+        """Return the median over runs of one of `Percentiles`, see `median_interval`."""
+        return median_interval([getattr(run, name) for run in self.runs])
+
+    def verdict(self, bound_ms: float) -> str:
+        """Return what the runs show of a bound on p99: `MET`, `MISSED` or `OPEN`."""
+        p99 = self.summary("p99_ms")
+        return MET if p99.high <= bound_ms else MISSED if p99.low > bound_ms else OPEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuState:
+    """Carry how a GPU ran right after a timing."""
+
+    performance_state: int  # 0 is the fastest, 15 the slowest
+    sm_mhz: int
+    memory_mhz: int
+    power_w: float
+    power_limit_w: float
+    temperature_c: int
+
+    @classmethod
+    def read(cls, device: torch.device) -> Self | None:
+        """Ask NVML; None on other devices, or where pynvml is not installed or the driver refuses."""
+        if device.type != "cuda":
+            return None
+        try:
+            nvml = importlib.import_module("pynvml")
+        except ImportError:
+            return None
+        try:
+            nvml.nvmlInit()
+            gpu = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+            return cls(
+                performance_state=nvml.nvmlDeviceGetPerformanceState(gpu),
+                sm_mhz=nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
+                memory_mhz=nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+                power_w=nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+                power_limit_w=nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
+                temperature_c=nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+            )
+        except nvml.NVMLError:
+            return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Carry what must be equal before two times may be compared. None means not known."""
@@ -82,6 +160,8 @@ class Machine:
     mkldnn: bool  # oneDNN is there and on
     cuda: str | None = None
     cudnn: int | None = None
+    cudnn_benchmark: bool | None = None  # convolutions take the algorithm that was fastest in a trial
+    sdpa: tuple[str, ...]  # kernels of fused attention that are enabled for the device
     matmul_precision: str  # of float32: highest, high (TF32) or medium
     cudnn_tf32: bool  # convolutions on the GPU may use TF32
     python_version: str
@@ -91,7 +171,10 @@ class Machine:
     @classmethod
     def here(cls, device: torch.device) -> Self:
         """Return this machine's facts as they concern the device."""
-        cuda = device.type == "cuda"
+        cuda, backends = device.type == "cuda", torch.backends.cuda
+        kernels = {"flash": backends.flash_sdp_enabled(), "math": backends.math_sdp_enabled()}  # a CPU's, too
+        if cuda:
+            kernels |= {"efficient": backends.mem_efficient_sdp_enabled(), "cudnn": backends.cudnn_sdp_enabled()}
         return cls(
             device_name=device_name(str(device)),
             platform=platform.platform(),
@@ -102,6 +185,8 @@ class Machine:
             mkldnn=torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
             cuda=torch.version.cuda if cuda else None,
             cudnn=torch.backends.cudnn.version() if cuda else None,
+            cudnn_benchmark=bool(torch.backends.cudnn.benchmark) if cuda else None,
+            sdpa=tuple(name for name, enabled in kernels.items() if enabled),
             matmul_precision=torch.get_float32_matmul_precision(),
             cudnn_tf32=bool(torch.backends.cudnn.allow_tf32),
             python_version=platform.python_version(),
@@ -144,11 +229,14 @@ class LatencyRecord:
     threads: int
     stopwatch: str
     reference: str = OWN  # the dense model of the same way and precision, or in eager float32
+    bound_ms: float | None = None  # on p99 of queries that arrive at random; None where calls follow each other
+    rate: float | None = None  # queries a second that were asked for; None for the highest within the bound
     machine: Machine
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
     times: Times | None = None  # of the samples, as records of accuracy have them
-    verdict: str | None = None  # see `verdict`; None for the dense model
+    load: Load | None = None  # instead, where queries arrive at random
+    verdict: str | None = None  # see `verdict` and `Load`; None for a dense model whose calls follow each other
     gflops: float  # 1e9 multiply-adds per image
     uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
     params: int
@@ -160,6 +248,19 @@ class LatencyRecord:
     weights_mib: float | None  # None where a runtime's own tool made them int8
     peak_mib: float | None = None  # most that a call holds beside weights and images
     others_cores: float | None = None  # that other processes kept busy meanwhile
+    attention: tuple[str, ...] | None = None  # kernels of fused attention that an eager call ran
+    gpu: GpuState | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many calls or runs were timed."""
+        return len(self.samples_ms) if self.load is None else len(self.load.runs)
+
+    def percentile_ms(self, percent: int) -> float | None:
+        """Return the time that so many percent of the calls did not exceed; None where no sample lies beyond it."""
+        if len(self.samples_ms) * (100 - percent) < 100:
+            return None
+        return percentile(self.samples_ms, percent)
 
     @property
     def ratio(self) -> Interval | None:
@@ -174,11 +275,10 @@ class LatencyRecord:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
-        timed = bool(self.samples_ms)
-        if (self.failed is None) != timed or (self.times is not None) != timed:
+        if (self.failed is None) != bool(self.rounds) or (self.times is None) == bool(self.samples_ms):
             raise ValueError(
                 f"{self.model} must have times or say why it failed, and not both: "
-                f"failed={self.failed!r}, {len(self.samples_ms)} samples"
+                f"failed={self.failed!r}, {self.rounds} rounds"
             )
 
 
@@ -218,24 +318,23 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
     """Find the newest known record of equal conditions with so many rounds, or that failed."""
     for record in reversed(known):
         same = all(getattr(record, name) == getattr(blank, name) for name in CONDITIONS)
-        if same and (record.failed is not None or len(record.samples_ms) >= rounds):
+        if same and (record.failed is not None or record.rounds >= rounds):
             return record
     return None
 
 
-ABOUT = {  # columns, for captions
-    "saved": "share of the dense model's multiply-adds that isn't done",
-    "MiB": "weights + the most that a call holds beside them and images",
-    "first, s": "preparing, compiling and the first call",
-    "off": "largest difference of features from eager's, by their length",
-}
 LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
+SERVER_LEGEND = "verdict: whether p99 stays within {:g} ms, by its 95 % interval over runs of {} queries or more"
 TimeColumn = tuple[Column, Callable[[LatencyRecord], Cell]]
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
-    columns, legend = list(_columns(rows)), LEGEND.format(rows[0].reference)
+    bound_ms = rows[0].bound_ms
+    if bound_ms is None:
+        columns, legend = list(_columns(rows)), LEGEND.format(rows[0].reference)
+    else:
+        columns, legend = list(_server_columns(rows)), SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
     return Table(
         title=table_of(rows[0]),
         legend=legend,
@@ -243,15 +342,20 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
         columns=[column for column, _ in columns],
         rows=[[cell(row) for _, cell in columns] for row in rows],
         models=[row.model for row in rows],
-        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
+        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if _cell_of(a) != _cell_of(b)),
         notes=_notes(rows),
     )
+
+
+def _cell_of(row: LatencyRecord) -> str:
+    """Name what rows that were timed together share."""
+    return f"batch {row.batch}" if row.rate is None else f"batch {row.batch}, {row.rate:g} queries a second"
 
 
 def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
     """Return what failed and what can't be concluded."""
     lines = []
-    for batch, group in groupby(rows, key=lambda row: row.batch):
+    for cell, group in groupby(rows, key=_cell_of):
         together = list(group)
         names: dict[str, list[str]] = {}  # by what failed
         for row in together:
@@ -259,10 +363,12 @@ def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
                 names.setdefault(row.failed, []).append(short_name(row))
         for text, some in names.items():
             who = "" if len(some) == len(together) else f", {', '.join(some)}"
-            lines.append(f"batch {batch}{who}: {text}")
-    if unclear := [f"{short_name(r)} at batch {r.batch}" for r in rows if r.verdict == OPEN]:
-        reason = "as the interval of the ratio includes 1"
-        lines.append(f"no difference to dense can be concluded, {reason}: {', '.join(unclear)}")
+            lines.append(f"{cell}{who}: {text}")
+    if unclear := [f"{short_name(r)} at {_cell_of(r)}" for r in rows if r.verdict == OPEN]:
+        what, where = ("no difference to dense", "the ratio includes 1")
+        if rows[0].bound_ms is not None:
+            what, where = ("nothing about the bound", "p99 includes it")
+        lines.append(f"{what} can be concluded, as the interval of {where}: {', '.join(unclear)}")
     return lines
 
 
@@ -271,6 +377,8 @@ def table_of(row: LatencyRecord) -> str:
     weights = "random weights" if row.random_weights else row.tag or "its own weights"
     side = "x".join(map(str, row.image_size))
     how = f"{row.dtype}, {row.way}" if row.reference == OWN else f"ratios to {row.reference}"
+    if row.bound_ms is not None:
+        how = f"{how}, server with p99 within {row.bound_ms:g} ms"
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
     return (
         f"{dense} ({weights}, {side} px), {how}, {row.device}: "
@@ -284,36 +392,80 @@ def short_name(row: LatencyRecord) -> str:
     return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
 
 
+def _words(heading: str, text: Callable[[LatencyRecord], str]) -> TimeColumn:
+    return Column(heading=heading, left=True), lambda row: Cell(text(row), text(row))
+
+
+def _number(
+    heading: str,
+    value: Callable[[LatencyRecord], float | None],
+    form: str,
+    unit: str = "",
+    about: str = "",
+    forms: Sequence[Form] = FORMS[:1],
+) -> TimeColumn:
+    column = Column(heading=heading, forms=forms, about=f"{heading.partition(',')[0]}: {about}" if about else "")
+    return column, lambda row: figure(value(row), form, unit)
+
+
+def _model_columns(rows: Sequence[LatencyRecord], batch: str = "") -> Iterator[TimeColumn]:
+    """Yield the columns that say what was timed."""
+    yield _number("batch", lambda row: row.batch, "d", about=batch, forms=FORMS)
+    yield _words("model", lambda row: short_name(replace(row, reference=OWN)))
+    if any(row.reference != OWN for row in rows):  # ways and precisions in one table
+        yield _words("runtime", lambda row: row.way)
+        yield _words("precision", lambda row: row.dtype)
+    yield _number("tokens", lambda row: row.final_tokens, "d")
+    yield _number("GFLOPs", lambda row: row.gflops, ".2f")
+
+
 def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
-    """Yield the columns of a table, and what fills them."""
-
-    def words(heading: str, text: Callable[[LatencyRecord], str]) -> TimeColumn:
-        return Column(heading=heading, left=True), lambda row: Cell(text(row), text(row))
-
-    def number(heading: str, value: Callable[[LatencyRecord], float | None], form: str, unit: str = "") -> TimeColumn:
-        about = f"{heading.partition(',')[0]}: {ABOUT[heading]}" if heading in ABOUT else ""
-        column = Column(heading=heading, forms=FORMS if heading == "batch" else FORMS[:1], about=about)
-        return column, lambda row: figure(value(row), form, unit)
-
-    yield number("batch", lambda row: row.batch, "d")
-    several = any(row.reference != OWN for row in rows)  # ways and precisions in one table
-    yield words("model", lambda row: short_name(replace(row, reference=OWN)))
-    if several:
-        yield words("runtime", lambda row: row.way)
-        yield words("precision", lambda row: row.dtype)
-    yield number("tokens", lambda row: row.final_tokens, "d")
-    yield number("GFLOPs", lambda row: row.gflops, ".2f")
+    """Yield the columns of a table of calls that follow each other, and what fills them."""
+    yield from _model_columns(rows)
     yield Column(heading="ms", about="ms: median [quartiles] of whole calls"), _time
-    yield number("images/s", lambda row: row.times.images_per_s if row.times else None, ".1f")
+    for percent in (90, 99):
+        about = f"ms that {percent} % of the calls did not exceed"
+        yield _number(f"p{percent}", partial(LatencyRecord.percentile_ms, percent=percent), ".2f", about=about)
+    yield _number("images/s", lambda row: row.times.images_per_s if row.times else None, ".1f")
     yield Column(heading="ratio"), lambda row: estimate_cell(row.ratio, "{:.3f}".format)
-    yield words("verdict", lambda row: "not timed" if row.failed else row.verdict or NOT_MEASURED)
-    yield number("saved", lambda row: row.saved_gflops, ".0%", " %")
-    if not several:
-        column, _ = number("MiB", lambda row: row.peak_mib, ".1f")
+    yield _words("verdict", _verdict)
+    saved = "share of the dense model's multiply-adds that isn't done"
+    yield _number("saved", lambda row: row.saved_gflops, ".0%", " %", saved)
+    if all(row.reference == OWN for row in rows):
+        about = "MiB: weights + the most that a call holds beside them and images"
+        column = Column(heading="MiB", forms=FORMS[:1], about=about)
         yield column, lambda r: Cell(f"{figure(r.weights_mib, '.0f')} + {figure(r.peak_mib, '.1f')}", r.peak_mib)
     if any(row.way != EAGER for row in rows):
-        yield number("first, s", lambda row: row.first_call_s, ".1f")
-        yield number("off", lambda row: row.deviation, ".0e")
+        yield _number("first, s", lambda row: row.first_call_s, ".1f", about="preparing, compiling and the first call")
+        off = "largest difference of features from eager's, by their length"
+        yield _number("off", lambda row: row.deviation, ".0e", about=off)
+
+
+def _server_columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
+    """Yield the columns of a table of servers under load, and what fills them."""
+
+    def value(read: Callable[[Load], float]) -> Callable[[LatencyRecord], float | None]:
+        return lambda row: None if row.load is None else read(row.load)
+
+    yield from _model_columns(rows, "queries that share a call, at most")
+    yield _number("queries/s", value(lambda load: load.rate), ".1f", about="arrivals per second", forms=FORMS)
+    if rows[0].rate is None:
+        dense = {row.batch: row.load.rate for row in reversed(rows) if row.method == DENSE and row.load is not None}
+
+        def times_dense(row: LatencyRecord) -> float | None:
+            return row.load.rate / dense[row.batch] if row.load is not None and row.batch in dense else None
+
+        yield _number("x dense", times_dense, ".2f", about="queries/s by the dense model's", forms=FORMS)
+    yield _number("p50", value(lambda load: load.summary("p50_ms").estimate), ".1f")
+    yield _number("p90", value(lambda load: load.summary("p90_ms").estimate), ".1f")
+    p99 = Column(heading="p99, ms", about="p50, p90, p99: ms from the scheduled arrival, medians over runs")
+    yield p99, lambda row: estimate_cell(None if row.load is None else row.load.summary("p99_ms"), "{:.1f}".format)
+    yield _number("a call", value(lambda load: load.batch_mean), ".1f", about="queries that shared a call, on average")
+    yield _words("verdict", _verdict)
+
+
+def _verdict(row: LatencyRecord) -> str:
+    return "not timed" if row.failed else row.verdict or NOT_MEASURED
 
 
 def _time(row: LatencyRecord) -> Cell:

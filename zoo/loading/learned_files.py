@@ -1,7 +1,6 @@
 """Files of learned tokens and of schedules, and how a file of something learned refuses another tower."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,17 +152,6 @@ class ScheduleFile:
         except ValueError as error:
             raise wanting(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
         return file
-
-    def stretch(self, keep: float) -> dict[str, Any]:
-        """Return the options of this schedule at another keep rate: each point keeps its share of the work.
-
-        Raises:
-            ValueError: this schedule keeps every patch token.
-        """
-        if self.keep == 1:
-            raise ValueError(f"the schedule of {self.method} for {self.model} keeps every patch token: search another")
-        rates = [round(keep ** (math.log(rate) / math.log(self.keep)), 4) for rate in self.schedule]
-        return {"reduce_at": list(self.reduce_at), "schedule": rates, "keep": keep}
 
     def write(self, path: Path) -> None:
         """Write it whole or not at all."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY, Mock
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from PIL import Image
 
 import zoo
 from harness.apps import choose as module
-from harness.apps.choose import RATES, SLACK, Candidate, ChooseConfig, Lab, build_ladder, choose, find_in_time
+from harness.apps.choose import RATES, Candidate, ChooseConfig, Lab, build_ladder, choose
 from harness.apps.fidelity import Pictures, SetupBounds
 from harness.apps.setup import Setup
 from harness.base.terminal import Progress
@@ -34,7 +34,6 @@ from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import EXPORTED_PROGRAM
-from zoo.loading.learned_files import ScheduleFile
 
 ARCH, TAG = "clip_vit_b16", "openai"
 
@@ -84,17 +83,6 @@ def test_the_last_rung_is_the_fastest_of_all_that_meet_the_bounds(seed: int):
     for one, other in itertools.pairwise(rungs):
         assert fake.ratio(one) > fake.ratio(other)
         assert fake.share(one) < fake.share(other) <= 1
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("goal", [0.35, 0.8])
-def test_in_a_time_the_first_is_dense_or_the_most_faithful_of_all(seed: int, goal: float):
-    fake = Fake(seed)
-    within = [one for one in fake.every if fake.ratio(one) <= goal * (1 - SLACK)]
-    *found, fastest = find_in_time(fake, goal)
-    assert fake.ratio(fastest) == min(map(fake.ratio, fake.every))
-    assert found[:1] == sorted(within, key=lambda one: (one.method is not None, fake.share(one)))[:1]
-    assert all(one in within for one in found)
 
 
 METHODS = ("rankmerge", "tome", "clsattn", "patchrank")
@@ -269,16 +257,7 @@ def test_answers_meet_a_bound_and_what_comes_nearest_is_told_where_nothing_does(
     assert not choice.met
     assert choice.why.startswith("--min-cosine 0.9999999999999 is missed: the mean cosine on pictures held out")
     assert choice.judged[-1].candidate.method is None  # optimised, so not bit-equal
-    for bounds in (SetupBounds(speed_up=20), SetupBounds(speed_up=20, min_cosine=0.97)):
-        assert chosen(bounds).why.startswith("--speed-up 20 is missed: it is ")
-
-
-@pytest.mark.usefixtures("small")
-def test_in_a_time_the_most_faithful_that_pays_is_chosen(clock: Clock):
-    both = replace(CONFIG, dtypes=("float32", "bfloat16"))
-    assert chosen(SetupBounds(speed_up=2), both).setup == Setup(model=ARCH, dtype="bfloat16", certificate=ANY)
-    faster = chosen(SetupBounds(speed_up=3), both).judged[-1].candidate
-    assert 3 <= 120 / clock.true_ms(faster) < 3.6
+    assert chosen(SetupBounds(speed_up=20, min_cosine=0.97)).why.startswith("--speed-up 20 is missed: it is ")
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -291,42 +270,6 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     assert [way.method for way in lab.reductions] == ["clsattn", "evit", *3 * ["rankmerge"], "tome"]
     with pytest.raises(FileNotFoundError, match="no predictor"):
         chosen(SetupBounds(min_cosine=0.9))  # which asks for it by name
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
-    file = ScheduleFile(
-        reduce_at=(1, 3), schedule=(0.7,), keep=0.49, model=ARCH, tag=TAG, weights="", method="tome",
-        options={"proportional": False}, cost={}, found=True, datasets=[], candidates=1, seconds=1.0, version="1",
-    )  # fmt: skip
-    file.write(tmp_path / "s.json")
-    replace(file, method="tomme").write(tmp_path / "other.json")  # as another package may have registered it
-    with pytest.raises(ValueError, match=r"other\.json' of method 'tomme': did you mean 'tome'"):
-        make_lab(replace(CONFIG, schedules=(tmp_path / "other.json",)))
-    lab = make_lab(replace(CONFIG, methods=("clsattn",), schedules=(tmp_path / "s.json",)))
-    way = lab.reductions[-1]
-    assert (way.method, way.name, len(way.rates)) == ("tome", "tome 98 with s.json", len(RATES))
-    own = {"proportional": False, "reduce_at": [1, 3]}
-    assert lab.find_setup(way._replace(keep=0.49)).options == own | {"schedule": [0.7], "keep": 0.49}
-    setup = lab.find_setup(way._replace(keep=0.64))
-    assert setup.options == own | {"schedule": [0.8], "keep": 0.64}
-    assert zoo.reduce(tower.vit, method=setup.method, **setup.options).reducer.points == (1, 3)
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_a_recovery_is_a_setup_of_its_own(tmp_path: Path, tower: Tower):
-    student, images = zoo.reduce(tower.vit, method="tome", keep=0.5), [torch.randn(4, 3, 64, 64)]
-    recipe, path = zoo.RecoveryConfig(rounds=1, steps=1, batch=2), tmp_path / "r.safetensors"
-    recovered, origin = zoo.recover(student, images, images, recipe), {"name": ARCH, "tag": TAG, "commit": None}
-    zoo.save_recovery(path, student, recovered, recipe, **origin, datasets=[{"name": "elsewhere"}])
-    lab = make_lab(replace(CONFIG, methods=("clsattn",), recoveries=(path,)))
-    way = lab.reductions[-1]
-    assert (way.name, way.rates) == ("tome 50 with r.safetensors", [way])
-    setup = lab.find_setup(way)
-    assert (setup.options, setup.recovery) == ({"keep": 0.5}, str(path))
-    plain = zoo.add_recovery(zoo.reduce(tower.vit, method="tome", keep=0.5), path).eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(lab.serve(way).vit(images[0]), zoo.optimize(plain)(images[0]))
 
 
 @pytest.mark.parametrize(("make", "quoted"), [

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import timm
@@ -18,7 +18,15 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure import latency, timing
 from harness.measure.cost import count_costs
-from harness.measure.latency import Family, LatencyPlan, Runnable, load_family, measure_latency, time_runnables
+from harness.measure.latency import (
+    Condition,
+    Family,
+    LatencyPlan,
+    Runnable,
+    load_family,
+    measure_latency,
+    time_runnables,
+)
 from harness.measure.rows import variants
 from harness.measure.timing import ONNX, ReadyModel, Stopwatch
 from harness.models import towers
@@ -81,8 +89,10 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any
     models = {at: Runnable(vit, EAGER) for at, vit in enumerate(vits)}
     times: dict[Any, float] = {}
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
-    options |= {"patience": timing.Patience(say=print), "stopwatch": watch}
-    return time_runnables(models, torch.randn(2, 3, 64, 64), rounds=6, **options)
+    condition = Condition("float32", 1, EAGER, 2)
+    with patch.object(timing, "stopwatch", lambda *_: watch):
+        images, patience = torch.randn(2, 3, 64, 64), timing.Patience(say=print)
+        return time_runnables(models, images, PLAN, condition, patience, **options)
 
 
 def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense, monkeypatch):
@@ -119,7 +129,7 @@ class Runs:
         family = Family(rows=rows, counts=counts, tag="openai", weights=fingerprint(self.dense))
         self.patch.setattr(latency, "load_family", lambda *_, **__: family)
 
-    def time(self, models: Any, images: Tensor, **how: Any) -> Any:
+    def time(self, models: Any, images: Tensor, plan: LatencyPlan, *_: Any, **__: Any) -> Any:
         self.calls.append((list(models), len(images), images.dtype, torch.get_num_threads()))
         ready, timings = {}, {}
         for index, name in enumerate(models):
@@ -127,7 +137,7 @@ class Runs:
             if name == self.failing:
                 ready[name] = ReadyModel(failed="out of memory")
                 continue
-            times = tuple(10.0 - 2 * index + 0.01 * turn for turn in range(how["rounds"]))
+            times = tuple(10.0 - 2 * index + 0.01 * turn for turn in range(plan.rounds))
             timings[name] = Timing(batch=len(images), samples_ms=times)
             ready[name] = ReadyModel(deviation=0.0, first_call_s=0.1, peak_mib=1.0)
         return ready, timings
@@ -276,6 +286,9 @@ def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys)
     ("clip_vit_s14 --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("clip_vit_s14 --device cudda", "--device 'cudda' isn't available"),
     ("clip_vit_s14 --runtimes eager --ways compile", "--runtimes with --ways compile: give one of the two"),
+    ("clip_vit_s14 --rate 30", "--rate 30 with --scenario calls: give --scenario server"),
+    ("clip_vit_s14 --scenario server --rate 0", "--rate 0: expected queries a second, above 0"),
+    ("clip_vit_s14 --scenario server --bound-ms -5", "bound_ms=-5.0: expected a number in (0, inf)"),
 ])  # fmt: skip
 def test_wrong_use_is_refused(flags, said, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(towers, "load_tower", None)
@@ -297,12 +310,22 @@ def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, m
 
 
 @pytest.mark.usefixtures("benchmark")
-def test_larger_images_are_timed_as_well(tmp_path, capsys):
-    argv = [*RANDOM.split(), "--output", str(tmp_path), "--image-sizes"]
-    assert main([*argv, "64", "96"]) == 0
-    rows = read_latencies(tmp_path / "latency.jsonl")
-    found = [(row.image_size, row.final_tokens) for row in rows]
-    assert found == [((64, 64), 64), ((64, 64), 38), ((96, 96), 144), ((96, 96), 86)]
-    assert rows[2].gflops > 2 * rows[0].gflops
-    assert main([*argv, "100"]) == 2
-    assert "--image-sizes 100: expected multiples of the patches' 8 pixels, from 8" in capsys.readouterr().err
+def test_a_server_is_run_at_a_rate_or_has_none_within_the_bound(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "why_crowded", lambda _: "")
+    argv = [*RANDOM.replace("--batches 1", "--scenario server --batches 4").split(), "--output", str(tmp_path)]
+    assert main([*argv, "--rate", "900", "1800"]) == 0
+    out, file = capsys.readouterr().out, tmp_path / "latency.jsonl"
+    records, before = read_latencies(file), file.read_bytes()
+    assert [(one.rate, one.method) for one in records] == [
+        (rate, method) for rate in (900, 1800) for method in ("dense", "random")
+    ]
+    for one in records:
+        assert (one.batch, one.bound_ms, one.stopwatch, one.samples_ms) == (4, 50, "wall clock", ())
+        assert (len(one.load.runs), one.load.rate, one.verdict) == (6, one.rate, one.load.verdict(50))
+        assert 1 <= one.load.batch_mean <= 4
+    assert f"{records[1].load.summary('p99_ms').estimate:.1f} [" in out
+    assert main([*argv, "--rate", "1800"]) == 0
+    assert file.read_bytes() == before
+    capsys.readouterr()
+    assert main([*argv, "--bound-ms", "0.001"]) == 0
+    assert "batch 4: p99 isn't within 0.001 ms even where" in capsys.readouterr().out

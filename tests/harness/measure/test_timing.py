@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
 from harness.measure import timing
@@ -310,6 +311,15 @@ def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed):
     assert (ready.failed, ready.deviation) == (None, pytest.approx(0.02, rel=1e-3))
     # The first call, that whose memory is measured, and the checks.
     assert sum(calls[2:]) == timing.CHECKED
+
+
+def test_the_kernels_of_attention_are_what_a_call_runs(dense: zoo.ReducedViT, images: Tensor, capfd):
+    with torch.inference_mode():
+        assert timing.attention_kernels(dense, images) == ("flash_attention_for_cpu",)
+        with sdpa_kernel(SDPBackend.MATH):
+            assert timing.attention_kernels(dense, images) == ("attention_math",)
+        assert timing.attention_kernels(lambda images: images, images) == ()
+    assert capfd.readouterr() == ("", "")  # the profiler is silent
 
 
 def test_weights_are_parameters_and_buffers_in_their_precision():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import per_image, replace
+from by_hand import ANOTHER, per_image, replace
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
@@ -206,14 +206,6 @@ def row(**changes: Any) -> Record:
 
 BLANK: dict[str, Any] = {**NOTHING, "top1": None, "created": "2026-02-02T02:02:02+00:00"}
 AS_DENSE: dict[str, Any] = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
-ANOTHER = {
-    **{"version": "0.2.0", "model": "clip_vit_s14_random50", "method": "evit", "keep": 0.5},
-    **{"method_config": {"keep": 0.5}, "tag": "other", "weights_sha256": "cd", "dataset": "emoji"},
-    **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
-    **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
-    **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
-    **{"image_size": (224, 224), "classes_judged": (4, 7), "caption_count": 3, "image_count": 8},
-}
 
 
 @pytest.mark.parametrize("field", ANOTHER)

@@ -182,18 +182,6 @@ def test_many_random_sign_flips_can_stay_clear_together():
     assert stats.kstest(under_none, "uniform").pvalue > 0.01
 
 
-def test_many_lists_are_flipped_as_each_by_itself():
-    lists = [*np.random.default_rng(5).normal(0.1, 1, size=(150, 137)), np.ones(9), np.zeros(137), np.arange(3) - 1.0]
-    lists[3] = np.where(np.arange(137) % 2, lists[3], 0.0)
-    alone = [statistics.sign_flip(own, seed=2) for own in lists]
-    assert statistics.sign_flips(lists, seed=2).tolist() == alone
-    numbers = np.repeat(np.arange(30), 5)
-    several = [np.append(own, np.zeros(13)) for own in lists[:20]]
-    alone = [statistics.sign_flip(own, 2, numbers) for own in several]
-    assert statistics.sign_flips(several, 2, numbers).tolist() == alone
-    assert statistics.sign_flips([], seed=0).size == 0
-
-
 def test_sign_flips_never_say_impossible():
     assert statistics.sign_flip_exact([1] * 10) == 2**-9
     assert statistics.sign_flip_exact([3] * 400 + [-1]) == pytest.approx(2.0**-400)

@@ -3,54 +3,30 @@
 from typing import Any
 
 import pytest
-from by_hand import replace
+from by_hand import ANOTHER, replace
 
-from harness.records.record import Record
+from harness.records.record import CONDITIONS, Record
 from harness.report.groups import group_records, sections
 
-# Of each condition another value, and what a heading says of it.
-OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "dataset": ({"dataset": "emoji"}, "emoji test"),
-    "dataset_revision": ({"dataset_revision": "00ff"}, "; dataset revision 00ff"),
-    "split": ({"split": "val"}, "fashion val"),
-    "classes_judged": ({"classes_judged": (4, 7)}, "fashion test, read by studies, 4 of 7 classes, "),
-    "shots": ({"shots": 4}, "4 shots"),
-    "tuning": ({"tuning": "t", "prompt_tokens": 16}, "learned text tokens (16)"),
-    "prompt_tokens": ({"tuning": "t", "prompt_tokens": 8}, "learned text tokens (8)"),
-    "seed": ({"seed": 7}, "; seed 7"),
-    "image_count": (
-        {"image_count": 50, "correct_bits": "bits:" + "ff" * 6 + "c0", "top1": 1.0, "top1_high": 1.0},
-        "; image count 50",
-    ),
-    "images_sha256": ({"images_sha256": "cd" * 32}, "; images cdcdcdcd"),
-    "image_size": ({"image_size": (14, 14)}, "; image size (14, 14)"),
-    "tag": ({"tag": "openai"}, "clip_vit_s14.openai"),
-    "weights_sha256": ({"weights_sha256": "cd" * 32}, "; weights cdcdcdcd"),
-    "device": ({"device": "cuda:0"}, "; device cuda:0"),
-    "device_name": ({"device_name": "a GPU"}, "; device name a GPU"),
-    "dtype": ({"dtype": "bfloat16"}, "; dtype bfloat16"),
-    "threads": ({"threads": 1}, "; threads 1"),
-    "torch": ({"torch": "2.9"}, "; torch 2.9"),
-    "timm": ({"timm": "1.0.99"}, "; timm 1.0.99"),
-    "version": ({"version": "0.2.0"}, "; version 0.2.0"),
-}
 
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
-    name: str, dense: Record, patchrank: Record
-):
-    known: dict[str, Any] = {"images_sha256": "ab" * 32, "image_size": (196, 196)}
-    change, words = OTHERS[name]
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_rows_of_other_conditions_have_a_table_of_their_own(name: str, dense: Record, patchrank: Record):
+    known: dict[str, Any] = {"tuning": "t", "prompt_tokens": 16, "images_sha256": "ab" * 32, "image_size": (196, 196)}
+    known |= dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense"))
     if name == "seed":  # with shots it would be averaged over
-        known |= {"shots": 0, "tuning": None}
+        known |= {"shots": 0, "tuning": None, "prompt_tokens": None}
     ours = [replace(record, **known) for record in (dense, patchrank)]
-    theirs = [replace(record, **(known | change)) for record in (dense, patchrank)]
+    theirs = [replace(record, **(known | {name: ANOTHER[name]})) for record in (dense, patchrank)]
     first, second = group_records([ours[0], theirs[0], ours[1], theirs[1]])
     assert [row.first for row in first.rows] == ours
     assert [row.first for row in second.rows] == theirs
-    assert words in second.name
-    assert words not in first.name
+    assert first.name != second.name
+
+
+def test_what_differs_between_tables_of_one_heading_is_told(dense: Record):
+    other = replace(dense, device="cuda:0", threads=1, weights_sha256="cd" * 32)
+    first, second = group_records([dense, other])
+    assert second.name == f"{first.name.partition(';')[0]}; weights cdcdcdcd, device cuda:0, threads 1"
 
 
 def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):

@@ -1,0 +1,200 @@
+"""Serve queries that arrive at random, as MLPerf's server scenario does, and find the highest rate within a bound.
+
+A query is one image, arrivals are a Poisson process, and a latency counts from the scheduled arrival, so that a server
+that is late isn't forgiven (Reddi et al., 2020, "MLPerf Inference Benchmark").
+"""
+
+import functools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.measure import timing
+from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
+from zoo.towers.vit import ReducedViT
+
+STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed sizes
+STEPS, RUNS = 24, 3  # of a search, at most; of each step
+NEAR = 0.03  # share of a rate at which a search ends
+SELDOM = 1 / 32  # of the rate of single queries: below it they hardly ever wait for each other
+LOWER, TRIES = 0.9, 8  # factor for a rate that misses the bound in the end; rates that are tried
+UNSEEN = 1000  # seed of arrivals from which on no search has seen them
+
+K = TypeVar("K", bound=Hashable)
+Seconds = NDArray[np.float64]
+
+
+def draw_arrivals(rate: float, count: int, seed: int) -> Seconds:
+    """Return when queries of a Poisson process arrive, (count,); another rate stretches the same draw."""
+    return np.random.default_rng(seed).exponential(1.0, count).cumsum() / rate
+
+
+def serve_queries(
+    serve: Callable[[int], object],
+    arrivals: Seconds,
+    most: int,
+    *,
+    bound_ms: float = math.inf,
+    now: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], object] = time.sleep,
+) -> tuple[Seconds, int]:
+    """Answer queries by ``serve``, which takes how many: each call those that wait, but no more than ``most``.
+
+    No arrival waits for an answer. Once p99 can't be within ``bound_ms``, the rest has infinite latencies.
+
+    Returns:
+        The latencies (n,), and the number of calls.
+    """
+    count, done, calls, begun = len(arrivals), 0, 0, now()
+    latencies_s = np.full(count, math.inf)
+    while done < count and (1000 * latencies_s[:done] > bound_ms).sum() <= count // 100:
+        if (ahead := arrivals[done] - (now() - begun)) > 0:
+            sleep(ahead)
+        waiting = int(np.searchsorted(arrivals, now() - begun, side="right")) - done
+        batch = slice(done, done + min(max(waiting, 1), most))
+        serve(batch.stop - done)
+        latencies_s[batch] = now() - begun - arrivals[batch]
+        done, calls = batch.stop, calls + 1
+    return latencies_s, calls
+
+
+def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, float]) -> dict[K, float]:
+    """Double and bisect rates, all of them in turn, for the highest that are within a bound; 0 where none is.
+
+    They begin at ``starts``, the rates of single queries. ``is_within`` judges a run by rate and seed; `RUNS` must be
+    within. In the end the lowest rate that missed is tried again, as other processes may have disturbed it.
+    """
+    low, high = dict.fromkeys(starts, 0.0), dict.fromkeys(starts, math.inf)
+    asked, doubted = dict(starts), set[K]()
+    for step in range(STEPS):
+        for key, rate in list(asked.items()):
+            if all(is_within(key, rate, RUNS * step + turn) for turn in range(RUNS)):
+                low[key] = rate
+                high[key] = math.inf if rate >= high[key] else high[key]
+            else:
+                high[key] = rate
+            if high[key] == math.inf:
+                asked[key] = 2 * rate
+            elif high[key] < SELDOM * starts[key]:
+                del asked[key]
+            elif high[key] - low[key] > NEAR * high[key]:
+                asked[key] = (low[key] + high[key]) / 2
+            elif key in doubted:
+                del asked[key]
+            else:
+                asked[key] = high[key]
+                doubted.add(key)
+    return low
+
+
+def prepare_server(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> timing.ReadyModel:
+    """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
+
+    Where sizes are fixed there is one for each power of two, and batches are filled up to the next.
+    """
+    most = len(images)
+    sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)}) if way in STATIC else [most]
+    ready = {}
+    for size in sizes:
+        ready[size] = timing.prepare(vit, way, images[:size], dtype)
+        if ready[size].call is None:
+            return ready[size]
+    if way not in STATIC:
+        return ready[most]
+
+    def call(batch: Tensor) -> Tensor:
+        size = next(size for size in sizes if size >= len(batch))
+        run: Any = ready[size].call
+        features: Tensor = run(F.pad(batch, (0,) * 7 + (size - len(batch),)))
+        return features[: len(batch)]
+
+    return replace(ready[most], call=call, first_call_s=sum(one.first_call_s or 0.0 for one in ready.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servers(Generic[K]):
+    """Models that are ready, run as servers in turn, with batches of no more than the images."""
+
+    calls: Mapping[K, timing.Call]
+    images: Tensor  # (B, C, H, W)
+    rounds: int  # runs of each
+    seconds: float  # that these last together, at least
+
+    def serve(self, key: K, count: int) -> None:
+        """Answer so many queries."""
+        self.calls[key](self.images[:count])
+        timing.synchronizer(self.images.device)()
+
+    def warm(self, key: K) -> float:
+        """Call a model with each size, and return the queries a second that it answers one by one."""
+        for count in range(len(self.images), 0, -1):
+            self.serve(key, count)
+        begun = time.perf_counter()
+        self.serve(key, 1)
+        return 1 / (time.perf_counter() - begun)
+
+    def run(self, key: K, rate: float, seed: int, bound_ms: float = math.inf) -> tuple[Percentiles, int]:
+        """Run a model once, and return its latencies and the number of calls."""
+        arrivals = draw_arrivals(rate, self.count_queries(rate), seed)
+        serve = functools.partial(self.serve, key)
+        latencies_s, calls = serve_queries(serve, arrivals, len(self.images), bound_ms=bound_ms)
+        return Percentiles.of(1000 * latencies_s), calls
+
+    def count_queries(self, rate: float) -> int:
+        """Return how many queries a run has."""
+        return max(LEAST_QUERIES, math.ceil(rate * self.seconds / self.rounds))
+
+    def run_rounds(self, rates: Mapping[K, float], tick: Callable[[int], object]) -> dict[K, Load]:
+        """Run each model at its rate, with arrivals that no search has seen."""
+        keys, runs, calls = list(rates), {key: list[Percentiles]() for key in rates}, Counter[K]()
+        for turn in range(self.rounds if rates else 0):
+            first = turn % len(keys)
+            for key in keys[first:] + keys[:first]:
+                percentiles, count = self.run(key, rates[key], UNSEEN + turn)
+                runs[key].append(percentiles)
+                calls[key] += count
+            tick(turn + 1)
+        loads = {}
+        for key, rate in rates.items():
+            queries = self.count_queries(rate)
+            mean = self.rounds * queries / calls[key]
+            loads[key] = Load(rate=rate, queries=queries, runs=tuple(runs[key]), batch_mean=mean)
+        return loads
+
+
+@torch.inference_mode()
+def measure_loads(
+    servers: Servers[K], *, bound_ms: float, rate: float | None, tick: Callable[[int], object] = lambda _: None
+) -> dict[K, Load]:
+    """Run servers at a rate, or without one each at the highest that is found to keep p99 within ``bound_ms``.
+
+    A model that has none is missing. ``tick`` takes finished rounds.
+
+    Raises:
+        BusyError: other processes left too little of the CPU.
+    """
+    others_cores = timing.count_others()
+    starts = {key: servers.warm(key) for key in servers.calls}
+    if rate is not None:
+        loads = servers.run_rounds(dict.fromkeys(starts, rate), tick)
+    else:
+
+        def is_within(key: K, rate: float, seed: int) -> bool:
+            return servers.run(key, rate, seed, bound_ms)[0].p99_ms <= bound_ms
+
+        loads, rates = {}, {key: rate for key, rate in find_rates(is_within, starts).items() if rate}
+        for _ in range(TRIES):
+            loads |= servers.run_rounds(rates, tick)
+            rates = {key: LOWER * rates[key] for key in rates if loads[key].verdict(bound_ms) != MET}
+    if servers.images.device.type == "cpu" and (why := timing.why_crowded(others_cores())):
+        raise timing.BusyError(why)
+    return loads
