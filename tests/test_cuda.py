@@ -32,7 +32,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 both = pytest.mark.parametrize("device", ["cpu", CUDA])
 WAYS = (EAGER, timing.COMPILE, timing.CUDA_GRAPHS)
 COUNTS = (9, 64, 117, 192)  # of tokens; cuDNN's gradients were NaN where 64 are left of 128
-MOST = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 0.06}  # apart from float64's, of values up to 9
+MOST = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 0.06}  # apart from float64's, of values up to 5
 GOLDEN = [("float32", 0.98), ("bfloat16", 0.95)]
 on_device = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore::UserWarning")]  # torch tells why it has no kernel
 
@@ -72,7 +72,7 @@ def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kerne
     ran, most = 0, MOST[dtype] * (10 if device == "cuda" else 1)
     for form, count in product((attend, attend_by_channels), COUNTS):
         model = Attention(form, count).to(device)
-        parts = (2 * torch.randn(3, 2, 3, count, 32)).to(device, PRECISIONS[dtype])
+        parts = torch.randn(3, 2, 3, count, 32).to(device, PRECISIONS[dtype])
         wanted, found = model.slow(parts), [model(parts)]  # by torch's choice; ours of the form is known from then on
         try:
             with sdpa_kernel(kernel):
@@ -150,7 +150,7 @@ def test_golden_rankings_agree_on_the_device_and_in_low_precision(device: str, p
 
 @both
 def test_recovery_learns_the_same(device: str, tiny: Build):
-    vit, train, val = tiny("clip_vit_b16_rankmerge50", noise=0.3), torch.randn(6, 3, 64, 64), torch.randn(6, 3, 64, 64)
+    vit, train, val = tiny("clip_vit_b16_clsattn50"), torch.randn(6, 3, 64, 64), torch.randn(6, 3, 64, 64)
     how = RecoveryConfig(rounds=2, steps=4, batch=4, dtype="float32", learning_rate=3e-3)
     here, there = (recover(vit.to(place), [train], [val], how) for place in ("cpu", device))
     assert there.before == pytest.approx(here.before, rel=1e-3)
@@ -198,33 +198,24 @@ def test_exported_models_in_onnx_runtime(provider: str, method: str, tiny: Build
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("device", "how", "server"), [
-    ("cpu", "--ways eager --batches 1 --rounds 6 --seconds 0", "--rate 5 --batches 2"),
-    pytest.param("cuda", "--ways eager compile cuda-graphs --batches 1 32 --dtypes float16",
-                 "--rate 500 --batches 32 --dtypes float16 --ways eager cuda-graphs", marks=pytest.mark.cuda),
-])  # fmt: skip
-def test_latency_times_the_embedded_model_in_every_way_of_the_device(
-    device: str, how: str, server: str, tmp_path: Path
-):
-    words = [
-        "latency",
-        "--model",
-        "clip_vit_s14_patchrank60",
-        "clip_vit_s14_tome60",
-        "--device",
-        device,
-        "--output",
-        str(tmp_path),
-    ]
-    assert main([*words, *how.split()]) == 0
+@pytest.mark.parametrize(("device", "runs"), [
+    ("cpu", ["--ways eager --batches 1 --rounds 6 --seconds 0"]),
+    pytest.param("cuda", [
+        "--ways eager compile cuda-graphs --batches 1 32 --dtypes float16",
+        "--scenario server --rate 500 --rounds 6 --batches 32 --dtypes float16 --ways eager cuda-graphs",
+    ], marks=pytest.mark.cuda),
+], ids=str)  # fmt: skip
+def test_latency_times_the_embedded_model_in_every_way_of_the_device(device: str, runs: list[str], tmp_path: Path):
+    words = f"latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device {device} --output {tmp_path}"
+    for how in runs:
+        assert main([*words.split(), *how.split()]) == 0
     for record in read_latencies(tmp_path / "latency.jsonl"):
         assert record.failed is None
-        assert record.stopwatch == timing.stopwatch(torch.device(device), 1).name
-        assert record.peak_mib is not None
-        assert len(record.attention) == 1
         assert (record.machine.cudnn_benchmark is None) == (device == "cpu")
-    assert main([*words, "--scenario", "server", "--rounds", "6", *server.split()]) == 0
-    assert all(record.failed is None for record in read_latencies(tmp_path / "latency.jsonl"))
+        if record.load is None:
+            assert record.stopwatch == timing.stopwatch(torch.device(device), 1).name
+            assert record.peak_mib is not None
+            assert len(record.attention) == 1
 
 
 @both
