@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
+from harness.apps.vectors.sentence import CODE, SentenceTower
 from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.record import DENSE, RECOVERY, Record, conditions, lacking
@@ -26,9 +27,14 @@ from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
+from zoo.loading.weights import find_clip, read_weights
 from zoo.towers.vit import TimmHost
 
+TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
+FORMATS = (TIMM_FORMAT, SENTENCE)
 FILES = ("README.md", "config.json", "model.safetensors")
+# What sentence-transformers' format has, too; text.safetensors where there is a text tower that doesn't ship.
+SENTENCE_FILES = ("config_sentence_transformers.json", "modeling_patchrank.py", "modules.json", "text.safetensors")
 FREE = ("apache-2.0", "bsd-3-clause", "mit")
 UNKNOWN = "unknown"
 PROVENANCE = "provenance"  # its key in config.json
@@ -187,10 +193,11 @@ def _load_saved(name: str) -> Publishable:
     return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
-def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
+def model_card(model: Publishable, repo: str, records: Sequence[Record], sentence: SentenceTower | None = None) -> str:
     """Write the card of a model; it says only what is recorded or computed.
 
-    ``repo`` is ``OWNER/NAME`` on the hub; records are of the model and of its dense tower.
+    ``repo`` is ``OWNER/NAME`` on the hub; records are of the model and of its dense tower; ``sentence`` is what
+    sentence-transformers opens, None in timm's format.
     """
     reducer, known, recovery = model.vit.reducer, MODELS.get(model.arch), model.provenance.get(RECOVERY)
     weights = None if known is None else SIZES[known.size].weights
@@ -201,6 +208,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
     return environment.get_template("model_card.md").render(
         model=model,
         repo=repo,
+        sentence=sentence,
         hub_licenses=_HUBS_LICENSES,
         free=FREE,
         clip=known is not None or "_clip_" in model.arch,
@@ -251,24 +259,53 @@ def _facts(model: Publishable) -> tuple[dict[str, str], str]:
     return facts, lacking(cost.unsupported)
 
 
-def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:
+def write_folder(
+    model: Publishable, folder: Path, repo: str, records: Sequence[Record], format: str = TIMM_FORMAT
+) -> str:
     """Write weights, config and card, which ``local-dir:`` loads, and return the card.
 
+    In the format of sentence-transformers these are joined by what ``SentenceTransformer`` opens.
+
     Raises:
-        ValueError: the folder has other files, which an upload would take along.
+        ValueError: the folder has other files, which an upload would take along; or the model's output is no vector.
+        FileNotFoundError: the weights of its text tower are missing.
     """
     others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if strange := sorted(set(others) - set(FILES)):
+    allowed = (*FILES, *SENTENCE_FILES) if format == SENTENCE else FILES
+    if strange := sorted(set(others) - set(allowed)):
         raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
-    card = model_card(model, repo, records)
+    sentence = None if format == TIMM_FORMAT else _sentence_tower(model)
+    card = model_card(model, repo, records, sentence)
     config = {PROVENANCE: model.provenance} if model.provenance else {}
-    save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
+    if sentence is None:
+        save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
+    else:
+        sentence.save(str(folder), config)
+        about = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
+        modules = [{"idx": 0, "name": "0", "path": "", "type": "modeling_patchrank.SentenceTower"}]
+        write_whole(folder / "config_sentence_transformers.json", json.dumps(about, indent=2).encode())
+        write_whole(folder / "modules.json", json.dumps(modules, indent=2).encode())
+        write_whole(folder / "modeling_patchrank.py", CODE.encode())
     write_whole(folder / "README.md", card.encode())
     return card
 
 
+def _sentence_tower(model: Publishable) -> SentenceTower:
+    """Join an image tower and the text tower of its weights, if there is one."""
+    if model.classes:
+        raise ValueError(f"--format {SENTENCE}: {model.arch} was tuned to tell classes apart; it gives no vectors")
+    known = MODELS.get(model.arch)
+    if known is None or model.vit.num_classes != SIZES[known.size].features:
+        return SentenceTower(model.vit)
+    weights = None
+    if SIZES[known.size].open_clip is not None:
+        both = read_weights(find_clip(known.size, model.tag))
+        weights = {name: value for name, value in both.items() if not name.startswith("visual.")}
+    return SentenceTower(model.vit, known.size, model.tag, weights)
+
+
 def upload(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload the folder as one commit to a repository, maybe a new one; return its address.
+    """Upload our files of the folder as one commit to a repository, maybe a new one; return its address.
 
     Raises:
         ConnectionError: no token, no network, or the hub refuses.
@@ -279,7 +316,10 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
         api = HfApi(library_name="clip-patchrank")
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload model and card"
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[*FILES, *SENTENCE_FILES],
+            commit_message="Upload model and card",
         )
     except Exception as error:  # the client raises what its transport does, release by release
         reason = next(iter(str(error).splitlines()), type(error).__name__)

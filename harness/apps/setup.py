@@ -108,6 +108,18 @@ class Setup:
         """Write the file whole or not at all."""
         write_whole(path, (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode())
 
+    def absolute(self) -> "Setup":
+        """Return the setup with paths that are found from every folder."""
+        kind, colon, place = self.model.partition(":")
+        arch, slash, file = place.partition("/")
+        model = self.model
+        if kind in ("local-dir", "transformers") and colon:
+            model = f"{kind}:{Path(place).absolute()}"
+        elif kind == "open_clip" and slash and Path(file).is_file():
+            model = f"{kind}:{arch}/{Path(file).absolute()}"
+        recovery = None if self.recovery is None else str(Path(self.recovery).absolute())
+        return dataclasses.replace(self, model=model, recovery=recovery)
+
     @property
     def name(self) -> str:
         """What the model is called: its tower with method and keep rate in percent."""

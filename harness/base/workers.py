@@ -36,16 +36,20 @@ class ShardJob:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {least}")
-        if self.workers is None:
-            return
-        if find_spec("ray") is None:
-            raise ValueError(f"--workers {self.workers} needs Ray: pip install 'clip-patchrank[ray]'")
-        kind, _, number = self.device.partition(":")
-        if number:
-            raise ValueError(f"--device {self.device!r} with --workers: say {kind}; each worker takes its own")
-        count = torch.cuda.device_count()
-        if kind == "cuda" and not _cluster() and self.workers > count:
-            raise ValueError(f"--workers {self.workers} on a machine with {count} GPUs: each worker takes one")
+        if self.workers is not None:
+            require_actors("--workers", self.workers, self.device)
+
+
+def require_actors(flag: str, count: int, device: str) -> None:
+    """Refuse Ray's actors, as many as a flag says, without Ray or a device for each."""
+    if find_spec("ray") is None:
+        raise ValueError(f"{flag} {count} needs Ray: pip install 'clip-patchrank[ray]'")
+    kind, _, number = device.partition(":")
+    if number:
+        raise ValueError(f"--device {device!r} with {flag}: say {kind}; each of them takes its own")
+    gpus = torch.cuda.device_count()
+    if kind == "cuda" and not cluster_address() and count > gpus:
+        raise ValueError(f"{flag} {count} on a machine with {gpus} GPUs: each of them takes one")
 
 
 def make_shards(
@@ -75,7 +79,7 @@ def make_shards(
 
     gpus = 1 if job.device == "cuda" else 0
     kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_DEATHS - 1)(_Actor)
-    with _ray_running(job.workers):
+    with ray_running(job.workers):
         pool: Any = ActorPool([kind.remote(start, str(Path.cwd())) for _ in range(job.workers)])
         try:
             for values, error in pool.map_unordered(lambda actor, index: actor.make_shard.remote(index), list(todo)):
@@ -118,14 +122,14 @@ class _Actor:
             return [], describe_error(error)
 
 
-def _cluster() -> str | None:
+def cluster_address() -> str | None:
     """Return the address of the cluster to use, None to start one on this machine."""
     address = os.environ.get("RAY_ADDRESS", "local")
     return None if address == "local" else address
 
 
 @contextlib.contextmanager
-def _ray_running(workers: int) -> Iterator[None]:
+def ray_running(cpus: int) -> Iterator[None]:
     """Join the cluster of ``RAY_ADDRESS``, or start one here; leave it at the end."""
     import ray
 
@@ -135,8 +139,8 @@ def _ray_running(workers: int) -> Iterator[None]:
     # Ray reads these when it starts: no reports home, no notes from its core on standard error.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = _cluster()
-    where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+    address = cluster_address()
+    where = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
     # Ray tells on standard output of workers that die, until it has stopped; that is for results.
     with contextlib.redirect_stdout(sys.stderr):
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)

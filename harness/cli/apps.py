@@ -1,15 +1,21 @@
-"""Subcommands of applications: ``choose``, ``embed``, ``search``, ``export``, ``show``, ``check``, ``push``."""
+"""Subcommands of applications: choose, embed, search, serve, export, show, check, push."""
 
+import contextlib
+import json
 import shlex
+import signal
 import tempfile
+import threading
 from argparse import Namespace
+from collections.abc import Generator, Sequence
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import Part, Shown, Table, json_values
+from harness.base.table import Part, Shown, Table, estimate_cell, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import PROGRAM, CommandParser, command
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 VECTORS = "vectors"
 IMAGES_HELP = "a folder of pictures without labels"
+LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
 
 
 def _choose_flags(parser: CommandParser) -> None:
@@ -128,8 +135,12 @@ def _export_flags(parser: CommandParser) -> None:
     flags.setup(parser)
     file = parser.add_argument_group("file")
     names = export.FORMATS
-    flags.add(file, "--format", export.ONNX, ", ".join(names), choices=names, metavar="FORMAT")
-    flags.output(file, None, "ends with .onnx, .pt2 or .xml, by the format", metavar="FILE", required=True)
+    text = f"{', '.join(names)}; default: {export.ONNX}, or the layout's"
+    flags.add(file, "--format", None, text, choices=names, metavar="FORMAT")
+    text = f"write the folder of a model, as servers take it: {', '.join(LAYOUTS)}"
+    flags.add(file, "--layout", None, text, choices=LAYOUTS, metavar="SERVER")
+    text = "ends with .onnx, .pt2 or .xml, by the format; with --layout REPOSITORY/NAME"
+    flags.output(file, None, text, metavar="FILE", required=True)
     check = parser.add_argument_group("check on real images")
     flags.usual(check, "dataset", default="photos")
     flags.add(check, "--images", None, f"{IMAGES_HELP}, instead of --dataset", Path, metavar="DIR")
@@ -152,13 +163,17 @@ def run_export(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.golden.rank import Source
-    from zoo.deploy.export import DisagreementError, export_model, require_format
+    from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
 
     setup, progress = flags.setup_of(args), Progress(status)
-    lower = setup.dtype
+    format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
+    if args.layout is not None:
+        if format != LAYOUTS[args.layout]:
+            raise ValueError(f"--layout {args.layout} with --format {format}: expected {LAYOUTS[args.layout]}")
+        path = args.output / "1" / f"model{FORMATS[format].suffix}"
     if args.dtype is None:
-        setup = replace(setup, dtype=_file_dtype(args.format, lower))
-    require_format(args.format, setup.dtype)  # before anything is loaded
+        setup = replace(setup, dtype=_file_dtype(format, lower))
+    require_format(format, setup.dtype)  # before anything is loaded
     tower = setup.load(random_weights=args.random_weights)
     source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
     split = subset(source.images, flags.limit_of(args))
@@ -167,22 +182,59 @@ def run_export(args: Namespace, status: Console) -> Shown:
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
     about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
-    progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then checking it on {len(images)} images")
-    kind = {"format": args.format, "dtype": setup.dtype}
+    progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
+    kind: dict[str, Any] = {"format": format, "dtype": setup.dtype}
     how = kind | {"batches": args.batches, "least_cosine": args.least_cosine}
-    with claim_file(args.output), progress.task("checked", len(images) * len(args.batches)) as tick:
+    with claim_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
-            agreement = export_model(tower.vit, args.output, images, **how, facts=about, tick=tick)
+            agreement = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
             data = {**kind, "path": None, "problem": str(error), "agreement": error.agreement}
-            table = _agreement_table(setup, args.format, error.agreement)
+            table = _agreement_table(setup, format, error.agreement)
             return Shown(parts=(table, str(error)), data=json_values(data), code=1)
-    size = args.output.stat().st_size
-    text = f"wrote {args.output} ({size:,} bytes) and {args.output.name}.json, which says what it is"
+    size = path.stat().st_size
+    text = f"wrote {path} ({size:,} bytes) and {path.name}.json, which says what it is"
+    if args.layout is not None:
+        with torch.no_grad():
+            features = tower.vit(images[:1]).shape[1]
+        text += f", and {_write_layout(args.layout, args.output, setup.dtype, images.shape[1:], features)}"
     if setup.dtype != lower:
-        text += f"; it is in {setup.dtype}, as {args.format} has no {lower}"
-    data = {**kind, "path": str(args.output), "bytes": size, "agreement": agreement}
-    return Shown(parts=(_agreement_table(setup, args.format, agreement), text), data=json_values(data))
+        text += f"; it is in {setup.dtype}, as {format} has no {lower}"
+    data = {**kind, "path": str(path), "bytes": size, "agreement": agreement}
+    return Shown(parts=(_agreement_table(setup, format, agreement), text), data=json_values(data))
+
+
+def _write_layout(server: str, folder: Path, dtype: str, image: Sequence[int], features: int) -> Path:
+    """Write what a server reads beside a model's version, and return its path.
+
+    Raises:
+        ValueError: OpenVINO Model Server's file is there and is none.
+    """
+    from zoo.core.files import strict_json, write_whole
+
+    if server == "triton":
+        lines = [
+            f"name: {json.dumps(folder.name)}",
+            'backend: "onnxruntime"',
+            "max_batch_size: 64",
+            f'input {{ name: "images" data_type: TYPE_FP32 dims: {list(image)} }}',
+            f'output {{ name: "features" data_type: TYPE_FP32 dims: [{features}] }}',
+            "dynamic_batching { max_queue_delay_microseconds: 2000 }",
+        ]
+        path, content = folder / "config.pbtxt", "\n".join(lines)
+    else:
+        path = folder.absolute().parent / "config.json"  # of all models of the repository
+        try:
+            models = strict_json(path.read_bytes())["model_config_list"] if path.exists() else []
+            models = [one for one in models if one["config"]["name"] != folder.name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
+        # Without the hint the server computes in the precision that it finds fastest.
+        hint = {"INFERENCE_PRECISION_HINT": dtype.replace("float", "f")}
+        own = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
+        content = json.dumps({"model_config_list": [*models, {"config": own}]}, indent=2)
+    write_whole(path, f"{content}\n".encode())
+    return path
 
 
 def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement") -> Table:
@@ -217,7 +269,7 @@ def _embed_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.output(files, VECTORS, "folder of Parquet files", dest="out")
     flags.add(files, "--shard-size", 4096, "pictures per file")
-    flags.add(files, "--embedding-dtype", "float16", "float16 or float32", metavar="TYPE")
+    flags.add(files, "--embedding-dtype", "float16", "float16, float32, int8 or binary", metavar="TYPE")
 
 
 def run_embed(args: Namespace, status: Console) -> Shown:
@@ -262,11 +314,12 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 
 def _search_flags(parser: CommandParser) -> None:
-    parser.add_argument("query", metavar="QUERY", help="words, or the path of a picture")
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="words, or the path of a picture")
     where = parser.add_argument_group("where")
     flags.add(where, "--in", Path(VECTORS), "folder that `embed` wrote", dest="vectors", metavar="DIR")
     flags.add(where, "--top", 10, "number of hits", metavar="K")
     flags.usual(where, "device", text="torch device that embeds the query")
+    flags.add(where, "--losses", False, "instead of a query: what precisions would lose of these float32 embeddings")
     files = parser.add_argument_group("files")
     flags.add(files, "--sheet", None, "draw the hits side by side, as PNG", Path)
 
@@ -276,6 +329,10 @@ def run_search(args: Namespace, status: Console) -> Shown:
     from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
 
+    if (args.query is None) != args.losses:
+        raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
+    if args.losses:
+        return _show_losses(args, Progress(status))
     provenance = next(read_vectors(args.vectors)).provenance
     source = None if args.sheet is None else open_pictures(provenance)
     say = Progress(status).say
@@ -297,6 +354,56 @@ def run_search(args: Namespace, status: Console) -> Shown:
     sheet = None if source is None else str(args.sheet)
     facts |= {"searched": found.searched, "of": provenance.count, "missing": found.missing}
     return Shown(parts=tuple(parts), data={**facts, "hits": hits, "sheet": sheet})
+
+
+def _show_losses(args: Namespace, progress: Progress) -> Shown:
+    """Lay out what precisions would lose."""
+    from harness.apps.vectors.search import measure_losses
+
+    count, losses = measure_losses(args.vectors, progress.say)
+    headings = ("stored as", "bytes", "mean cosine", "10 nearest found, %")
+    shares = [estimate_cell(one.overlap, lambda share: f"{100 * share:.1f}") for one in losses]
+    facts = [(one.stored, str(one.bytes), f"{one.cosine:.4f}") for one in losses]
+    rows = [(*each, share) for each, share in zip(facts, shares, strict=True)]
+    title = f"{count:,} embeddings against float32, each searched for among the others"
+    table = Table.of(title, headings, rows, words=headings[:1])
+    return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
+
+
+def _serve_flags(parser: CommandParser) -> None:
+    config = outline("harness.apps.serve").ServeConfig
+    flags.setup(parser)
+    how = parser.add_argument_group("how it is served")
+    flags.fields(how, config, replicas="Ray actors with the model each", batch="pictures and texts per call")
+    flags.fields(how, config, wait_ms="milliseconds that a batch waits for more")
+    flags.fields(how, config, queue="requests that wait for a replica; more get 503")
+    flags.add(how, "--threads", None, "of each replica; default: this machine's cores shared", int)
+    flags.usual(how, "device", text="torch device of each replica")
+    where = parser.add_argument_group("where")
+    flags.fields(
+        where, config, host="address to listen at; 0.0.0.0 for all", port="port", route="what paths begin with"
+    )
+
+
+def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
+    """Serve a model until Ctrl-C or SIGTERM.
+
+    Raises:
+        ValueError: what Ray, the model or the settings refuse.
+        FileNotFoundError: weights are missing.
+    """
+    if missing := [name for name in ("ray", "fastapi", "uvicorn") if find_spec(name) is None]:
+        raise ValueError(f"serve needs {', '.join(missing)}: pip install 'clip-patchrank[ray]'")
+    from harness.apps.serve import ServeConfig, serving
+
+    setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
+    Progress(status).say(f"{setup.name}: starting {config.replicas} replicas of {config.cores} threads")
+    with serving(setup, config) as served:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
+        yield f"{setup.name} is served at {served.url}/v1/embeddings; Ray's metrics are at {served.metrics}"
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return Shown(parts=("stopped; requests that were accepted are answered",), data=json_values(served._asdict()))
 
 
 def _show_flags(parser: CommandParser) -> None:
@@ -368,6 +475,9 @@ def _push_flags(parser: CommandParser) -> None:
     text = "a dense or reduced name of `list`, local-dir:FOLDER or hf-hub:OWNER/NAME"
     flags.usual(where, "model", default=None, text=text, required=True)
     flags.add(where, "--to", None, "repository on the hub", required=True, metavar="OWNER/NAME")
+    formats = outline("harness.apps.push").FORMATS
+    text = f"{', '.join(formats)}; the latter has timm's files, too"
+    flags.add(where, "--format", formats[0], text, choices=formats, metavar="FORMAT")
     flags.add(where, "--private", False, "make the repository private")
     flags.add(where, "--folder", None, "write to this folder and upload nothing", Path, metavar="DIR")
     flags.add(where, "--dry-run", False, "upload nothing; show the card and what would be uploaded")
@@ -392,8 +502,8 @@ def run_push(args: Namespace, status: Console) -> Shown:
     rows = model.rows(records, args.records) if args.records is not None else []
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
-        card = push.write_folder(model, folder, args.to, rows)
-        sizes = {file: (folder / file).stat().st_size for file in push.FILES}
+        card = push.write_folder(model, folder, args.to, rows, args.format)
+        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         where = None if args.folder is None else str(args.folder)
         if uploads:
             Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
@@ -409,6 +519,7 @@ COMMANDS = (
     command("choose", run_choose, _choose_flags),
     command("embed", run_embed, _embed_flags),
     command("search", run_search, _search_flags),
+    command("serve", run_serve, _serve_flags),
     command("export", run_export, _export_flags),
     command("show", run_show, _show_flags),
     command("check", run_check, _check_flags),

@@ -172,8 +172,8 @@ def _run(args: Namespace) -> int:
     status, flags = notes(args), vars(args)
     output = None if args.json else results()
     try:
-        if flags.get("device") is not None and flags.get("workers") is None:
-            check_device(args.device)  # that of workers may be elsewhere
+        if flags.get("device") is not None and not (flags.get("workers") or flags.get("replicas")):
+            check_device(args.device)  # that of Ray's actors may be elsewhere
         _name_datasets(args, status)
         outcome = args.run(args, status)
         if isinstance(outcome, Generator):

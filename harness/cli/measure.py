@@ -220,8 +220,6 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.add(
         how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
     )
-    text = f"compare these in one table, against dense in eager float32: {', '.join(timing.RUNTIMES)}"
-    flags.add(how, "--runtimes", [], text, choices=timing.RUNTIMES, metavar="RUNTIME")
     flags.add(how, "--threads", None, "numbers of threads; default: torch's", flags.positive, nargs="+")
     flags.usual(how, "device")
     rounds = "timed calls of each model, or runs of a server, at least"

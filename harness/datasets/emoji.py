@@ -48,10 +48,14 @@ class Emoji:
     images: tuple[bytes, bytes]
 
 
-class _EmojiTask(Dataset):
-    """What the tasks share: the files, the images and the splits; they differ in the labels."""
+class EmojiCategory(Dataset):
+    """Eight categories, across two styles."""
 
-    images_of = "emoji"
+    name = images_of = "emoji"
+    title = "Emoji categories, Noto and Fluent 3D"
+    shots_from: SplitName = "val"
+    has_final = captions_seen = True
+    classes: tuple[str, ...] = tuple(CATEGORIES.values())
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
     build_command = "python -m tools.build_emoji"
@@ -82,14 +86,9 @@ class _EmojiTask(Dataset):
         """Near-duplicates and both styles of an emoji are one group."""
         return self._by_code[image_id.split("/")[1]].group
 
-    def label_of(self, emoji: Emoji) -> int | None:
-        """Position of the emoji's class, or None where it belongs to no class of this task."""
-        raise NotImplementedError
-
     def members(self, name: SplitName) -> list[tuple[Emoji, int]]:
         """(emoji, label) of a split; example 2 i + s shows member i in style s."""
-        pairs = [(e, self.label_of(e)) for e in self.emoji if e.split == name]
-        return [(e, label) for e, label in pairs if label is not None]
+        return [(e, list(CATEGORIES).index(e.category)) for e in self.emoji if e.split == name]
 
     def _split(self, name: SplitName) -> Split:
         members = self.members(name)
@@ -108,21 +107,7 @@ class _EmojiTask(Dataset):
         return Split(labels, image_id, render)
 
 
-class EmojiCategory(_EmojiTask):
-    """Eight categories, across two styles."""
-
-    name = "emoji"
-    shots_from = "val"
-    has_final = captions_seen = True
-    title = "Emoji categories, Noto and Fluent 3D"
-    classes = tuple(CATEGORIES.values())
-
-    def label_of(self, emoji: Emoji) -> int | None:
-        """Position of the emoji's category."""
-        return list(CATEGORIES).index(emoji.category)
-
-
-class EmojiCaptions(_EmojiTask):
+class EmojiCaptions(EmojiCategory):
     """Test emoji with captions of their names, for retrieval; both styles share one, and train and val are empty.
 
     Only those whose names the embedded text tower has words for.
@@ -130,6 +115,8 @@ class EmojiCaptions(_EmojiTask):
 
     name = "emoji-captions"
     title = "Held-out emoji and captions of their names, Noto and Fluent 3D"
+    shots_from: SplitName = "train"
+    has_final = captions_seen = False
     templates: tuple[str, ...] = ()
     classes = ()
     captioned = True
@@ -138,9 +125,9 @@ class EmojiCaptions(_EmojiTask):
         """Return the one caption of an image."""
         return (CAPTION.format(self._by_code[image_id.split("/")[1]].name),)
 
-    def label_of(self, emoji: Emoji) -> int | None:
-        """-1, which is no class; None where it is no test emoji, or its name has unknown words."""
-        return -1 if emoji.split == "test" and emoji.name in CAPTIONED else None
+    def members(self, name: SplitName) -> list[tuple[Emoji, int]]:
+        """(emoji, -1), which is no class, of the test split; the others are empty."""
+        return [(emoji, -1) for emoji, _ in super().members(name) if name == "test" and emoji.name in CAPTIONED]
 
 
 DATASETS = (EmojiCategory(), EmojiCaptions())

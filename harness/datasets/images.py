@@ -79,13 +79,7 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD, behind: str
         with open_image(content) as image:
             pixels = image.width * image.height
             image.load()
-            try:
-                ImageOps.exif_transpose(image, in_place=True)
-            except MemoryError:
-                raise
-            except Exception:  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
-                pass
-            return _to_rgb(image, behind)
+            return upright_rgb(image, behind)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
     except MemoryError:
@@ -96,8 +90,17 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD, behind: str
         raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error
 
 
-def _to_rgb(image: Image.Image, behind: str | None) -> Image.Image:
-    """Decode an image to 8-bit RGB; 16-bit greys are scaled, where PIL's own conversion clips them at 255."""
+def upright_rgb(image: Image.Image, behind: str | None = None) -> Image.Image:
+    """Turn an image, in place, as its EXIF says, and return it as 8-bit RGB; see ``decode_image``.
+
+    16-bit greys are scaled, where PIL's own conversion clips them at 255.
+    """
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
+        pass
     if image.mode == "F":
         raise ValueError("mode F: the range of floating-point pixels is unknown")
     if image.mode.startswith("I"):

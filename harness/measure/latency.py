@@ -24,8 +24,6 @@ from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import (
     EAGER,
-    EAGER_FLOAT32,
-    OWN,
     GpuState,
     LatencyRecord,
     Load,
@@ -59,6 +57,11 @@ class Condition(NamedTuple):
     rate: float | None = None  # queries a second that a server gets; None for the highest, or without a server
 
     @property
+    def model_dtype(self) -> str:
+        """The precision of the model and its images; exported files take float32."""
+        return "float32" if self.way in timing.EXPORTED else self.dtype
+
+    @property
     def label(self) -> str:
         """What progress calls it."""
         rate = "" if self.rate is None else f", {self.rate:g} queries a second"
@@ -75,7 +78,6 @@ class LatencyPlan:
     batches: tuple[int, ...] = CPU_BATCHES
     dtypes: tuple[str, ...] = ("float32",)  # of `DTYPES`
     ways: tuple[str, ...] = (EAGER,)  # of `timing.WAYS`
-    runtimes: tuple[str, ...] = ()  # of `timing.RUNTIMES`, instead: all in one round, against dense in eager float32
     threads: tuple[int, ...]  # torch's
     rounds: int = 9  # calls of each model, at least; of fewer than 6 no median has a 95 % interval
     seconds: float = 5.0  # rounds go on for so long
@@ -99,22 +101,13 @@ class LatencyPlan:
                 raise ValueError(f"--methods {name!r}: {expected(name, methods)}")
         if max(self.threads) > MOST_THREADS:
             raise ValueError(f"--threads {max(self.threads)}: expected a number from 1 to {MOST_THREADS}")
-        if self.runtimes and self.ways != (EAGER,):
-            raise ValueError(f"--runtimes with --ways {' '.join(self.ways)}: give one of the two")
-        timing.check_ways("--ways", self.ways, self.dtypes, torch.device(self.device))
-        timing.check_ways("--runtimes", self.runtimes, self.dtypes, torch.device(self.device))
+        timing.check_ways(self.ways, self.dtypes, torch.device(self.device))
 
     @property
-    def shared_rounds(self) -> list[list[Condition]]:
-        """Conditions that share rounds; of several the first is what the others are held to."""
-        rates = self.rates or (None,)
-        if not self.runtimes:  # precisions change slowest
-            return [[Condition(*c)] for c in product(self.dtypes, self.threads, self.ways, self.batches, rates)]
-        every = dict.fromkeys([(EAGER, "float32"), *product(self.runtimes, self.dtypes)])
-        return [
-            [Condition(dtype, threads, runtime, batch, rate) for runtime, dtype in every]
-            for threads, batch, rate in product(self.threads, self.batches, rates)
-        ]
+    def conditions(self) -> list[Condition]:
+        """All conditions; precisions change slowest."""
+        every = product(self.dtypes, self.threads, self.ways, self.batches, self.rates or (None,))
+        return [Condition(*one) for one in every]
 
     @property
     def groups(self) -> dict[str, list[MethodRate]]:
@@ -196,20 +189,20 @@ def measure_latency(
     for dense, pairs in plan.groups.items():
         family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
         vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
-        for conditions in plan.shared_rounds:
-            blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
+        for condition in plan.conditions:
+            blanks = [_blank(plan, family, row, condition, machine) for row in family.rows]
             old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
             new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
             if missing := {i for i, one in enumerate(old) if one is None}:
-                dtype = conditions[0].dtype
+                dtype = condition.model_dtype
                 if dtype not in vits:
                     vits.clear()  # before there are others
                     copies = copy.deepcopy([row.vit for row in family.rows])
                     vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
                 # The first, a dense model, is timed with whatever is missing.
-                runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
+                runs = {i: (blanks[i], vits[dtype][i]) for i in sorted(missing | {0})}
                 try:
-                    new = _time(plan, conditions[0], runs, progress, patience)
+                    new = _time(plan, condition, runs, progress, patience)
                 except timing.BusyError as error:
                     shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
             shown |= new
@@ -247,9 +240,8 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         image_size=row.vit.input_size,
         device=plan.device,
         **condition._asdict(),
-        stopwatch=_stopwatch(plan, condition.threads).name,
+        stopwatch=_stopwatch(plan).name,
         bound_ms=plan.bound_ms if plan.scenario == SERVER else None,
-        reference=EAGER_FLOAT32 if plan.runtimes else OWN,
         machine=machine,
         failed="not timed",
         **counts,
@@ -258,11 +250,11 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
     )
 
 
-def _stopwatch(plan: LatencyPlan, threads: int) -> timing.Stopwatch:
+def _stopwatch(plan: LatencyPlan) -> timing.Stopwatch:
     device = torch.device(plan.device)
     if plan.scenario == SERVER:
         return timing.wall_clock(timing.synchronizer(device))
-    return timing.stopwatch(device, threads)
+    return timing.stopwatch(device)
 
 
 def _time(
@@ -273,16 +265,13 @@ def _time(
     patience: timing.Patience,
 ) -> dict[int, LatencyRecord]:
     """Time models, the first a dense one in ``condition``, and complete their blank records."""
-    dtype, threads, way, batch, _ = condition
-    device, (first, vit) = torch.device(plan.device), runs[0]
+    device, (first, dense) = torch.device(plan.device), runs[0]
     label = f"{first.model}: {condition.label}"
-    if plan.runtimes:
-        label = f"{first.model}: runtimes, threads {threads}, batch {batch}"
-    models = {i: Runnable(vit, one.way, one.dtype if plan.runtimes else None) for i, (one, vit) in runs.items()}
-    total = len(runs) + plan.rounds
-    with _threads(threads), progress.task(label, total) as tick:
+    models, total = {i: vit for i, (_, vit) in runs.items()}, len(runs) + plan.rounds
+    with _threads(condition.threads), progress.task(label, total) as tick:
         try:
-            images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
+            precision = DTYPES[condition.model_dtype]
+            images = timing.random_images(condition.batch, dense.input_size, device, precision)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -290,10 +279,10 @@ def _time(
             ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
             found: Mapping[int, Timing | Load] = {}
         else:
-            ready, found = time_runnables(
+            ready, found = time_in_turn(
                 models, images, plan, condition, patience, tick=lambda done: tick(min(done, total))
             )
-    if plan.runtimes or way == timing.COMPILE:
+    if condition.way in (timing.COMPILE, *timing.EXPORTED):
         torch._dynamo.reset()
     new = {
         i: _complete(replace(blank, gpu=GpuState.read(device)), ready[i], found.get(i), found.get(0) if i else None)
@@ -320,23 +309,15 @@ def _complete(
     return replace(blank, created=utc_now(), **fields)
 
 
-class Runnable(NamedTuple):
-    """A model in evaluation mode on its images' device, and how it is run."""
-
-    vit: ReducedViT
-    way: str
-    dtype: str | None = None  # of what it runs behind float32 images; None for the images' own
-
-
-def time_runnables(
-    models: Mapping[int, Runnable],
+def time_in_turn(
+    models: Mapping[int, ReducedViT],
     images: Tensor,
     plan: LatencyPlan,
     condition: Condition,
     patience: timing.Patience,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
-    """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
+    """Make models on the images' device ready and time those that can be timed in turn on these (B, C, H, W).
 
     ``tick`` takes models ready and rounds done.
 
@@ -346,8 +327,8 @@ def time_runnables(
     patience.wait(images.device)  # before models are made ready, which takes a while
     prepare = prepare_server if plan.scenario == SERVER else timing.prepare
     ready = {}
-    for key, one in models.items():
-        ready[key] = prepare(one.vit, one.way, images, one.dtype)
+    for key, vit in models.items():
+        ready[key] = prepare(vit, condition.way, images, condition.dtype)
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
@@ -358,7 +339,7 @@ def time_runnables(
         if plan.scenario == SERVER:
             servers = Servers(calls=calls, images=images, **how)
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=condition.rate, **done)
-        how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan, condition.threads)}
+        how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan)}
         return ready, patience.time(lambda: timing.interleave(calls, images, **how, **done), images.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -96,7 +96,7 @@ def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, fl
     return low
 
 
-def prepare_server(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> timing.ReadyModel:
+def prepare_server(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
     Where sizes are fixed there is one for each power of two, and batches are filled up to the next.

@@ -18,13 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
 from zoo.core.messages import expected
-from zoo.core.precision import PRECISIONS
-from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
 from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.towers.vit import ReducedViT
 
@@ -36,9 +34,8 @@ LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, 
 STAT = Path("/proc/stat")
 COMPILE, CUDA_GRAPHS, OPTIMIZED = "compile", "cuda-graphs", "optimized"
 EXPORTED = (AOTI, ONNX, OPENVINO)
-# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it.
-WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED)
-RUNTIMES = (*WAYS, *EXPORTED)  # what --runtimes times in one round, in several precisions
+# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it; files.
+WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED, *EXPORTED)
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -217,35 +214,28 @@ def synchronizer(device: torch.device) -> Callable[[], object]:
     return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
-def stopwatch(device: torch.device, threads: int) -> Stopwatch:
+def stopwatch(device: torch.device) -> Stopwatch:
     """Return what times a model by itself on this device, as when it is served."""
     if device.type == "cuda":
         return cuda_events(device)
-    return torch_timer(threads) if device.type == "cpu" else wall_clock(synchronizer(device))
+    return wall_clock(synchronizer(device), warm=2)
 
 
-def wall_clock(wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:
-    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits."""
+def wall_clock(
+    wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns, warm: int = 0
+) -> Stopwatch:
+    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits, after ``warm`` calls."""
 
     def time_ms(call: Call, images: Tensor) -> float:
+        for _ in range(warm):
+            call(images)
         wait()
         begin = clock()
         call(images)
         wait()
         return (clock() - begin) / 1e6
 
-    return Stopwatch("wall clock", time_ms)
-
-
-def torch_timer(threads: int, clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
-    """Return torch's benchmark timer, of ``clock``'s seconds: it calls a model twice before the call that counts."""
-
-    def time_ms(call: Call, images: Tensor) -> float:
-        names = {"call": call, "images": images}
-        timer = Timer("call(images)", timer=clock, globals=names, num_threads=threads)
-        return 1000 * timer.timeit(1).median
-
-    return Stopwatch("torch.utils.benchmark.Timer", time_ms)
+    return Stopwatch(f"wall clock after {warm} calls" if warm else "wall clock", time_ms)
 
 
 def cuda_events(device: torch.device) -> Stopwatch:
@@ -310,13 +300,12 @@ class ReadyModel:
     attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
-def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Raise ValueError for what ``--ways`` or ``--runtimes`` names and what the device or the packages can't run."""
-    known = WAYS if flag == "--ways" else RUNTIMES
+def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
+    """Raise ValueError for what ``--ways`` names and what the device or the packages can't run."""
     for way in ways:
-        if way not in known:
-            raise ValueError(f"{flag} {way!r}: {expected(way, known)}")
-        there = f"{flag} {way} on --device {str(device)!r}"
+        if way not in WAYS:
+            raise ValueError(f"--ways {way!r}: {expected(way, WAYS)}")
+        there = f"--ways {way} on --device {str(device)!r}"
         if way == CUDA_GRAPHS and device.type != "cuda":
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
         if way in EXPORTED and device.type != "cpu":
@@ -341,14 +330,14 @@ def _require_compiler(there: str, device: torch.device) -> None:
         )
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
     model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
-    With a ``dtype`` both are float32, and what the way runs is in that precision behind float32 images.
+    Both are in ``dtype``, or float32 for an exported file, which computes in it.
     """
-    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
+    if way in EXPORTED and dtype not in FORMATS[way].dtypes:
         return ReadyModel(failed=f"{way} computes no {dtype}")
     reason = ""
     try:
@@ -357,8 +346,8 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
             if way not in EXPORTED:
-                eager: Call = vit if dtype is None else Served(vit, dtype).eval()
-                ready = replace(ready, attention=attention_kernels(ready.call if way == OPTIMIZED else eager, images))
+                kernels = attention_kernels(ready.call if way == OPTIMIZED else vit, images)
+                ready = replace(ready, attention=kernels)
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
         if not (is_out_of_memory(error) or is_refusal(error) or way in EXPORTED):
@@ -370,7 +359,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             torch.cuda.empty_cache()
         return ReadyModel(failed=reason)
     most, typical = float(apart.max()), float(apart.median())
-    allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
+    allowed = ALLOWED[dtype]
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
         return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
@@ -381,7 +370,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
     return replace(ready, deviation=deviation)
 
 
-def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
+def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = synchronizer(images.device)
     calls: list[Call] = []
@@ -422,22 +411,20 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None) -> Call:
-    """Return a model as the way runs it on images like these, (B, C, H, W), in a precision if one is given.
+def as_run(model: nn.Module, way: str, images: Tensor, dtype: str = "float32") -> Call:
+    """Return a model as the way runs it on images like these, (B, C, H, W); ``dtype`` is an exported file's.
 
     Compiling and capturing may wait for the first call.
     """
     if way in EXPORTED:
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
-        return as_runtime(model, others, format=way, dtype=dtype or "float32")
-    try:
-        if way == OPTIMIZED:
-            optimized: Call = optimize(model, dtype=dtype or images.dtype)
-            return optimized
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
-    if dtype is not None:
-        model = Served(model, dtype).eval()
+        return as_runtime(model, others, format=way, dtype=dtype)
+    if way == OPTIMIZED:
+        try:
+            optimized: Call = optimize(model, dtype=images.dtype)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        return optimized
     if way == CUDA_GRAPHS:
         return capture(model, images)
     if way != COMPILE:

@@ -306,12 +306,12 @@ def _tags(arch: str) -> list[str]:
 def create_pretrained(name: str) -> Any:
     """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
     otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
-    source: tuple[str, Sequence[str]] = ("", ())
+    source = ""
     if name.startswith(HUB):
-        source = name.removeprefix(HUB), ("config.json",)
+        source = f"{name.removeprefix(HUB)}/config.json"
     elif (cfg := get_pretrained_cfg(name)) is not None and name.partition(".")[0] not in MODELS:
         source = timm_source(cfg)
-    with loading(name, otherwise, *source):
+    with loading(name, otherwise, source):
         return timm.create_model(name, pretrained=True)
 
 

@@ -4,9 +4,8 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from harness.base.lines import append_lines, parse_lines
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Form, Table, estimate_cell, figure
+from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimate_cell, figure
 from harness.records.record import DENSE, Times, device_name
 from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
@@ -29,11 +28,10 @@ MET, MISSED = "met", "missed"  # the interval of a server's p99 lies within the 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 4
-OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
-    "reference", "bound_ms", "rate", "machine",
+    "bound_ms", "rate", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
 AGAIN = "the same command times again when the machine is idle, or with fewer threads: OMP_NUM_THREADS=2"
@@ -224,11 +222,10 @@ class LatencyRecord:
     image_size: tuple[int, ...]  # height and width
     device: str
     dtype: str
-    way: str  # of timing.WAYS or RUNTIMES
+    way: str  # of timing.WAYS
     batch: int
     threads: int
     stopwatch: str
-    reference: str = OWN  # the dense model of the same way and precision, or in eager float32
     bound_ms: float | None = None  # on p99 of queries that arrive at random; None where calls follow each other
     rate: float | None = None  # queries a second that were asked for; None for the highest within the bound
     machine: Machine
@@ -323,24 +320,44 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
     return None
 
 
-LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
+LEGEND = "ratio: to the time of the dense model in the same round, with its 95 % interval"
 SERVER_LEGEND = "verdict: whether p99 stays within {:g} ms, by its 95 % interval over runs of {} queries or more"
-TimeColumn = tuple[Column, Callable[[LatencyRecord], Cell]]
+WORDS = ("model", "verdict")
+NARROW = ("batch", "ms", "ratio", "queries/s", "x dense", "p99, ms")  # beside these, what a narrow terminal shows
+ABOUT = {  # columns, for captions
+    "ms": "ms: median [quartiles] of whole calls",
+    "p99": "p90, p99: ms that 90 and 99 % of the calls did not exceed",
+    "saved": "saved: share of the dense model's multiply-adds that isn't done",
+    "MiB": "MiB: weights + the most that a call holds beside them and images",
+    "first, s": "first: preparing, compiling and the first call",
+    "off": "off: largest difference of features from eager's, by their length",
+    "queries/s": "queries/s: arrivals per second; batch: queries that share a call, at most",
+    "p99, ms": "p50, p90, p99: ms from the scheduled arrival, medians over runs",
+    "a call": "a call: queries that shared a call, on average",
+}
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
-    bound_ms = rows[0].bound_ms
-    if bound_ms is None:
-        columns, legend = list(_columns(rows)), LEGEND.format(rows[0].reference)
-    else:
-        columns, legend = list(_server_columns(rows)), SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
+    bound_ms, legend = rows[0].bound_ms, LEGEND
+    if bound_ms is not None:
+        legend = SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
+    dense = {_cell_of(row): row for row in reversed(rows) if row.method == DENSE}
+    cells = [_model_cells(row) | (_cells(row) if bound_ms is None else _server_cells(row, dense)) for row in rows]
     return Table(
         title=table_of(rows[0]),
         legend=legend,
         caption=legend,
-        columns=[column for column, _ in columns],
-        rows=[[cell(row) for _, cell in columns] for row in rows],
+        columns=[
+            Column(
+                heading=heading,
+                left=heading in WORDS,
+                forms=FORMS if heading in (*WORDS, *NARROW) else FORMS[:1],
+                about=ABOUT.get(heading, ""),
+            )
+            for heading in cells[0]
+        ],
+        rows=[list(own.values()) for own in cells],
         models=[row.model for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if _cell_of(a) != _cell_of(b)),
         notes=_notes(rows),
@@ -376,7 +393,7 @@ def table_of(row: LatencyRecord) -> str:
     """Return the title of the table that a record belongs to."""
     weights = "random weights" if row.random_weights else row.tag or "its own weights"
     side = "x".join(map(str, row.image_size))
-    how = f"{row.dtype}, {row.way}" if row.reference == OWN else f"ratios to {row.reference}"
+    how = f"{row.dtype}, {row.way}"
     if row.bound_ms is not None:
         how = f"{how}, server with p99 within {row.bound_ms:g} ms"
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
@@ -388,86 +405,54 @@ def table_of(row: LatencyRecord) -> str:
 
 def short_name(row: LatencyRecord) -> str:
     """Return a model's name without its tower's, which the title has."""
-    name = row.method if row.method == DENSE else row.model.rpartition("_")[2]
-    return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
+    return row.method if row.method == DENSE else row.model.rpartition("_")[2]
 
 
-def _words(heading: str, text: Callable[[LatencyRecord], str]) -> TimeColumn:
-    return Column(heading=heading, left=True), lambda row: Cell(text(row), text(row))
+def _model_cells(row: LatencyRecord) -> dict[str, Cell]:
+    """Say what was timed."""
+    return {
+        "batch": figure(row.batch, "d"),
+        "model": Cell(short_name(row)),
+        "tokens": figure(row.final_tokens, "d"),
+        "GFLOPs": figure(row.gflops, ".2f"),
+    }
 
 
-def _number(
-    heading: str,
-    value: Callable[[LatencyRecord], float | None],
-    form: str,
-    unit: str = "",
-    about: str = "",
-    forms: Sequence[Form] = FORMS[:1],
-) -> TimeColumn:
-    column = Column(heading=heading, forms=forms, about=f"{heading.partition(',')[0]}: {about}" if about else "")
-    return column, lambda row: figure(value(row), form, unit)
+def _cells(row: LatencyRecord) -> dict[str, Cell]:
+    """Say how long calls that follow each other took."""
+    times = row.times
+    spread = None if times is None else Interval(times.median_ms, times.q1_ms, times.q3_ms)
+    cells = {
+        "ms": estimate_cell(spread, ("{:.2f}" if times and times.median_ms < 100 else "{:.0f}").format),
+        "p90": figure(row.percentile_ms(90), ".2f"),
+        "p99": figure(row.percentile_ms(99), ".2f"),
+        "images/s": figure(None if times is None else times.images_per_s, ".1f"),
+        "ratio": estimate_cell(row.ratio, "{:.3f}".format),
+        "verdict": _verdict(row),
+        "saved": figure(row.saved_gflops, ".0%", " %"),
+        "MiB": Cell(f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib),
+    }
+    if row.way != EAGER:
+        cells |= {"first, s": figure(row.first_call_s, ".1f"), "off": figure(row.deviation, ".0e")}
+    return cells
 
 
-def _model_columns(rows: Sequence[LatencyRecord], batch: str = "") -> Iterator[TimeColumn]:
-    """Yield the columns that say what was timed."""
-    yield _number("batch", lambda row: row.batch, "d", about=batch, forms=FORMS)
-    yield _words("model", lambda row: short_name(replace(row, reference=OWN)))
-    if any(row.reference != OWN for row in rows):  # ways and precisions in one table
-        yield _words("runtime", lambda row: row.way)
-        yield _words("precision", lambda row: row.dtype)
-    yield _number("tokens", lambda row: row.final_tokens, "d")
-    yield _number("GFLOPs", lambda row: row.gflops, ".2f")
+def _server_cells(row: LatencyRecord, dense: Mapping[str, LatencyRecord]) -> dict[str, Cell]:
+    """Say how a server fared; ``dense`` has the dense model's record by what it was timed with."""
+    load = row.load
+    cells = {"queries/s": figure(None if load is None else load.rate, ".1f")}
+    if row.rate is None:
+        other = None if _cell_of(row) not in dense else dense[_cell_of(row)].load
+        cells["x dense"] = figure(None if load is None or other is None else load.rate / other.rate, ".2f")
+    p50, p90, p99 = (None, None, None) if load is None else map(load.summary, Percentiles._fields)
+    return cells | {
+        "p50": figure(p50 and p50.estimate, ".1f"),
+        "p90": figure(p90 and p90.estimate, ".1f"),
+        "p99, ms": estimate_cell(p99, "{:.1f}".format),
+        "a call": figure(None if load is None else load.batch_mean, ".1f"),
+        "verdict": _verdict(row),
+    }
 
 
-def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
-    """Yield the columns of a table of calls that follow each other, and what fills them."""
-    yield from _model_columns(rows)
-    yield Column(heading="ms", about="ms: median [quartiles] of whole calls"), _time
-    for percent in (90, 99):
-        about = f"ms that {percent} % of the calls did not exceed"
-        yield _number(f"p{percent}", partial(LatencyRecord.percentile_ms, percent=percent), ".2f", about=about)
-    yield _number("images/s", lambda row: row.times.images_per_s if row.times else None, ".1f")
-    yield Column(heading="ratio"), lambda row: estimate_cell(row.ratio, "{:.3f}".format)
-    yield _words("verdict", _verdict)
-    saved = "share of the dense model's multiply-adds that isn't done"
-    yield _number("saved", lambda row: row.saved_gflops, ".0%", " %", saved)
-    if all(row.reference == OWN for row in rows):
-        about = "MiB: weights + the most that a call holds beside them and images"
-        column = Column(heading="MiB", forms=FORMS[:1], about=about)
-        yield column, lambda r: Cell(f"{figure(r.weights_mib, '.0f')} + {figure(r.peak_mib, '.1f')}", r.peak_mib)
-    if any(row.way != EAGER for row in rows):
-        yield _number("first, s", lambda row: row.first_call_s, ".1f", about="preparing, compiling and the first call")
-        off = "largest difference of features from eager's, by their length"
-        yield _number("off", lambda row: row.deviation, ".0e", about=off)
-
-
-def _server_columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
-    """Yield the columns of a table of servers under load, and what fills them."""
-
-    def value(read: Callable[[Load], float]) -> Callable[[LatencyRecord], float | None]:
-        return lambda row: None if row.load is None else read(row.load)
-
-    yield from _model_columns(rows, "queries that share a call, at most")
-    yield _number("queries/s", value(lambda load: load.rate), ".1f", about="arrivals per second", forms=FORMS)
-    if rows[0].rate is None:
-        dense = {row.batch: row.load.rate for row in reversed(rows) if row.method == DENSE and row.load is not None}
-
-        def times_dense(row: LatencyRecord) -> float | None:
-            return row.load.rate / dense[row.batch] if row.load is not None and row.batch in dense else None
-
-        yield _number("x dense", times_dense, ".2f", about="queries/s by the dense model's", forms=FORMS)
-    yield _number("p50", value(lambda load: load.summary("p50_ms").estimate), ".1f")
-    yield _number("p90", value(lambda load: load.summary("p90_ms").estimate), ".1f")
-    p99 = Column(heading="p99, ms", about="p50, p90, p99: ms from the scheduled arrival, medians over runs")
-    yield p99, lambda row: estimate_cell(None if row.load is None else row.load.summary("p99_ms"), "{:.1f}".format)
-    yield _number("a call", value(lambda load: load.batch_mean), ".1f", about="queries that shared a call, on average")
-    yield _words("verdict", _verdict)
-
-
-def _verdict(row: LatencyRecord) -> str:
-    return "not timed" if row.failed else row.verdict or NOT_MEASURED
-
-
-def _time(row: LatencyRecord) -> Cell:
-    spread = Interval(row.times.median_ms, row.times.q1_ms, row.times.q3_ms) if row.times else None
-    return estimate_cell(spread, ("{:.2f}" if spread and spread.estimate < 100 else "{:.0f}").format)
+def _verdict(row: LatencyRecord) -> Cell:
+    return Cell("not timed" if row.failed else row.verdict or NOT_MEASURED)

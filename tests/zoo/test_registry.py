@@ -1,15 +1,11 @@
 """One contract over every registered name; what is said of weights that can't be had, and files that stand for them."""
 
-import http.server
 import re
-import socket
-import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import open_clip
 import pytest
 import timm
@@ -127,68 +123,8 @@ def test_offline_with_nothing_cached(hub: Path):
         timm.create_model("clip_vit_b32_evit60", pretrained=True, **SMALL)
 
 
-@pytest.fixture
-def online(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the hub be at an address, whatever is asked of its client; a second request of it fails the test."""
-
-    def at(address: str) -> None:
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-
-    def tries_again(*args: object, **more: object) -> None:
-        raise AssertionError("the client is asked")
-
-    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", tries_again)
-    monkeypatch.setattr("zoo.loading.weights.PROBE_S", 0.5)
-    return at
-
-
-LOADERS: dict[str, Callable[[], object]] = {
-    "clip_vit_b32.openai": lambda: timm.create_model("clip_vit_b32", pretrained=True, **SMALL),
-    "clip_vit_b32.laion2b": lambda: zoo.create_clip("clip_vit_b32.laion2b"),
-    "ViT-B-32/openai": lambda: zoo.loading.open_clip.load_open_clip("ViT-B-32/openai"),
-    "hf-hub:nobody/nothing": lambda: zoo.loading.open_clip.load_open_clip("hf-hub:nobody/nothing"),
-}
-
-
-@pytest.mark.parametrize(("name", "silent"), [*((name, False) for name in LOADERS), ("clip_vit_b32.openai", True)])
-def test_without_a_network_one_short_question_is_asked(
-    name: str, silent: bool, online: Callable[[str], None], caplog: pytest.LogCaptureFixture
-):
-    """At a port on which nobody listens, and at one that never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        if silent:
-            server.listen()
-        online(f"http://127.0.0.1:{server.getsockname()[1]}")
-        why = ".*timed out" if silent else ".*refused"
-        with pytest.raises(MissingWeightsError, match=rf"^no weights of {re.escape(name)}: .* \({why}\)"):
-            LOADERS[name]()
-    assert not caplog.records
-
-
-def test_of_cached_weights_nothing_is_asked(online: Callable[[str], None], fill: Fill, monkeypatch):
-    online("http://127.0.0.1:9")
-    monkeypatch.setattr("zoo.loading.weights.get_session", None)
-    fill(REPO, "open_clip_model.safetensors", lambda path: save_file({"x": torch.ones(1)}, path))
-    assert zoo.loading.weights.find_clip("b32", "openai").name == "open_clip_model.safetensors"
-    with zoo.loading.weights.loading("any", "", f"{REPO}@main", ["open_clip_model.safetensors"]):
-        pass
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with zoo.loading.weights.loading("any", "", "nobody/nothing", ["any"]):  # the client refuses by itself
-        pass
-
-
-def test_a_hub_that_answers_is_asked_for_the_file(online: Callable[[str], None]):
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
-        threading.Thread(target=server.handle_request).start()
-        online(f"http://127.0.0.1:{server.server_port}/nothing")
-        with pytest.raises(MissingWeightsError, match="the client is asked"):
-            zoo.loading.weights.find_clip("b32", "openai")
-
-
-def test_a_missing_predictor_is_told_before_weights_are_fetched(online: Callable[[str], None]):
-    online("http://127.0.0.1:9")
+@pytest.mark.usefixtures("hub")
+def test_a_missing_predictor_is_told_before_weights_are_fetched():
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b32\.openai at block 3"):
         zoo.create_clip("clip_vit_b32_patchrank60")
     with pytest.raises(FileNotFoundError, match=r"at block 3") as caught:

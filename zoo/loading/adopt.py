@@ -1,6 +1,5 @@
 """Give a model that exists a reduction method or prompts, keeping its modules and weights."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile, PredictorPath, load_predictor
-from zoo.loading.recovery_file import add_recovery
+from zoo.loading.recovery_file import REBUILT, add_recovery, describe
 from zoo.loading.weights import filter_weights
 from zoo.towers.vit import TimmHost
 
@@ -32,7 +31,6 @@ CONTAINERS = {
     "sentence_transformers.base.modules.transformer.Transformer": "model",
     "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
 }
-REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
 def reduce(
@@ -78,7 +76,7 @@ def reduce(
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
         if file is not None:
             load_predictor(reduced, file)
-    _describe(reduced, method)
+    describe(reduced)
     return reduced if recovery is None else add_recovery(reduced, recovery)
 
 
@@ -114,22 +112,6 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
         facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
     return tuned
-
-
-def _describe(model: Host, method: str | None) -> None:
-    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
-    facts = model.__dict__
-    cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
-    if not cfg or not cfg.get("architecture"):
-        return
-    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
-    reducer = model.reducer
-    facts["_model_args"] = args | {
-        "base": args.get("base", cfg["architecture"] + tag),
-        "method": method,
-        "reduction": {} if reducer is None else dataclasses.asdict(reducer.config),
-    }
-    facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
 
 
 @register_model

@@ -229,12 +229,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         visual, text = _create_pretrained(model, tag, pretrained, kwargs)
     assert isinstance(visual, ReducedViT)
     module, logit_scale, context = text
-    facts: Any = visual.pretrained_cfg
-    patches: Any = visual.patch_embed
-    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    settings["size"] = patches.img_size or facts["input_size"][1:]
-    preprocess = image_transform_v2(PreprocessCfg(**settings), is_train=False)
-    return ClipParts(Clip(visual, module, logit_scale).eval(), preprocess, tokenizer(context))
+    return ClipParts(Clip(visual, module, logit_scale).eval(), clip_transform(visual), tokenizer(context))
 
 
 def _create_pretrained(
@@ -264,6 +259,15 @@ def _create_pretrained(
         reason = first_mismatch(error.__cause__ or error)
         raise ValueError(f"weights {str(file)!r} for {name}.{tag}: {reason}") from error
     return visual, text
+
+
+def clip_transform(visual: nn.Module) -> Any:
+    """Return open_clip's preprocessing of an image tower of ours: from PIL image to (C, H, W)."""
+    facts: Any = visual.pretrained_cfg
+    patches: Any = visual.patch_embed
+    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
+    settings["size"] = patches.img_size or facts["input_size"][1:]
+    return image_transform_v2(PreprocessCfg(**settings), is_train=False)
 
 
 def image_transform(visual: nn.Module) -> Any:

@@ -39,7 +39,7 @@ from zoo.loading.clip import (
 )
 from zoo.loading.predictor_file import PredictorFile, with_predictor
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.weights import OPEN_CLIP_FILES, find_clip, loading, read_weights
+from zoo.loading.weights import find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
 
 FOLDER, HUB, CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
@@ -178,9 +178,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         )
     cfg = get_pretrained_cfg(arch, weights or "")
     place = f"{arch.removeprefix(HUB)}/{CONFIG}" if arch.startswith(HUB) else cfg.get("hf_hub", "")
-    repo, _, file = place.rpartition("/")
-    files = (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES
-    with loading(spec, otherwise, repo, files), tempfile.TemporaryDirectory() as room:
+    with loading(spec, otherwise, place), tempfile.TemporaryDirectory() as room:
         readable = weights
         if weights is not None and not cfg:  # a file, which open_clip would judge by its suffix
             readable = str(Path(room) / "weights.safetensors")

@@ -79,7 +79,7 @@ def _loading(name: str, cfg: PretrainedCfg, own: str) -> AbstractContextManager[
         f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
         "local-dir:FOLDER, saved by timm's save_for_hf"
     )
-    return loading(name, otherwise, *timm_source(cfg), arguments=True)
+    return loading(name, otherwise, timm_source(cfg), arguments=True)
 
 
 def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: dict[str, Any]) -> None:

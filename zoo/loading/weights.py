@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,7 +10,7 @@ from shlex import quote
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
@@ -25,9 +25,7 @@ from zoo.towers.vit import TimmHost
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
-PROBE_S = 4.0  # that the hub may take to answer at all; its client would try for most of a minute
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of the user's own files
 
 _WRAPPERS = ("state_dict", "model")  # keys of the state dict in training checkpoints
@@ -129,7 +127,9 @@ class UnusableWeightsError(ValueError):
     """A model's weights don't fit it or can't be read; the message stands by itself."""
 
 
-def _unusable(name: str, error: BaseException, otherwise: str, file: str) -> MissingWeightsError | UnusableWeightsError:
+def _unusable(
+    name: str, error: BaseException, otherwise: str, source: str
+) -> MissingWeightsError | UnusableWeightsError:
     links = [error]
     while link := links[-1].__cause__ or links[-1].__context__:
         links.append(link)
@@ -137,14 +137,10 @@ def _unusable(name: str, error: BaseException, otherwise: str, file: str) -> Mis
         return UnusableWeightsError(f"the weights of {name} can't be used: {_one_line(error)}")
     answers = [link for link in links if isinstance(link, HfHubHTTPError)]
     hub = "the hub doesn't give it" if answers else "the hub can't be reached"
-    return _missing(name, hub, _one_line((answers or links[-1:])[0]), otherwise, file)
-
-
-def _missing(name: str, hub: str, reason: str, otherwise: str, file: str) -> MissingWeightsError:
-    source = f" (wanted: {file})" if file else ""
+    wanted = f" (wanted: {source})" if source else ""
     return MissingWeightsError(
-        f"no weights of {name}: not in the Hugging Face cache{source}, and {hub} ({reason}); "
-        f"run once where it can, or copy the cache, or {otherwise}"
+        f"no weights of {name}: not in the Hugging Face cache{wanted}, and {hub} "
+        f"({_one_line((answers or links[-1:])[0])}); run once where it can, or copy the cache, or {otherwise}"
     )
 
 
@@ -152,29 +148,17 @@ def _one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), 600) or type(error).__name__
 
 
-def find_cached(repo: str, files: Iterable[str]) -> Path | None:
-    """Find the first of some files of a repository, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, in the hub's cache."""
-    name, _, revision = repo.partition("@")
-    found = (try_to_load_from_cache(name, file, revision=revision or None) for file in files)
-    return next((Path(path) for path in found if isinstance(path, str)), None)
-
-
 @contextmanager
-def loading(
-    name: str, otherwise: str, repo: str = "", files: Sequence[str] = (), *, arguments: bool = False
-) -> Iterator[None]:
-    """Say in one line why the weights of ``name`` can't be loaded, within seconds if the hub can't be reached.
+def loading(name: str, otherwise: str, source: str = "", *, arguments: bool = False) -> Iterator[None]:
+    """Say in one line why the weights of ``name`` can't be loaded.
 
-    ``repo`` is their repository on the hub, ``files`` those of which one is enough; ``otherwise`` is a way that needs
-    no hub. Errors of ``arguments`` and devices speak for themselves where there may be some.
+    ``source`` is where they are on the hub; ``otherwise`` is a way that needs no hub. Errors of ``arguments`` and
+    devices speak for themselves where there may be some.
 
     Raises:
         MissingWeightsError: they are neither cached nor to be had from the hub.
         UnusableWeightsError: they don't fit the model or can't be read.
     """
-    # HF_HUB_OFFLINE the client itself refuses at once.
-    if repo and not constants.HF_HUB_OFFLINE and find_cached(repo, files) is None and (why := _unreachable()):
-        raise _missing(name, "there is no network or the hub can't be reached", why, otherwise, f"{repo}/{files[0]}")
     try:
         yield
     except (MissingWeightsError, UnusableWeightsError):
@@ -186,23 +170,14 @@ def loading(
         speaks = isinstance(error, (RuntimeError, ValueError, TypeError)) and not isinstance(error, OSError)
         if arguments and speaks and not damaged:
             raise
-        raise _unusable(name, error, otherwise, f"{repo}/{files[0]}" if repo else "") from error
+        raise _unusable(name, error, otherwise, source) from error
 
 
-def _unreachable() -> str:
-    """Say why the hub can't be reached; "" if it can."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PROBE_S)
-    except Exception as error:  # whatever the transport raises, release by release
-        return _one_line(error)
-    return ""
-
-
-def timm_source(cfg: PretrainedCfg) -> tuple[str, Sequence[str]]:
-    """Return the repository from which timm would take weights, "" for others, and the files of which one is enough."""
+def timm_source(cfg: PretrainedCfg) -> str:
+    """Return the file on the hub from which timm would take weights, "" for others."""
     if not cfg.hf_hub_id or cfg.file or cfg.state_dict:
-        return "", ()
-    return cfg.hf_hub_id, TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
+        return ""
+    return f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
 
 
 def filter_weights(
@@ -256,13 +231,16 @@ def find_clip(size: str, tag: str) -> Path:
     spec, name = SIZES[size], f"clip_vit_{size}.{tag}"
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
     repo = cfg["hf_hub"].rstrip("/")
-    if (file := own_weights(size, tag) or find_cached(repo, OPEN_CLIP_FILES)) is not None:
-        return file
+    if (own := own_weights(size, tag)) is not None:
+        return own
+    for file in OPEN_CLIP_FILES:
+        if isinstance(cached := try_to_load_from_cache(repo, file), str):
+            return Path(cached)
     otherwise = (
         f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"
     )
     try:
-        with loading(name, otherwise, repo, OPEN_CLIP_FILES):
+        with loading(name, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"):
             return Path(download_pretrained(cfg))
     except FileNotFoundError as error:
         raise wanting(error, "weights") from error.__cause__

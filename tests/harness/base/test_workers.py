@@ -107,8 +107,8 @@ def test_what_ends_workers_ends_the_run_with_one_message(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("facts", "match"), [
-    ({"device": "cuda:1"}, "--device 'cuda:1' with --workers: say cuda; each worker"),
-    ({"workers": 3, "device": "cuda"}, "--workers 3 on a machine with 2 GPUs: each worker takes"),
+    ({"device": "cuda:1"}, "--device 'cuda:1' with --workers: say cuda; each of them"),
+    ({"workers": 3, "device": "cuda"}, "--workers 3 on a machine with 2 GPUs: each of them takes"),
     ({"workers": 0}, "--workers 0: expected a number from 1"),
     ({}, r"--workers 2 needs Ray: pip install 'clip-patchrank\[ray\]'"),
 ])  # fmt: skip

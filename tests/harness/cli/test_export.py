@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from killing import kill_when
+from lively import Build
 from PIL import Image
 
 import zoo
@@ -51,3 +53,29 @@ def test_killed_at_any_moment_the_next_run_writes_the_same_bytes_and_leaves_noth
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.pt2", "model.pt2.json"]
     for name in ("model.pt2", "model.pt2.json"):
         assert path.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
+
+
+def test_folders_for_other_servers_say_what_their_files_have(tiny: Build, tmp_path: Path, capsys):
+    onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+    timm.models.save_for_hf(tiny("clip_vit_b16"), tmp_path / "tower", safe_serialization=True)
+    command = ["export", "--model", f"local-dir:{tmp_path}/tower", "--limit", "3", "--batches", "2"]
+    models = tmp_path / "models"
+    assert main([*command, "--layout", "triton", "--output", str(models / "a")]) == 0
+    graph = onnx.load(models / "a" / "1" / "model.onnx").graph
+    config = (models / "a" / "config.pbtxt").read_text()
+    for kind, [value] in (("input", graph.input), ("output", graph.output)):
+        tensor = value.type.tensor_type
+        assert tensor.elem_type == onnx.TensorProto.FLOAT
+        assert not tensor.shape.dim[0].HasField("dim_value")  # any batch
+        dims = [one.dim_value for one in tensor.shape.dim][1:]
+        assert f'{kind} {{ name: "{value.name}" data_type: TYPE_FP32 dims: {dims} }}' in config
+    other = {"config": {"name": "z", "base_path": "z"}}
+    (models / "config.json").write_text(json.dumps({"model_config_list": [other]}))
+    assert main([*command, "--layout", "ovms", "--output", str(models / "b")]) == 0
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    own = {"config": {"name": "b", "base_path": "b", "plugin_config": hint}}
+    assert json.loads((models / "config.json").read_text()) == {"model_config_list": [other, own]}
+    model = openvino.Core().read_model(models / "b" / "1" / "model.xml")
+    assert model.input("images").partial_shape[0].is_dynamic
+    assert main([*command, "--layout", "ovms", "--format", "onnx", "--output", str(models / "d")]) == 2
+    assert "expected openvino" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """From a plan to records: whose dense tower is whose, what shares a round, what isn't redone; and the command."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -22,13 +21,12 @@ from harness.measure.latency import (
     Condition,
     Family,
     LatencyPlan,
-    Runnable,
     load_family,
     measure_latency,
-    time_runnables,
+    time_in_turn,
 )
 from harness.measure.rows import variants
-from harness.measure.timing import ONNX, ReadyModel, Stopwatch
+from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
 from harness.models import towers
 from harness.records.times import EAGER, LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.files import fingerprint
@@ -86,13 +84,13 @@ def test_without_weights_predictors_are_random(monkeypatch, tower):
 def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any:
     """Time two models; by itself the first takes 10 ms and the second 5, whatever they do."""
     vits = (dense, zoo.reduce(dense, method="random", keep=0.5).eval())
-    models = {at: Runnable(vit, EAGER) for at, vit in enumerate(vits)}
+    models = dict(enumerate(vits))
     times: dict[Any, float] = {}
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
     condition = Condition("float32", 1, EAGER, 2)
     with patch.object(timing, "stopwatch", lambda *_: watch):
         images, patience = torch.randn(2, 3, 64, 64), timing.Patience(say=print)
-        return time_runnables(models, images, PLAN, condition, patience, **options)
+        return time_in_turn(models, images, PLAN, condition, patience, **options)
 
 
 def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense, monkeypatch):
@@ -113,14 +111,14 @@ def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense,
 
 
 class Runs:
-    """Run plans on the tiny tower with a stand-in for ``time_runnables``; models whose index is ``failing`` fail."""
+    """Run plans on the tiny tower with a stand-in for ``time_in_turn``; models whose index is ``failing`` fail."""
 
     def __init__(self, dense: zoo.ReducedViT, path: Path, patch: pytest.MonkeyPatch) -> None:
         self.dense, self.path, self.patch = dense, path, patch
         self.calls: list[tuple[list[int], int, torch.dtype, int]] = []
         self.failing = -1
         patch.setattr(LatencyPlan, "groups", {"clip_vit_b16.openai": []})
-        patch.setattr(latency, "time_runnables", self.time)
+        patch.setattr(latency, "time_in_turn", self.time)
 
     def family(self, *methods: str) -> None:
         """Let a plan's models be the tiny tower with these methods at keep 50."""
@@ -133,7 +131,7 @@ class Runs:
         self.calls.append((list(models), len(images), images.dtype, torch.get_num_threads()))
         ready, timings = {}, {}
         for index, name in enumerate(models):
-            assert next(models[name].vit.parameters()).dtype == images.dtype
+            assert next(models[name].parameters()).dtype == images.dtype
             if name == self.failing:
                 ready[name] = ReadyModel(failed="out of memory")
                 continue
@@ -204,49 +202,24 @@ def test_a_model_without_memory_has_a_row_and_is_not_tried_again(runs):
     assert len(runs.calls) == 2
 
 
-# --- runtimes share a round with eager float32
-
-
-@pytest.fixture
-def timed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[LatencyRecord]]:
-    """Time the tiny tower, dense and by rankmerge, for real."""
-    runs.family("rankmerge")
-    monkeypatch.setattr(latency, "time_runnables", time_runnables)
-    return lambda **changes: runs.go(replace(PLAN, batches=(2,), **changes))
-
-
-def test_precisions_share_a_round_with_eager_float32(runs, timed):
-    records = timed(runtimes=(EAGER,), dtypes=("bfloat16",))
-    assert [(one.dtype, one.method) for one in records] == [
-        (dtype, method) for dtype in ("float32", "bfloat16") for method in ("dense", "rankmerge")
-    ]
-    reference, *others = records
-    assert (reference.ratio, reference.stopwatch) == (None, "torch.utils.benchmark.Timer")
-    for one in others:
-        pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
-        assert min(a / b for a, b in pairs) <= one.times.ratio_to_dense
-    assert 0 < others[1].deviation < timing.ALLOWED["bfloat16"]  # of features from eager float32's
-    # All of it is used again, and none of it where ratios are to another dense model.
-    assert timed(runtimes=(EAGER,), dtypes=("bfloat16",)) == records == read_latencies(runs.path)
-    assert not set(map(id, timed(dtypes=("bfloat16",)))) & set(map(id, records))
-    assert len(read_latencies(runs.path)) == 6
-
-
-def test_optimised_models_and_exported_files(timed, monkeypatch):
+def test_optimised_models_and_exported_files(runs, monkeypatch):
     """Whether files compute what the model does is a question to `zoo.export`'s own tests."""
-    monkeypatch.setattr(timing, "check_ways", lambda *_: None)
-    monkeypatch.setattr(timing, "as_runtime", lambda model, *_, **__: model)
-    records = timed(runtimes=(timing.OPTIMIZED, ONNX))
-    assert [one.way for one in records[::2]] == [EAGER, timing.OPTIMIZED, ONNX]
-    for one in records:
-        assert one.failed is None
-        assert len(one.samples_ms) == 6
-        assert one.deviation < 1e-4
-        assert (one.peak_mib is None) == (one.way == ONNX)  # another's allocator
+    runs.family("rankmerge")
+    for name, new in (("check_ways", lambda *_: None), ("as_runtime", lambda model, *_, **__: model)):
+        monkeypatch.setattr(timing, name, new)
+    monkeypatch.setattr(latency, "time_in_turn", time_in_turn)
+    plan = replace(PLAN, batches=(2,), dtypes=("bfloat16",), ways=(timing.OPTIMIZED, ONNX, OPENVINO))
+    records = runs.go(plan)
+    assert [one.way for one in records[::2]] == [*plan.ways]
+    for one in records[:2] + records[4:]:
+        assert (one.dtype, one.failed, len(one.samples_ms)) == ("bfloat16", None, 6)
+        assert one.deviation < timing.ALLOWED["bfloat16"]
+        assert (one.peak_mib is None) == (one.way == OPENVINO)  # another's allocator
+    assert {one.failed for one in records[2:4]} == {"onnx computes no bfloat16"}
+    assert runs.go(plan) == records == read_latencies(runs.path)
     monkeypatch.setattr(timing, "as_runtime", Mock(side_effect=RuntimeError("node 7 isn't known")))
-    records = timed(runtimes=(timing.AOTI,))
-    assert [one.failed for one in records[2:]] == ["RuntimeError: node 7 isn't known"] * 2
-    assert all(one.samples_ms for one in records[:2])
+    records = runs.go(replace(plan, ways=(timing.AOTI,)))
+    assert [one.failed for one in records] == ["RuntimeError: node 7 isn't known"] * 2
 
 
 # --- the command
@@ -265,7 +238,7 @@ def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys)
     assert (random.model, random.final_tokens, len(random.samples_ms)) == ("clip_vit_b16_random60", 38, 6)
     assert f"{random.times.ratio_to_dense:.3f} [" in out
     assert f"| {random.gflops:.2f} |" in page.read_text("utf-8")
-    monkeypatch.setattr(latency, "time_runnables", None)
+    monkeypatch.setattr(latency, "time_in_turn", None)
     assert main(argv) == 0
     assert file.read_bytes() == before
     assert capsys.readouterr().out == out
@@ -285,7 +258,6 @@ def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys)
     ("clip_vit_s14 --methods golden", "--methods 'golden'"),
     ("clip_vit_s14 --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("clip_vit_s14 --device cudda", "--device 'cudda' isn't available"),
-    ("clip_vit_s14 --runtimes eager --ways compile", "--runtimes with --ways compile: give one of the two"),
     ("clip_vit_s14 --rate 30", "--rate 30 with --scenario calls: give --scenario server"),
     ("clip_vit_s14 --scenario server --rate 0", "--rate 0: expected queries a second, above 0"),
     ("clip_vit_s14 --scenario server --bound-ms -5", "bound_ms=-5.0: expected a number in (0, inf)"),

@@ -109,15 +109,12 @@ def test_calls_and_seconds_are_least_numbers_of_rounds_and_of_warming_up(options
     assert shop.diary.count("ten") == untimed + rounds
 
 
-def test_torchs_timer_times_the_third_call_and_gives_the_threads_back():
-    shop, threads, before = Workshop(), [], torch.get_num_threads()
+def test_models_by_themselves_are_timed_at_the_third_call():
+    shop = Workshop()
     worker = shop.worker("longer", iter(1e3 * turn for turn in range(1, 7)))
-    watch = timing.torch_timer(2, clock=lambda: shop.now)
-    assert watch.time_ms(worker, IMAGES) == pytest.approx(3000)
-    assert watch.time_ms(worker, IMAGES) == pytest.approx(6000)
-    assert timing.torch_timer(before + 1).time_ms(lambda images: threads.append(torch.get_num_threads()), IMAGES) > 0
-    assert set(threads) == {before + 1}
-    assert torch.get_num_threads() == before
+    watch = timing.wall_clock(clock=lambda: int(shop.now * 1e9), warm=2)
+    assert [watch.time_ms(worker, IMAGES) for _ in range(2)] == pytest.approx([3000, 6000])
+    assert timing.stopwatch(CPU).name == "wall clock after 2 calls"
 
 
 def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
@@ -204,22 +201,22 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
     return zoo.reduce(dense, method=method, **options).eval()
 
 
-@pytest.mark.parametrize(("flag", "way", "device", "message"), [
-    ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
-    ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-    ("--ways", timing.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
-    ("--ways", timing.COMPILE, CUDA, "needs triton: pip install triton"),
-    ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
-    ("--runtimes", timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
+@pytest.mark.parametrize(("way", "device", "message"), [
+    ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+    (timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+    (timing.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
+    (timing.COMPILE, CUDA, "needs triton: pip install triton"),
+    (timing.ONNX, CUDA, "--ways onnx on --device 'cuda:0': exported files"),
+    (timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
 ])  # fmt: skip
-def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypatch):
+def test_what_a_device_cannot_do_is_refused(way, device, message, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for module in ("zoo.deploy.export", "harness.measure.timing"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
-        timing.check_ways(flag, [EAGER, way], ["float32"], device)
+        timing.check_ways([EAGER, way], ["float32"], device)
     monkeypatch.undo()
-    timing.check_ways(flag, [EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
+    timing.check_ways([EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
 
 
 def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():

@@ -1,0 +1,283 @@
+"""Serve vectors of pictures and texts over HTTP, in the shape of OpenAI's embeddings endpoint, by Ray Serve.
+
+Ray Serve has the server, the queue, the batches, the replicas and the metrics. Here is what a replica does: it decodes
+as `embed` does, beside the model, so that a picture that can't be read never enters a batch.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+from ray import serve
+
+from harness.apps.setup import Setup
+from harness.apps.vectors.decode import Item, prepare, stack
+from harness.apps.vectors.embed import Encoder
+from harness.apps.vectors.source import PictureFile
+from harness.base.workers import cluster_address, ray_running, require_actors
+from zoo.core.files import strict_json
+
+MOST = 2048  # inputs of a request, as OpenAI allows
+EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"
+app = FastAPI(title="clip-patchrank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a model is served.
+
+    Raises:
+        ValueError: a number below its least, a route without slash, or GPUs that aren't there.
+    """
+
+    replicas: int = 1  # Ray actors with the model each
+    threads: int | None = None  # of each replica; None: this machine's cores shared among them
+    batch: int = 16  # pictures and texts that the model takes at once
+    wait_ms: float = 5.0  # that a batch waits for more
+    queue: int = 128  # requests that wait for a replica; more get 503
+    host: str = "127.0.0.1"
+    port: int = 8000
+    route: str = "/"  # what paths begin with
+    device: str = "cpu"
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in {"replicas": 1, "threads": 1, "batch": 1, "wait_ms": 0, "queue": 0, "port": 1}.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"--{name.replace('_', '-')} {value:g}: expected a number from {least}")
+        if not self.route.startswith("/"):
+            raise ValueError(f"--route {self.route!r}: expected a path that starts with '/'")
+        require_actors("--replicas", self.replicas, self.device)
+
+    @property
+    def cores(self) -> int:
+        """Threads of each replica."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.replicas)
+
+    @property
+    def name(self) -> str:
+        """Ray's name of the application."""
+        return f"patchrank{self.route.rstrip('/').replace('/', '-')}"
+
+
+class Query(NamedTuple):
+    """What a request asks for: pictures and texts, a model if it names one, and whether vectors come as base64."""
+
+    inputs: list[PictureFile | str]
+    model: str | None = None
+    packed: bool = False
+
+
+def read_query(content: bytes, kind: str) -> Query:
+    """Read the body of a request, whose content type is ``kind``: JSON, or the bytes of a picture.
+
+    Raises:
+        ValueError: it is neither, or asks for what isn't offered.
+    """
+    if kind.startswith("image/"):
+        return Query([PictureFile("input[0]", content=content)])
+    query = strict_json(content)
+    if not isinstance(query, dict) or "input" not in query:
+        raise ValueError("the body has no field 'input': expected JSON as of OpenAI's embeddings, or an image's bytes")
+    inputs, model, form = query["input"], query.get("model"), query.get("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise ValueError(f"encoding_format {form!r}: expected 'float' or 'base64'")
+    if query.get("dimensions") is not None:
+        raise ValueError(f"dimensions {query['dimensions']!r}: vectors aren't shortened; leave it out")
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(inputs, list) or not 1 <= len(inputs) <= MOST:
+        raise ValueError(f"input: expected {EXPECTED}, 1 to {MOST} of them")
+    return Query([_read_input(place, one) for place, one in enumerate(inputs)], model, form == "base64")
+
+
+def _read_input(place: int, value: Any) -> PictureFile | str:
+    if not isinstance(value, str):
+        raise ValueError(f"input[{place}] {str(value)[:40]!r}: expected {EXPECTED}")
+    scheme = value[:8].lower()
+    if scheme.startswith(("http://", "https://")) and not value.split(maxsplit=1)[1:]:
+        raise ValueError(f"input[{place}]: addresses such as {value[:80]!r} aren't fetched; send the picture itself")
+    if not scheme.startswith("data:"):
+        return value
+    head, comma, data = value.partition(",")
+    if not (comma and head.lower().startswith("data:image/") and head.lower().endswith(";base64")):
+        raise ValueError(f"input[{place}] {head[:40]!r}: expected data:image/...;base64,...")
+    try:
+        return PictureFile(f"input[{place}]", content=base64.b64decode(data, validate=True))
+    except binascii.Error as error:
+        raise ValueError(f"input[{place}]: no base64 ({error})") from error
+
+
+def _refusal(status: int, message: str) -> JSONResponse:
+    """Answer with an error in OpenAI's shape."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+
+
+@serve.deployment
+@serve.ingress(app)
+class VectorServer:
+    """A replica: the model on its device, and threads that decode for it."""
+
+    def __init__(self, setup: Setup, config: ServeConfig) -> None:
+        torch.set_num_threads(config.cores)
+        self.encoder = Encoder(setup, random_weights=config.random_weights, device=config.device)
+        self.name, self.batch = setup.name, config.batch
+        self.filled = setup.dtype != "float32"
+        self.decoders, self.computer = ThreadPoolExecutor(config.cores), ThreadPoolExecutor(1)
+        self.room = asyncio.Semaphore(2 * config.batch)  # pixels in memory
+        self.idle = asyncio.Event()
+        self.idle.set()
+        batches: Any = self._embed
+        batches.set_max_batch_size(config.batch)
+        batches.set_batch_wait_timeout_s(config.wait_ms / 1000)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(self, request: Request) -> JSONResponse:
+        """Embed pictures and texts; if one of them can't be, the answer is 400 and says which and why."""
+        content, kind = await request.body(), request.headers.get("content-type", "")
+        try:
+            query = await asyncio.get_running_loop().run_in_executor(self.decoders, self._read, content, kind)
+        except (ValueError, LookupError) as error:
+            return _refusal(404 if isinstance(error, LookupError) else 400, str(error))
+        try:
+            results: list[Any] = await asyncio.gather(*(self._vector(one) for one in query.inputs))
+        except (ValueError, MemoryError) as error:  # the batch overflows, or takes too much memory
+            return _refusal(503 if isinstance(error, MemoryError) else 500, str(error))
+        if wrong := [f"input[{place}]: {one}" for place, one in enumerate(results) if isinstance(one, str)]:
+            return _refusal(400, "; ".join(wrong))
+        data = [
+            {
+                "object": "embedding",
+                "index": place,
+                "embedding": base64.b64encode(one.tobytes()).decode() if query.packed else one.tolist(),
+            }
+            for place, one in enumerate(results)
+        ]
+        usage = {"prompt_tokens": 0, "total_tokens": 0}  # clients ask for the field; nothing is counted
+        return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
+
+    @app.get("/v1/models")
+    def models(self) -> dict[str, Any]:
+        """Describe the model."""
+        kinds = ["image"] if self.encoder.tower.clip is None else ["image", "text"]
+        facts = {"dimensions": self.encoder.width, "modalities": kinds, "dtype": self.encoder.setup.dtype}
+        model = {"id": self.name, "object": "model", "created": 0, "owned_by": "clip-patchrank"}
+        return {"object": "list", "data": [model | facts]}
+
+    @app.get("/health")
+    def health(self) -> dict[str, str]:
+        """Say that a replica answers."""
+        return {"status": "ok"}
+
+    def _read(self, content: bytes, kind: str) -> Query:
+        """Read the body of a request for this model.
+
+        Raises:
+            ValueError: it can't be read, or has texts where there is no text tower.
+            LookupError: it asks for another model.
+        """
+        query = read_query(content, kind)
+        if query.model not in (None, self.name):
+            raise LookupError(f"model {query.model!r} isn't served here: expected {self.name!r}")
+        if any(isinstance(one, str) for one in query.inputs):
+            self.encoder.require_text()
+        return query
+
+    async def _vector(self, one: PictureFile | str) -> NDArray[np.float32] | str:
+        """Return the vector (D,) of a picture or text, or why there is none."""
+        async with self.room:
+            item = Item(one) if isinstance(one, str) else await self._decode(one)
+            if item.wrong:
+                return item.wrong
+            await self.idle.wait()  # Ray would close small batches while the model computes
+            result: NDArray[np.float32] | str = await self._embed(item)
+            return result
+
+    async def _decode(self, picture: PictureFile) -> Item:
+        work = asyncio.get_running_loop().run_in_executor(self.decoders, prepare, [picture], self.encoder.preprocess)
+        return (await work).items[0]
+
+    @serve.batch
+    async def _embed(self, items: list[Item]) -> list[NDArray[np.float32] | str]:
+        """Embed what came together, from whichever requests."""
+        self.idle.clear()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.computer, self._compute, items)
+        finally:
+            self.idle.set()
+
+    def _compute(self, items: Sequence[Item]) -> list[NDArray[np.float32] | str]:
+        results = dict[int, NDArray[np.float32] | str]()
+        pictures = [place for place, item in enumerate(items) if item.pixels is not None]
+        if (pixels := stack([items[place] for place in pictures])) is not None:
+            if self.filled:  # in low precision the size of a batch moves vectors
+                pixels = np.resize(pixels, (self.batch, *pixels.shape[1:]))
+            vectors = self.encoder.pictures(torch.from_numpy(pixels))
+            results.update(zip(pictures, vectors, strict=False))
+        if texts := [place for place, item in enumerate(items) if item.pixels is None]:
+            features, wrong = self.encoder.texts([items[place].name for place in texts])
+            for row, place in enumerate(texts):
+                results[place] = wrong[row] if row in wrong or features is None else features[row]
+        return [results[place] for place in range(len(items))]
+
+
+class Served(NamedTuple):
+    """Where a model is served, and where Ray tells how that goes."""
+
+    url: str
+    metrics: str
+
+
+@contextlib.contextmanager
+def serving(setup: Setup, config: ServeConfig) -> Iterator[Served]:
+    """Serve a model as long as the body runs, here or on the cluster of ``RAY_ADDRESS``.
+
+    Raises:
+        ValueError: what the tower refuses, or why Ray can't start a replica.
+        FileNotFoundError: no weights.
+        OSError: another program has the port.
+    """
+    if cluster_address() is None and not ray.is_initialized():
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        try:
+            socket.create_server((config.host, config.port), family=family).close()
+        except OSError as error:
+            where = f"{config.host}:{config.port}"
+            raise OSError(f"can't listen at {where}: {error.strerror}; use another --host or --port") from error
+    setup.load(random_weights=config.random_weights)  # what is missing here is said in one sentence
+    setup = setup.absolute()
+    logs = {"log_level": "ERROR", "enable_access_log": False}
+    gpus = 1 if config.device.startswith("cuda") else 0
+    replica: Any = VectorServer
+    deployment = replica.options(
+        num_replicas=config.replicas,
+        ray_actor_options={"num_cpus": config.cores, "num_gpus": gpus},
+        max_ongoing_requests=2 * config.batch,
+        max_queued_requests=config.queue,
+        logging_config=logs,
+    )
+    with ray_running(config.replicas * config.cores):
+        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
+        try:
+            serve.run(deployment.bind(setup, config), name=config.name, route_prefix=config.route)
+            node = next(one for one in ray.nodes() if one["Alive"])
+            metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            yield Served(f"http://{config.host}:{config.port}{config.route.rstrip('/')}", metrics)
+        except RuntimeError as error:
+            raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
+        finally:
+            serve.delete(config.name)

@@ -1,0 +1,181 @@
+"""A real Ray Serve gives embed's vectors, and every client learns what it refused, shed or lost."""
+
+import base64
+import json
+import socket
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import requests
+from numpy.typing import NDArray
+
+pytest.importorskip("fastapi")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own use of pydantic
+    from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
+from harness.apps.setup import Setup
+from harness.apps.vectors.embed import EmbedJob, Encoder, embed, read_vectors
+from harness.apps.vectors.source import TextSource, open_source
+from harness.base.terminal import Progress
+
+SETUP = Setup.of("clip_vit_s14_rankmerge60")
+TEXTS = ["a photo of a dress", "a photo of a bag"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray's, of its own
+]
+
+
+class Server(NamedTuple):
+    url: str
+    pictures: list[str]  # as data URLs
+    wanted: NDArray[np.float32]  # embed's vectors, of pictures and then of TEXTS
+
+
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def ask(url: str, inputs: Any, **more: Any) -> requests.Response:
+    return requests.post(f"{url}/v1/embeddings", json={"input": inputs, **more}, timeout=60)
+
+
+def vectors_of(answer: requests.Response) -> NDArray[np.float32]:
+    assert answer.status_code == 200, answer.text
+    return np.array([one["embedding"] for one in answer.json()["data"]], np.float32)
+
+
+def embedded(source: Any, out: Path) -> NDArray[np.float32]:
+    how: dict[str, Any] = {"embedding_dtype": "float32", "decoders": 0, "batch": 4}
+    embed(EmbedJob(setup=SETUP, source=source, out=out, **how), Progress())
+    return np.concatenate([shard.embeddings for shard in read_vectors(out)])
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(
+    cluster: None, port: int, draw: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Two replicas that take four at a time, in front of which eight requests may wait."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "in").mkdir()
+    contents = [draw(number) for number in range(6)]
+    for number, content in enumerate(contents):
+        (folder / "in" / f"{number}.png").write_bytes(content)
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    wanted = [embedded(open_source([str(folder / "in")]), folder / "pictures")]
+    wanted.append(embedded(TextSource(folder / "texts.txt"), folder / "texts"))
+    config = ServeConfig(replicas=2, threads=1, batch=4, wait_ms=20, queue=8, port=port)
+    with serving(SETUP, config) as served:
+        yield Server(served.url, [data_url(content) for content in contents], np.concatenate(wanted))
+
+
+def test_vectors_are_those_of_embed(server: Server, draw: Callable[..., bytes]):
+    answer = ask(server.url, [TEXTS[1], *server.pictures, TEXTS[0]], model=SETUP.name)
+    got = vectors_of(answer)
+    np.testing.assert_allclose(got, server.wanted[[7, 0, 1, 2, 3, 4, 5, 6]], atol=1e-5)
+    assert [one["index"] for one in answer.json()["data"]] == list(range(8))
+    packed = ask(server.url, server.pictures[0], encoding_format="base64").json()["data"][0]["embedding"]
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), server.wanted[0], atol=1e-5)
+    raw = {"data": draw(0), "headers": {"Content-Type": "image/png"}, "timeout": 60}
+    np.testing.assert_allclose(
+        vectors_of(requests.post(f"{server.url}/v1/embeddings", **raw)), server.wanted[:1], atol=1e-5
+    )
+    [model] = requests.get(f"{server.url}/v1/models", timeout=60).json()["data"]
+    assert (model["id"], model["dimensions"], model["modalities"]) == (SETUP.name, 256, ["image", "text"])
+
+
+CUT = b"\x89PNG\r\n\x1a\n cut"
+
+
+@pytest.mark.parametrize(("body", "status", "match"), [
+    ({"input": []}, 400, f"1 to {MOST}"),
+    ({"input": [[1, 2]]}, 400, "input[0] '[1, 2]': expected a text, a picture"),
+    ({"inputs": "a"}, 400, "no field 'input'"),
+    ({"input": "a", "model": "gpt"}, 404, "'gpt' isn't served here"),
+    ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format 'int8'"),
+    ({"input": "a", "dimensions": 8}, 400, "dimensions 8"),
+    ({"input": "https://x.org/a.png"}, 400, "aren't fetched"),
+    ({"input": "data:image/png;base64,?"}, 400, "input[0]: no base64"),
+    ({"input": "data:text/plain,a"}, 400, "expected data:image/...;base64"),
+    ({"input": ["a dress", "xylophone"]}, 400, "input[1]: the embedded text tower never saw"),
+    ({"input": ["a dress", data_url(CUT)]}, 400, "input[1]: image 'input[1]' can't be read"),
+])  # fmt: skip
+def test_bad_requests(server: Server, body: Any, status: int, match: str):
+    answer = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=60)
+    assert answer.status_code == status
+    assert match in answer.json()["error"]["message"]
+
+
+def test_broken_and_oversized_pictures_cost_others_nothing(server: Server, pictures: Path):
+    bad = [data_url((pictures / name).read_bytes()) for name in ("bomb.png", "cut.jpg")]
+    inputs = [server.pictures[0], bad[0], server.pictures[1], bad[1], server.pictures[2], bad[0]]
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda one: ask(server.url, one), inputs))
+    assert [answer.status_code for answer in answers] == [200, 400] * 3
+    assert "too large to be trusted" in answers[1].json()["error"]["message"]
+    for number in range(3):
+        np.testing.assert_allclose(vectors_of(answers[2 * number])[0], server.wanted[number], atol=1e-5)
+
+
+def kill_a_replica() -> None:
+    import ray
+
+    names = [one for one in ray.util.list_named_actors(all_namespaces=True) if "VectorServer" in one["name"]]
+    ray.kill(ray.get_actor(names[0]["name"], names[0]["namespace"]))
+
+
+def test_a_killed_replica_loses_no_request_silently(server: Server):
+    """Forty clients also are more than may wait, so some get 503."""
+    statuses = Counter[int]()
+
+    def client(number: int) -> None:
+        for turn in range(5):
+            if (number, turn) == (0, 1):
+                kill_a_replica()
+            place = (number + turn) % len(server.pictures)
+            answer = ask(server.url, server.pictures[place])
+            statuses[answer.status_code] += 1
+            if answer.status_code == 200:
+                np.testing.assert_allclose(vectors_of(answer)[0], server.wanted[place], atol=1e-5)
+
+    with ThreadPoolExecutor(40) as clients:
+        list(clients.map(client, range(40)))
+    assert statuses.total() == 200
+    assert statuses.keys() <= {200, 500, 503}
+    assert statuses[200] > 40
+    assert statuses[503] > 0
+    assert ask(server.url, server.pictures).status_code == 200
+
+
+def test_a_tower_without_text_tower_takes_pictures_alone(tower: str):
+    replica: Any = SimpleNamespace(name="tiny", encoder=Encoder(Setup.of(tower)))
+    read = partial(VectorServer.func_or_class._read, replica)
+    assert len(read(json.dumps({"input": [data_url(CUT)]}).encode(), "application/json").inputs) == 1
+    with pytest.raises(ValueError, match="has no text tower"):
+        read(json.dumps({"input": [data_url(CUT), "a dress"]}).encode(), "application/json")
+
+
+@pytest.mark.parametrize(("facts", "match"), [
+    ({"batch": 0}, "--batch 0: expected a number from 1"),
+    ({"wait_ms": -1.0}, "--wait-ms -1: expected a number from 0"),
+    ({"route": "x"}, "--route 'x': expected a path that starts with '/'"),
+    ({"device": "cuda:1"}, "--device 'cuda:1' with --replicas: say cuda"),
+])  # fmt: skip
+def test_settings_that_can_not_be(facts: dict[str, Any], match: str):
+    with pytest.raises(ValueError, match=match):
+        ServeConfig(**facts)
