@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import Part, Shown, Table, json_values
+from harness.base.table import Part, Shown, Table, estimate_cell, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import PROGRAM, CommandParser, command
@@ -269,7 +269,7 @@ def _embed_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.output(files, VECTORS, "folder of Parquet files", dest="out")
     flags.add(files, "--shard-size", 4096, "pictures per file")
-    flags.add(files, "--embedding-dtype", "float16", "float16 or float32", metavar="TYPE")
+    flags.add(files, "--embedding-dtype", "float16", "float16, float32, int8 or binary", metavar="TYPE")
 
 
 def run_embed(args: Namespace, status: Console) -> Shown:
@@ -314,11 +314,12 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 
 def _search_flags(parser: CommandParser) -> None:
-    parser.add_argument("query", metavar="QUERY", help="words, or the path of a picture")
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="words, or the path of a picture")
     where = parser.add_argument_group("where")
     flags.add(where, "--in", Path(VECTORS), "folder that `embed` wrote", dest="vectors", metavar="DIR")
     flags.add(where, "--top", 10, "number of hits", metavar="K")
     flags.usual(where, "device", text="torch device that embeds the query")
+    flags.add(where, "--losses", False, "instead of a query: what precisions would lose of these float32 embeddings")
     files = parser.add_argument_group("files")
     flags.add(files, "--sheet", None, "draw the hits side by side, as PNG", Path)
 
@@ -328,6 +329,10 @@ def run_search(args: Namespace, status: Console) -> Shown:
     from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
 
+    if (args.query is None) != args.losses:
+        raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
+    if args.losses:
+        return _show_losses(args, Progress(status))
     provenance = next(read_vectors(args.vectors)).provenance
     source = None if args.sheet is None else open_pictures(provenance)
     say = Progress(status).say
@@ -349,6 +354,20 @@ def run_search(args: Namespace, status: Console) -> Shown:
     sheet = None if source is None else str(args.sheet)
     facts |= {"searched": found.searched, "of": provenance.count, "missing": found.missing}
     return Shown(parts=tuple(parts), data={**facts, "hits": hits, "sheet": sheet})
+
+
+def _show_losses(args: Namespace, progress: Progress) -> Shown:
+    """Lay out what precisions would lose."""
+    from harness.apps.vectors.search import measure_losses
+
+    count, losses = measure_losses(args.vectors, progress.say)
+    headings = ("stored as", "bytes", "mean cosine", "10 nearest found, %")
+    shares = [estimate_cell(one.overlap, lambda share: f"{100 * share:.1f}") for one in losses]
+    facts = [(one.stored, str(one.bytes), f"{one.cosine:.4f}") for one in losses]
+    rows = [(*each, share) for each, share in zip(facts, shares, strict=True)]
+    title = f"{count:,} embeddings against float32, each searched for among the others"
+    table = Table.of(title, headings, rows, words=headings[:1])
+    return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
 
 
 def _serve_flags(parser: CommandParser) -> None:
@@ -393,7 +412,6 @@ def _show_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
     flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
-    flags.usual(what, "methods", default=[], text="further columns; see `list`")
     flags.add(what, "--left", [], "show the tokens that these methods or golden leave, instead", metavar="METHOD")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")

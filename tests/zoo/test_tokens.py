@@ -44,6 +44,26 @@ def test_merged_tokens_have_the_mean_place():
     assert torch.equal(kept.places()[0], tokens.places()[0, [1, 5]])
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_merge_as_one_product_is_that_by_sums(rescale: bool, monkeypatch: pytest.MonkeyPatch):
+    """Exported models merge by it; 2, 5 and 7 go into one token, 9 and 10 into others."""
+    start = Tokens.start(torch.randn(3, 14, 8), 2, (3, 4), torch.zeros(12, 2))._replace(importance=torch.rand(3, 12))
+    shift = torch.arange(3)[:, None]  # other tokens in each image
+    first = [(shift + torch.tensor(positions)) % 12 for positions in ([2, 9, 5, 10, 7], [4, 3, 4, 0, 4])]
+    second = [torch.tensor([positions] * 3) for positions in ([0, 3], [5, 5])]
+    found = []
+    for exporting in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda exporting=exporting: exporting)
+        once = start.merge(0, *first, torch.zeros(3, 5), 7, rescale=rescale)
+        found.append(once.merge(1, *second, torch.ones(3, 2), 5, rescale=rescale))
+    for name, sums, product in zip(Tokens._fields, *found, strict=True):
+        if isinstance(sums, torch.Tensor):
+            assert torch.allclose(sums, product, atol=1e-6), name
+    assert (found[0].mass is None) != rescale
+    for sums, product in zip(found[0].history, found[1].history, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(sums[1:], product[1:], strict=True))
+
+
 def slow_order(history: tuple[Reduction, ...], image: int, patches: int) -> list[int]:
     """Sort by last stage reached, survival of it, importance at it, then grid position."""
     fate: dict[int, tuple[int, bool, float]] = {}

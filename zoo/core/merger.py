@@ -140,7 +140,7 @@ def pair_tokens(
         turn = turn if protection is None else turn * protection
         order = turn.masked_fill(first, math.inf).argsort(dim=1, stable=True)
         gone = order[:, :r]
-        went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
+        went = (gone.unsqueeze(2) == own).any(dim=1)
         near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), math.inf).min(dim=2)
         return gone, into, near
 
@@ -154,6 +154,6 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
     x = x * factor.unsqueeze(-1)
+    own = torch.arange(x.shape[1], device=x.device)
     cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
-    cost.flatten(1)[:, :: x.shape[1] + 1].fill_(math.inf)
-    return cost
+    return cost.masked_fill_(own == own.unsqueeze(1), math.inf)

@@ -153,11 +153,21 @@ class Tokens(NamedTuple):
                 Its mass is its parts' by the same factor: its value, which LayerNorm stretches whatever we do, would
                 otherwise count for more than theirs.
         """
-        idx, size = self.patch_idx, self.sizes()
+        exporting = torch.compiler.is_exporting()
+        idx, own = self.patch_idx, every_position(self.x, self.patch_count)
+        goal = _find_goals(gone, into, own) if exporting else own.scatter(1, gone, into)
         if stay is None:
-            went = torch.zeros_like(idx).scatter(1, gone, 1)
-            stay = went.argsort(dim=1, stable=True)[:, :count]
-        moved, after = size.gather(1, gone), idx.gather(1, stay)
+            stay = (goal != own).int().argsort(dim=1, stable=True)[:, :count]
+        short = (self._product if exporting else self._sums)(gone, into, stay, rescale)
+        after = idx.gather(1, stay)
+        last = torch.full_like(idx, torch.inf, dtype=torch.float32).scatter(1, gone, importance.float())
+        reduction = Reduction(index, idx, after, last, idx.gather(1, goal))
+        return short._replace(patch_idx=after, patch_count=count, history=(*self.history, reduction))
+
+    def _sums(self, gone: Tensor, into: Tensor, stay: Tensor, rescale: bool) -> "Tokens":
+        """Return what the tokens at ``stay`` become, for ``merge``, by sums over the pairs of ``gone`` and ``into``."""
+        size = self.sizes()
+        moved = size.gather(1, gone)
         merged_size = size.scatter_add(1, into, moved)
         share = moved / merged_size.gather(1, into)
         parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
@@ -173,18 +183,40 @@ class Tokens(NamedTuple):
             where = rows(sums / merged_size.unsqueeze(2), stay)
         if carried is not None:
             carried = carried.scatter_reduce(1, into, carried.gather(1, gone), "amax").gather(1, stay)
-        last = torch.full_like(size, torch.inf).scatter(1, gone, importance.float())
-        became = idx.scatter(1, gone, idx.gather(1, into))
-        return self._replace(
-            x=_splice(self.x, self.prefix, stay, merged, into),
-            patch_idx=after,
-            patch_count=count,
-            size=merged_size.gather(1, stay),
-            mass=mass,
-            importance=carried,
-            place=where,
-            history=(*self.history, Reduction(index, idx, after, last, became)),
-        )
+        x, size = _splice(self.x, self.prefix, stay, merged, into), merged_size.gather(1, stay)
+        return self._replace(x=x, size=size, mass=mass, importance=carried, place=where)
+
+    def _product(self, gone: Tensor, into: Tensor, stay: Tensor, rescale: bool) -> "Tokens":
+        """Return the same by a matrix product: runtimes of exported models are slow or wrong at scattered sums."""
+        size, carried, where = self.sizes(), self.importance, None
+        alike = into.unsqueeze(2) == into.unsqueeze(1)  # (B, r, r) whether two go into one
+        moved, there = size.gather(1, gone), size.gather(1, into)
+        merged_size = there + (alike * moved.unsqueeze(1)).sum(dim=2)
+        parts, target = rows(self.patches, gone), rows(self.patches, into)
+        share = (moved / merged_size).unsqueeze(2)
+        merged, stretch = target + alike.to(parts.dtype) @ ((parts - target) * share.to(parts.dtype)), None
+        if rescale:
+            longest, own, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
+            stretch = (alike * longest.unsqueeze(1)).amax(dim=2).maximum(own) / now.clamp(min=1e-12)
+            merged = merged * stretch.unsqueeze(2).to(merged.dtype)
+        # Where in the old tokens, with the merged ones behind them, each of those that stay is.
+        hit = stay.unsqueeze(2) == into.unsqueeze(1)
+        source = (size.shape[1] + hit.int().argmax(dim=2)).where(hit.any(dim=2), stay)
+        mass = size if self.mass is None and rescale else self.mass
+        if mass is not None:
+            total = mass.gather(1, into) + (alike * mass.gather(1, gone).unsqueeze(1)).sum(dim=2)
+            mass = torch.cat((mass, total if stretch is None else total / stretch), dim=1).gather(1, source)
+        if self.positional is not None:
+            places = self.places()
+            old, new = rows(places, into), rows(places, gone)
+            mean = (old * there.unsqueeze(2) + alike.float() @ (new * moved.unsqueeze(2))) / merged_size.unsqueeze(2)
+            where = rows(torch.cat((places, mean), dim=1), source)
+        if carried is not None:
+            most = carried.gather(1, gone).unsqueeze(1).where(alike, -torch.inf).amax(dim=2)
+            carried = torch.cat((carried, most.maximum(carried.gather(1, into))), dim=1).gather(1, source)
+        x = torch.cat((self.x[:, : self.prefix], rows(torch.cat((self.patches, merged), dim=1), source)), dim=1)
+        size = torch.cat((size, merged_size), dim=1).gather(1, source)
+        return self._replace(x=x, size=size, mass=mass, importance=carried, place=where)
 
     def token_of_patch(self) -> Tensor:
         """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence.
@@ -215,6 +247,12 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
     first = count * torch.arange(batch, device=x.device)
     flat = x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten())
     return flat.view(batch, idx.shape[1], dim)
+
+
+def _find_goals(gone: Tensor, into: Tensor, own: Tensor) -> Tensor:
+    """Return ``own`` (B, n) positions with those at ``gone`` replaced by ``into``, without a scatter."""
+    goal = into.unsqueeze(2).where(gone.unsqueeze(2) == own.unsqueeze(1), -1).amax(dim=1)
+    return own.where(goal < 0, goal)
 
 
 def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:

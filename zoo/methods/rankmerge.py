@@ -12,7 +12,7 @@ from zoo.core.attention import Attended, cls_attention
 from zoo.core.merger import DISTANCE, pair_tokens, scale_places
 from zoo.core.predictor import Predictor, architecture
 from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, limit, register_method
-from zoo.core.tokens import Tokens, rows
+from zoo.core.tokens import Tokens, every_position, rows
 
 torch.fx.wrap("pair_tokens")  # one call in a graph of this module: its shapes are not known there
 
@@ -125,8 +125,8 @@ class RankMerge(Reducer):
         token = tokens.token_of_patch()
         x = torch.cat((tokens.x[:, : tokens.prefix], rows(tokens.x, tokens.prefix + token)), dim=1)
         scores = self.predictor(x, tokens.prefix, tokens.grid)
-        least = torch.full_like(tokens.patch_idx, -math.inf, dtype=torch.float32)
-        return tokens._replace(importance=least.scatter_reduce(1, token, scores, "amax"))
+        is_part = token.unsqueeze(1) == every_position(tokens.x, tokens.patch_count).unsqueeze(2)
+        return tokens._replace(importance=scores.unsqueeze(1).where(is_part, -math.inf).amax(dim=2))
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Attend in proportion to size."""

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
+from harness.apps.vectors.codes import PRECISIONS, Codes
 from harness.apps.vectors.decode import DecodedChunk, Decoders, Item, processes_beside
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, shard_path
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
@@ -34,7 +35,6 @@ from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
 from zoo.loading.clip import CompactText
 
-PRECISIONS = {"float16": np.float16, "float32": np.float32}  # of embeddings
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
@@ -90,10 +90,15 @@ class Vectors(NamedTuple):
 
     ids: NDArray[np.int64]  # (n,) positions in the source, ascending; of the bad ones there is no row
     names: Sequence[str]  # (n,) paths or texts
-    embeddings: NDArray[np.floating]  # (n, D), of unit length, in the provenance's precision
+    codes: Codes  # of n embeddings, in the provenance's precision
     provenance: VectorsProvenance
     bad: Sequence[Bad]
     digests: Sequence[str]  # (n,)
+
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """(n, D), of unit length but for rounding."""
+        return self.codes.decode()
 
     @property
     def contents(self) -> dict[int, tuple[str, str]]:
@@ -103,11 +108,11 @@ class Vectors(NamedTuple):
 
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
-    kind, columns = shard.provenance.kind, shard.table
+    origin, columns = shard.provenance, shard.table
+    kind, codes = origin.kind, Codes.from_table(columns, origin.embedding_dtype, origin.width)
     ids, names = columns["id"].to_numpy(), columns[NAMES[kind]].to_pylist()
     digests = columns["digest"].to_pylist() if kind == IMAGES else [""] * len(names)
-    bad, embeddings = [Bad(*note) for note in shard.notes], from_lists(columns, "embedding")
-    return Vectors(ids, names, embeddings, shard.provenance, bad, digests)
+    return Vectors(ids, names, codes, origin, [Bad(*note) for note in shard.notes], digests)
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
@@ -116,10 +121,7 @@ def _check(shard: Shard[VectorsProvenance]) -> None:
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
-    if vectors.embeddings.dtype != PRECISIONS[shard.provenance.embedding_dtype]:
-        raise BrokenShardError("its columns aren't as they were written")
-    if not np.isfinite(vectors.embeddings).all():
-        raise BrokenShardError("an embedding is not finite")
+    vectors.codes.check()
 
 
 VECTORS = ShardKind(
@@ -465,7 +467,7 @@ class Embedder:
             }
             if self.job.kind == IMAGES:
                 columns["digest"] = pa.array([item.digest for _, item in good], pa.string())
-            columns["embedding"] = to_lists(np.concatenate(parts).astype(PRECISIONS[self.job.embedding_dtype]))
+            columns |= Codes.of(np.concatenate(parts), self.job.embedding_dtype).columns()
             self.store.write(index, pa.table(columns), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:

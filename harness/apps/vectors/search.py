@@ -1,4 +1,4 @@
-"""Search embeddings exactly, by a text or a picture, one shard in memory at a time."""
+"""Search all embeddings by a text or a picture, one shard in memory at a time, and measure what precisions lose."""
 
 import io
 import math
@@ -7,22 +7,28 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from harness.apps.vectors.codes import BINARY, FLOAT32, PRECISIONS, Codes
 from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance, read_vectors
 from harness.apps.vectors.source import PictureFile, PictureSource, open_source
 from harness.base.terminal import printable
 from harness.datasets.images import EXTENSIONS, decode_image
+from harness.records.metrics import LEAST_GALLERY, NEIGHBOURS, neighbours, overlap
+from harness.records.statistics import Interval, over_images
 from harness.report.pictures import shorten
 from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText
 
+RESCORED = 100  # nearest by Hamming distance whose cosines are compared
+MOST = 10_000  # embeddings that precisions are compared on
 ACROSS = 5  # pictures of a sheet side by side
 SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the text below
 LETTERS = 32  # that a line of this font has room for below a picture
@@ -96,12 +102,28 @@ def _embed_words(query: str, encoder: Encoder, say: Callable[[str], object] | No
     return features[0]
 
 
+def shortlist(
+    codes: Codes, vector: NDArray[np.float32], top: int
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
+    """Return the rows that may be among the ``top`` nearest, the distances that chose them, and cosines, each (k,).
+
+    Of bits these are those of least Hamming distance, `RESCORED` at least, and cosines are with ``vector`` as it is.
+    """
+    if codes.precision == BINARY:
+        distances = codes.distances(vector)
+        order = np.argsort(distances, kind="stable")[: max(top, RESCORED)]
+        return order, distances[order], codes.decode(order) @ vector
+    scores = codes.decode() @ vector
+    order = np.argsort(-scores, kind="stable")[:top]
+    return order, -scores[order], scores[order]
+
+
 def nearest(
     folder: Path, vector: NDArray[np.float32], top: int, say: Callable[[str], object] = warnings.warn
 ) -> SearchResult:
     """Return the ``top`` embeddings of a folder with the largest cosine; of equal ones the first come first.
 
-    What the folder lacks is told by ``say``, as by ``read_vectors``.
+    Bits are searched in two steps, as by `shortlist`. What the folder lacks is told by ``say``, as by ``read_vectors``.
 
     Raises:
         ValueError: ``top`` is below 1, or what ``read_vectors`` refuses.
@@ -109,18 +131,71 @@ def nearest(
     """
     if top < 1:
         raise ValueError(f"--top {top}: expected a number from 1")
-    best, searched, bad = list[tuple[float, int, str, str]](), 0, 0
+    best, searched, bad = list[tuple[float, float, int, str, str]](), 0, 0
     for vectors in read_vectors(folder, say):
-        scores = vectors.embeddings.astype(np.float32) @ vector
-        order = np.argsort(-scores, kind="stable")[:top]
-        names, digests = vectors.names, vectors.digests
-        best += [(float(scores[row]), int(vectors.ids[row]), names[row], digests[row]) for row in order]
-        best = sorted(best, key=lambda hit: (-hit[0], hit[1]))[:top]
-        searched += len(scores)
+        ids, names, digests = vectors.ids, vectors.names, vectors.digests
+        for row, distance, score in zip(*shortlist(vectors.codes, vector, top), strict=True):
+            best.append((float(distance), float(score), int(ids[row]), names[row], digests[row]))
+        best = sorted(best, key=lambda hit: (hit[0], hit[2]))[: max(top, RESCORED)]
+        searched += len(ids)
         bad += len(vectors.bad)
-    hits = [Hit(rank, *hit) for rank, hit in enumerate(best, start=1)]
+    best = sorted(best, key=lambda hit: (-hit[1], hit[2]))[:top]
+    hits = [Hit(rank, *hit[1:]) for rank, hit in enumerate(best, start=1)]
     missing = vectors.provenance.count - searched - bad
     return SearchResult(hits=hits, searched=searched, missing=missing, provenance=vectors.provenance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is left of float32 embeddings that are stored in another precision and searched by float32 queries."""
+
+    stored: str  # precision, and how bits are searched
+    bytes: int  # of an embedding
+    cosine: float  # with the float32 embedding, on average
+    overlap: Interval | None  # of the share of the ten nearest by float32 that are found
+
+
+def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -> tuple[int, list[Loss]]:
+    """Measure what precisions lose, with each of the first `MOST` embeddings as a query for the others among them.
+
+    Return how many these are, and a loss for each precision.
+
+    Raises:
+        ValueError: they aren't float32, or are fewer than `LEAST_GALLERY`.
+    """
+    parts, count = list[NDArray[np.float32]](), 0
+    for vectors in read_vectors(folder, say):
+        if (precision := vectors.codes.precision) != FLOAT32:
+            raise ValueError(f"{str(folder)!r} is in {precision}: expected float32, by --embedding-dtype {FLOAT32}")
+        parts.append(vectors.embeddings)
+        if (count := count + len(vectors.ids)) >= MOST:
+            break
+    if count < LEAST_GALLERY:
+        raise ValueError(f"{str(folder)!r} has {count} embeddings: expected {LEAST_GALLERY} at least")
+    floats = np.concatenate(parts)[:MOST]
+    queries, losses = torch.from_numpy(floats), list[Loss]()
+    truth = neighbours(queries, queries)
+    for precision in PRECISIONS:
+        codes = Codes.of(floats, precision)
+        decoded = torch.from_numpy(codes.decode())
+        cosine = float(F.cosine_similarity(queries, decoded).double().mean())
+        found = {precision: neighbours(queries, decoded)} if precision != BINARY else _search_bits(codes, floats)
+        for name, own in found.items():
+            share = over_images(overlap(own, truth))
+            losses.append(Loss(stored=name, bytes=codes.bytes_each, cosine=cosine, overlap=share))
+    return len(floats), losses
+
+
+def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
+    """Return the nearest others of each of n embeddings, (n, 10), by the first step of a search in bits and by both."""
+    first, second = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    for place, vector in enumerate(floats):
+        order, _, scores = shortlist(codes, vector, NEIGHBOURS)
+        scores, order = scores[order != place], order[order != place]
+        first.append(order[:NEIGHBOURS])
+        second.append(order[np.argsort(-scores, kind="stable")[:NEIGHBOURS]])
+    best = f"{BINARY}, best {RESCORED} rescored"
+    return {f"{BINARY}, by Hamming distance": np.stack(first), best: np.stack(second)}
 
 
 def open_pictures(provenance: VectorsProvenance) -> PictureSource:

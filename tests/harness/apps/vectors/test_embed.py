@@ -53,7 +53,7 @@ def test_each_embedding_is_the_tower_on_its_picture(whole: Path, pictures: Path,
     assert [one for shard in shards for one in shard.digests] == contents
     with torch.inference_mode():
         for shard in shards:
-            assert shard.embeddings.dtype == np.float16
+            assert shard.codes.codes.dtype == np.float16
             for name, own in zip(shard.names, shard.embeddings, strict=True):
                 pixels = model.preprocess(read_image(pictures / name)).unsqueeze(0)
                 wanted = F.normalize(model.vit(pixels), dim=-1)[0].numpy()
@@ -88,6 +88,7 @@ def test_killed_the_same_command_brings_the_same_bytes(
     pictures: Path, tower: str, tmp_path: Path, files: Files, capsys
 ):
     command = ["embed", str(pictures), "--model", tower, "--batch", "1", "--shard-size", "2"]
+    command += ["--embedding-dtype", "int8"]
     assert main([*command, "--output", str(tmp_path / "whole"), "--decoders", "0"]) == 0
     capsys.readouterr()
     whole, out = files(tmp_path / "whole"), tmp_path / "vectors"
@@ -210,7 +211,7 @@ def test_a_reduced_tower_embeds_otherwise_and_says_so(run: Run, whole: Path, tow
     done = run(how={"method": "tome", "keep": 0.5}, embedding_dtype="float32")
     first, dense = next(read_vectors(done.path)), next(read_vectors(whole))
     assert first.provenance.setup == Setup.of(tower, method="tome", keep=0.5)
-    assert first.embeddings.dtype == np.float32
+    assert first.codes.codes.dtype == np.float32
     assert np.allclose(np.linalg.norm(first.embeddings, axis=1), 1, atol=1e-6)
     cosines = (first.embeddings * dense.embeddings.astype(np.float32)).sum(axis=1)
     assert 0.5 < cosines.min() < cosines.max() < 0.99999
@@ -234,6 +235,7 @@ def test_texts_are_in_the_space_of_the_shipped_tower(tmp_path: Path):
     ("embed", "nothing to embed: give a folder of pictures"),
     ("embed gone", "'gone': there is no such file or folder"),
     ("embed gone --texts other", "--texts 'other' with 'gone'"),
+    ("embed . --embedding-dtype int4", "--embedding-dtype 'int4': did you mean 'int8'?"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, draw: Any):
     monkeypatch.chdir(tmp_path)

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from harness.apps.vectors.codes import BINARY, INT8, Codes
 from harness.apps.vectors.embed import VECTORS, Encoder, read_vectors
 from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
-from harness.base.store import shard_path, to_lists
+from harness.base.store import Shard, shard_path, to_lists
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.models.towers import load_tower
@@ -55,6 +59,90 @@ def test_the_nearest_are_those_of_the_matrix_product(whole: Path):
         assert [hit.name for hit in found.hits] == [names[row] for row in order[:top]]
         assert [hit.id for hit in found.hits] == ids[order[:top]].tolist()
         assert np.allclose([hit.score for hit in found.hits], scores[order[:top]], atol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_stored_in_bytes_and_bits(width: int, seed: int):
+    """Within half a step of int8; bits are the signs, eight to a byte, the first highest."""
+    floats = np.random.default_rng(seed).normal(size=(3, width)).astype(np.float32)
+    floats /= np.linalg.norm(floats, axis=1, keepdims=True)
+    int8, bits = Codes.of(floats, INT8), Codes.of(floats, BINARY)
+    error = np.abs(int8.decode() - floats).max(axis=1)
+    assert (error <= np.abs(floats).max(axis=1) / 254 * (1 + 1e-5)).all()
+    assert (np.abs(int8.codes).max(axis=1) == 127).all()
+    for row, stored in zip(floats, bits.codes, strict=True):
+        text = "".join(str(int(value > 0)) for value in row)
+        assert "".join(f"{byte:08b}" for byte in stored) == text + "0" * (-width % 8)
+    assert np.allclose(bits.decode(), np.where(floats > 0, 1, -1) / np.sqrt(width))
+    for codes in (int8, bits):
+        again = Codes.from_table(pa.table(codes.columns()), codes.precision, width)
+        assert np.array_equal(again.decode(), codes.decode())
+
+
+def written(folder: Path, like: Path, floats: np.ndarray, precision: str) -> Path:
+    """Write embeddings in shards of 250, with a provenance as there."""
+    facts = {"count": len(floats), "width": floats.shape[1], "embedding_dtype": precision}
+    provenance = replace(next(read_vectors(like)).provenance, **facts)
+    folder.mkdir()
+    for index, first in enumerate(range(0, len(floats), 250)):
+        part = floats[first : first + 250]
+        names = [str(first + row) for row in range(len(part))]
+        columns = {"id": np.arange(len(part)) + first, "path": names, "digest": names}
+        table = pa.table(columns | Codes.of(part, precision).columns())
+        shard = Shard(table=table, provenance=provenance, first=first, covers=len(part), size=250)
+        shard_path(folder, index).write_bytes(VECTORS.encode(shard))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def floats() -> np.ndarray:
+    floats = np.random.default_rng(0).normal(size=(600, 20)).astype(np.float32)
+    return floats / np.linalg.norm(floats, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("top", [7, 130])
+@pytest.mark.parametrize("precision", [INT8, BINARY])
+def test_a_search_in_bytes_or_bits_is_that_of_a_loop(
+    precision: str, top: int, floats: np.ndarray, whole: Path, tmp_path: Path
+):
+    """Of bits the hundred that differ in the fewest are ordered by cosine with the query as it is."""
+    vector = np.random.default_rng(1).normal(size=20).astype(np.float32)
+    if precision == INT8:
+        steps = [max(map(abs, row)) / 127 for row in floats]
+        decoded = [[round(x / step) * step for x in row] for row, step in zip(floats, steps, strict=True)]
+    else:
+        decoded = [[(1 if x > 0 else -1) / 20**0.5 for x in row] for row in floats]
+    scores = [sum(x * q for x, q in zip(row, vector, strict=True)) for row in decoded]
+    rows = range(600)
+    if precision == BINARY:
+        differences = [sum((x > 0) != (q > 0) for x, q in zip(row, vector, strict=True)) for row in floats]
+        rows = sorted(rows, key=lambda row: (differences[row], row))[: max(top, 100)]
+    wanted = sorted(rows, key=lambda row: (-scores[row], row))[:top]
+    hits = nearest(written(tmp_path / "vectors", whole, floats, precision), vector, top).hits
+    assert [hit.id for hit in hits] == wanted
+    assert np.allclose([hit.score for hit in hits], [scores[row] for row in wanted], atol=1e-6)
+
+
+def test_losses_are_those_of_each_embedding_among_the_others(floats: np.ndarray, whole: Path, tmp_path: Path, capsys):
+    where = written(tmp_path / "vectors", whole, floats, "float32")
+    assert main(["search", "--losses", "--in", str(where), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    signs = np.where(floats > 0, 1, -1)
+    differences, cosines, exact = -signs @ signs.T, floats @ signs.T, floats @ floats.T
+    shares = dict[str, list[float]](by_hamming=[], rescored=[])
+    for own in range(600):
+        true, order = np.argsort(-exact[own]), np.argsort(differences[own], kind="stable")[:100]
+        best = order[np.argsort(-cosines[own, order], kind="stable")]
+        for name, found in {"by_hamming": order, "rescored": best}.items():
+            shares[name].append(len(set(found[found != own][:10]) & set(true[true != own][:10])) / 10)
+    rows = {row["stored"]: row for row in facts["losses"]}
+    assert [row["bytes"] for row in rows.values()] == [80, 40, 24, 3, 3]
+    assert rows["float32"]["overlap"]["estimate"] == 1
+    assert rows["binary, by Hamming distance"]["overlap"]["estimate"] == pytest.approx(np.mean(shares["by_hamming"]))
+    assert rows["binary, best 100 rescored"]["overlap"]["estimate"] == pytest.approx(np.mean(shares["rescored"]))
+    cosine = (np.abs(floats).sum(axis=1) / 20**0.5).mean()
+    assert rows["binary, best 100 rescored"]["cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert facts["count"] == 600
 
 
 def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing: Path):
@@ -170,6 +258,8 @@ def test_names_can_not_steer_a_terminal(tower: str, draw: Any, tmp_path: Path, c
     ("zebrafishes", "query 'zebrafishes': "),
     ("gone.jpg", "query 'gone.jpg' looks like a picture, and there is no such file"),
     ("bag --top 0", "--top 0"),
+    ("--losses", "is in float16: expected float32"),
+    ("bag --losses", "or --losses, not both"),
     ("zebrafish" * 30, "the embedded text tower never saw '"),  # longer than a file's name may be
     ("bag --in gone", "'gone' holds no embeddings: no part-00000.parquet; make them with: patchrank embed"),
 ])  # fmt: skip
