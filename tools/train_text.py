@@ -1,13 +1,12 @@
 """Train the embedded text tower: ``python -m tools.train_text``.
 
-By locked-image tuning (arXiv 2111.07991): projection and text tower for a frozen image tower. First the class tokens
-of all training images go through the frozen tower and into a cache; then projection and text tower are fitted on them.
+By locked-image tuning (arXiv 2111.07991): projection and text tower for a frozen image tower. First
+all training images go through the frozen tower; then projection and text tower are fitted on their class tokens.
 Images: the shipped training emoji, and canvases composed from Fashion-MNIST's training part without the
 items that ship as validation. No validation or test image is ever looked at here.
 """
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -29,7 +28,7 @@ from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CATEGORIES, STYLES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from tools import build_fashion
-from zoo.core.files import cache_folder, write_whole
+from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText, image_transform, tokenizer
 from zoo.loading.sizes import EMBEDDED
 
@@ -112,21 +111,17 @@ def emoji_captions(emoji: Emoji, style: int, templates: tuple[str, ...]) -> list
     return [t.format(word) for word in (*sorted(names), *kinds) for t in general]
 
 
-def features_of(source: Source, name: str, cache: Path) -> Tensor:
-    """Return the class tokens of a source, (count, D) float32, from the cache or the tower."""
-    path = cache / f"{name}-{source.size}.npy"
-    if not path.is_file():
-        vit = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
-        transform = image_transform(vit)
-        vit, tokens = vit.to(torch.bfloat16), []
-        for first in track(range(0, source.size, BATCH), description=f"class tokens: {name}"):
-            rows = range(first, min(first + BATCH, source.size))
-            images = torch.stack([transform(source.draw(row)) for row in rows])
-            with torch.inference_mode():
-                tokens.append(vit(images.to(torch.bfloat16)).float())
-        np.save(content := io.BytesIO(), torch.cat(tokens).numpy())
-        write_whole(path, content.getvalue())
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+def features_of(source: Source, name: str) -> Tensor:
+    """Return the class tokens of a source, (count, D) float32."""
+    vit = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
+    transform = image_transform(vit)
+    vit, tokens = vit.to(torch.bfloat16), []
+    for first in track(range(0, source.size, BATCH), description=f"class tokens: {name}"):
+        rows = range(first, min(first + BATCH, source.size))
+        images = torch.stack([transform(source.draw(row)) for row in rows])
+        with torch.inference_mode():
+            tokens.append(vit(images.to(torch.bfloat16)).float())
+    return torch.cat(tokens)
 
 
 class LitModel(nn.Module):
@@ -154,20 +149,10 @@ def train_lit(
 ) -> list[float]:
     """Fit projection and text tower with a contrastive loss over sets of captions; return the loss of each step.
 
-    In a batch, an image and a caption are a positive pair whenever the caption is one of the image's, not only where
-    they were drawn together; targets are spread evenly over positives. AdamW's rate grows to its ``peak`` over the
-    ``warmup`` and falls to zero as a cosine. Features have noise of a tenth of their own standard deviation.
-
-    Args:
-        model: what is trained.
-        images: class tokens after the final norm, (n, D) float32.
-        captions: for each image the rows of ``tokens`` that describe it.
-        tokens: captions as ids, (m, L).
-        weights: how often an image is drawn, relative, (n,).
-        steps: steps of the optimiser.
-        batch: images per step.
-        peak: highest learning rate.
-        warmup: steps of linear growth.
+    ``images`` are class tokens (n, D), ``captions`` the rows of ``tokens`` (m, L) that describe each, ``weights`` (n,)
+    how often it is drawn. In a batch, an image and a caption are a positive pair whenever the caption is one of the
+    image's, not only where they were drawn together; targets are spread evenly over positives. AdamW's rate grows to
+    its ``peak`` over the ``warmup`` and falls to zero as a cosine. Features have noise of a tenth of their spread.
     """
 
     def rate(step: int) -> float:
@@ -211,17 +196,14 @@ def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Cache features, train, write ``zoo/embedded/clip_vit_s14.text.safetensors``."""
+    """Train and write ``zoo/embedded/clip_vit_s14.text.safetensors``."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_text")
     parser.add_argument("--fashion", type=Path, help="Fashion-MNIST's .deb, as for build_fashion")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "train_text")
     parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args(argv)
-    args.cache.mkdir(parents=True, exist_ok=True)
-
     sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
-    images = torch.cat([features_of(source, name, args.cache) for name, source in sources.items()])
+    images = torch.cat([features_of(source, name) for name, source in sources.items()])
     texts: dict[str, int] = {}
     captions = [
         [texts.setdefault(text, len(texts)) for text in source.captions(index)]

@@ -19,7 +19,7 @@ from harness.records.record import RECORDS, halves, read_records
 from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
-from harness.studies.final import FinalConfig, summarise
+from harness.studies.final import MATCH_TO, summarise
 from zoo.core.files import write_whole
 
 RESULTS = Path("docs/results")
@@ -42,7 +42,7 @@ def final_split() -> list[Table]:
     records = read_records(RESULTS / "final.jsonl.gz")
     groups = [list(group) for _, group in groupby(records, key=lambda one: (tower_of(one), one.dataset))]
     parts = [halves(group) if group[0].dataset in PHOTOGRAPHS else (group,) for group in groups]
-    return [summarise(list(chain.from_iterable(parts)), FinalConfig.match_to)]
+    return [summarise(list(chain.from_iterable(parts)), MATCH_TO)]
 
 
 def equal_time() -> list[Table]:

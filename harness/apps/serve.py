@@ -208,7 +208,7 @@ class VectorServer:
             return result
 
     async def _decode(self, picture: PictureFile) -> Item:
-        work = asyncio.get_running_loop().run_in_executor(self.decoders, prepare, [picture], self.encoder.preprocess)
+        work = asyncio.get_running_loop().run_in_executor(self.decoders, prepare, [picture], self.encoder.transform)
         return (await work).items[0]
 
     @serve.batch
@@ -273,11 +273,12 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Served]:
     with ray_running(config.replicas * config.cores):
         serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
         try:
-            serve.run(deployment.bind(setup, config), name=config.name, route_prefix=config.route)
+            try:
+                serve.run(deployment.bind(setup, config), name=config.name, route_prefix=config.route)
+            except RuntimeError as error:
+                raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
             node = next(one for one in ray.nodes() if one["Alive"])
             metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             yield Served(f"http://{config.host}:{config.port}{config.route.rstrip('/')}", metrics)
-        except RuntimeError as error:
-            raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
         finally:
             serve.delete(config.name)

@@ -5,7 +5,6 @@ import itertools
 import platform
 import re
 import shutil
-import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Sequence
@@ -170,13 +169,9 @@ def add_shared(group: Any) -> None:
     group.add_argument("--quiet", "-q", action="store_true", help=text)
 
 
-class Version(argparse.Action):
-    """Print the versions of the package and of what its figures depend on, and exit."""
-
-    def __call__(self, parser: Any, *args: Any) -> None:
-        """Print them."""
-        commit = git_commit()
-        package = f"{PACKAGE} {metadata.version(PACKAGE)}" + (f", commit {commit}" if commit else "")
-        others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))
-        parser._print_message(f"{package}\npython {platform.python_version()}, {others}\n", sys.stdout)
-        parser.exit()
+def describe_versions() -> str:
+    """Return the versions of the package and of what its figures depend on."""
+    commit = git_commit()
+    package = f"{PACKAGE} {metadata.version(PACKAGE)}" + (f", commit {commit}" if commit else "")
+    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))
+    return f"{package}\npython {platform.python_version()}, {others}"

@@ -9,7 +9,7 @@ import textwrap
 import warnings
 from argparse import Namespace
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -21,7 +21,7 @@ from harness.base.hints import describe_error, nearest
 from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli import apps, learn, measure, study
-from harness.cli.command import PROGRAM, TEXTS, Command, CommandParser, Version, command
+from harness.cli.command import PROGRAM, TEXTS, Command, CommandParser, command, describe_versions
 from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
@@ -37,18 +37,14 @@ def list_commands(first: str) -> dict[str, str]:
     return {path.split()[-1]: TEXTS[path]["what"] if path in FAMILIES else COMMANDS[path].what for path in paths}
 
 
-def _overview(first: str) -> Command:
-    """Return what shows the commands behind a first word."""
-
-    def flags(parser: CommandParser) -> None:
-        if not first:
-            text = "show versions of the package and its dependencies"
-            parser.add_argument("--version", action=Version, nargs=0, help=text)
-        group = parser.add_argument_group("commands")
-        for name, what in list_commands(first).items():
-            group.add_argument(name, nargs="?", help=what)
-
-    return replace(command(first, lambda *_: Shown(parts=(), data=None)), flags=flags)
+def _list_flags(first: str, parser: CommandParser) -> None:
+    """Show the commands behind a first word."""
+    if not first:
+        text = "show versions of the package and its dependencies"
+        parser.add_argument("--version", action="version", version=describe_versions(), help=text)
+    group = parser.add_argument_group("commands")
+    for name, what in list_commands(first).items():
+        group.add_argument(name, nargs="?", help=what)
 
 
 def parse(words: Sequence[str]) -> Namespace:
@@ -66,7 +62,7 @@ def parse(words: Sequence[str]) -> Namespace:
     rest = rest[len(path.split()) :]
     if path in COMMANDS:
         return CommandParser(COMMANDS[path]).parse_args([*lead, *rest])
-    parser = CommandParser(_overview(path))
+    parser = CommandParser(command(path, lambda *_: Shown(parts=(), data=None), partial(_list_flags, path)))
     parser.usage = f"{parser.prog} COMMAND [flags]"
     if rest and not rest[0].startswith("-"):
         parser.error(f"{path or 'command'} {rest[0]!r}: {nearest(rest[0], list_commands(path))}")
@@ -92,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(words)
         args.argv = words
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
-        with _no_empty_folders(args), _warnings_as_notes(args):
+        with _warnings_as_notes(args):
             code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -141,21 +137,6 @@ def require_own_packages() -> None:
                 f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
                 f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
             )
-
-
-@contextlib.contextmanager
-def _no_empty_folders(args: Namespace) -> Iterator[None]:
-    """Remove what the body leaves of a new output but empty folders."""
-    outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
-    folders = [folder for output in outputs if output for folder in (output, *output.parents)]
-    new = [folder for folder in folders if not folder.exists()]
-    try:
-        yield
-    finally:
-        for made in new:
-            for folder, _, _ in os.walk(made, topdown=False):
-                with contextlib.suppress(OSError):  # it holds something
-                    Path(folder).rmdir()
 
 
 @contextlib.contextmanager

@@ -305,33 +305,37 @@ def run_list(args: Namespace, _status: Console) -> Shown:
 
     if args.root is not None and not args.root.is_dir():
         raise NotADirectoryError(f"--root {str(args.root)!r} is no folder; give the one with the datasets")
-    towers, rows = list[dict[str, Any]](), []
+    towers: list[dict[str, Any]] = []
     for size, spec in SIZES.items():
         fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
         fitted = {tag: blocks for tag, blocks in fitted.items() if blocks}
         towers.append({"size": size, "tags": list(spec.tags), "predictors": fitted})
-        places = (f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
-        rows.append((size, ", ".join(spec.tags), "; ".join(places) or "none yet"))
-    what = {name: (method.__doc__ or "").split("\n")[0] for name, method in sorted(METHODS.items())}
+    rows = [
+        (
+            one["size"],
+            ", ".join(one["tags"]),
+            "; ".join(f"{tag} at block {', '.join(map(str, own))}" for tag, own in one["predictors"].items())
+            or "none yet",
+        )
+        for one in towers
+    ]
+    methods = {name: (method.__doc__ or "").split("\n")[0] for name, method in sorted(METHODS.items())}
+    datasets = datasets_data(args.root)
     tower_heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
-    method_heads = ("method", "what it does", "example")
     title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
     rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
-    methods = [(name, text, f"clip_vit_b16_{name}60") for name, text in what.items()]
-    datasets = datasets_data(args.root)
     words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
     heads = (*words[:2], "classes", *flags.SPLITS, *words[2:])
     cells = [[NOT_MEASURED if value is None else str(value) for value in one.values()] for one in datasets]
-    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     parts: tuple[Part, ...] = (
         Table.of(title, tower_heads, rows, words=tower_heads),
-        Table.of(rates, method_heads, methods, words=method_heads),
+        Table.of(rates, ("method", "what it does"), list(methods.items()), words=("method", "what it does")),
         Table.of("datasets", heads, cells, words=words, wide=words[3:4], roomy=("what", "licence")),
-        *(f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds),
+        *(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()),
     )
-    data: dict[str, Any] = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
-    data |= {"keep_percents": list(PERCENTS), "datasets": datasets, "by_path": kinds}
-    return Shown(parts=parts, data={"towers": towers, **data})
+    data: dict[str, Any] = {"methods": [{"method": name, "what": text} for name, text in methods.items()]}
+    data |= {"by_path": [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]}
+    return Shown(parts=parts, data={"towers": towers, "keep_percents": list(PERCENTS), "datasets": datasets, **data})
 
 
 def datasets_data(root: Path | None) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 import json
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,7 +16,6 @@ from harness.cli.command import CommandParser, command
 from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
-    from harness.studies.answer import Stock
     from harness.studies.reproduce import PaperTable
     from harness.studies.workshop import StudyConfig
 
@@ -81,13 +80,12 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _stock_table(name: str, title: str, model: str, steps: "Sequence[Stock]") -> tuple[Table, dict[str, Any]]:
+def _stock_table(name: str, title: str, model: str, steps: list[dict[str, Any]]) -> tuple[Table, dict[str, Any]]:
     """Lay out what is cached and what is missing."""
-    rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
-    caption = "Rankings are counted in images. What is cached takes no time"
-    heads = ("what", "of", "cached", "missing")
+    rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]
+    caption, heads = "Rankings are counted in images. What is cached takes no time", ("what", "of", "cached", "missing")
     table = Table.of(f"{title}; {model}", heads, rows, words=heads[:2], caption=caption)
-    return table, json_values({"name": name, "model": model, "steps": steps})
+    return table, {"name": name, "model": model, "steps": steps}
 
 
 def _measure_table(
@@ -95,22 +93,27 @@ def _measure_table(
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
     from harness.records.record import UNFINISHED, earlier, keep_new
-    from harness.studies.answer import get_tower
-    from harness.studies.reproduce import compare_rows, draw, paper, produce
+    from harness.report.charts import render
+    from harness.studies.answer import answer, get_tower
+    from harness.studies.reproduce import compare_rows
     from zoo.core.files import write_whole
 
     path = args.output / f"{table.name}.jsonl"
     known = earlier(path, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
-    for measured, records in produce(table, config, known, progress, path.with_suffix(UNFINISHED)):
+    folder = path.with_suffix(UNFINISHED)
+    for measured, records in chain.from_iterable(
+        answer(table.study, part, known, progress, folder) for part in table.groups(config)
+    ):
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
         command, words = f"patchrank {shlex.join(args.argv)}", config.describe(tunes=table.study.tunes)
         page = f"```\n{command}\n```\n\n{comparison.markdown()}- {words}\n"
         write_whole(path.with_suffix(".md"), page.encode())
-        if paper(table.name)["axis"]:
-            write_whole(path.with_suffix(".svg"), draw(comparison))
+        if table.plot:
+            charts = [one.chart(*table.plot, accuracy=True) for one in tables]
+            write_whole(path.with_suffix(".svg"), render(charts))
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return comparison.table(), comparison.data()
 
@@ -149,13 +152,14 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
 
 
 def _final_flags(parser: CommandParser) -> None:
-    config = outline("harness.studies.final").FinalConfig
     what = parser.add_argument_group("what is measured")
-    flags.usual(what, "models", default=list(config.models), text="dense models' names, see `list`")
+    flags.usual(what, "models", default=[flags.DENSE], text="dense models' names, see `list`")
     flags.usual(what, "methods", text="default: the usual ones but golden")
-    flags.usual(what, "keeps", default=list(config.keeps), text="keep rates of --match-to")
-    flags.add(what, "--match-to", config.match_to, "method whose GFLOPs the others meet", metavar="METHOD")
-    flags.usual(what, "datasets", default=list(config.datasets), text="datasets with the split")
+    flags.usual(what, "keeps", default=[0.6, 0.5, 0.3], text="keep rates of --match-to")
+    text, method = "method whose GFLOPs the others meet", outline("harness.studies.final").MATCH_TO
+    flags.add(what, "--match-to", method, text, metavar="METHOD")
+    datasets = [*flags.FASHION_AND_EMOJI, "photos", "frames"]
+    flags.usual(what, "datasets", default=datasets, text="datasets with the split")
     flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
     flags.limits(what, None, "images per dataset; default: all")
     flags.usual(what, "halves")
@@ -167,27 +171,29 @@ def _final_flags(parser: CommandParser) -> None:
 def run_final(args: Namespace, status: Console) -> Work:
     """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
+    from harness.measure.plan import Plan
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
     from harness.report.tables import comparison_table
     from harness.report.writers import markdown
-    from harness.studies.final import FinalConfig, judge, summarise
+    from harness.studies.final import judge, summarise
     from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
     known = earlier(path, fresh=args.fresh)
-    config = flags.settings(FinalConfig, args, methods=tuple(args.methods or ()))
+    how: dict[str, Any] = {"methods": tuple(args.methods or ()), "batches": (), "match": "gflops", "far": True}
+    plan = flags.settings(Plan, args, **how)
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
     groups, tables = [], []
-    for group in judge(config, known, progress, path.with_suffix(UNFINISHED)):
+    for group in judge(plan, known, progress, path.with_suffix(UNFINISHED)):
         keep_new(path, group, known)
         groups.append(group)
-        table = comparison_table(group, config.match_to)
+        table = comparison_table(group, plan.match_to)
         tables.append(replace(table, title=f"{table.title}; {words}"))
         with progress.hidden():
             yield tables[-1]
     parts = [part for group in groups for part in (group, *(halves(group) if args.halves else ()))]
-    tables.append(summarise(parts, config.match_to))
+    tables.append(summarise(parts, plan.match_to))
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     records = [record for group in groups for record in group]

@@ -68,11 +68,10 @@ def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
 
 
 class Dot(NamedTuple):
-    """A row in a chart, with the intervals of both values; a hollow one is drawn without filling."""
+    """A row in a chart, with the intervals of both values."""
 
     x: Interval
     y: Interval
-    hollow: bool = False
     label: str = ""  # stands beside it
 
 
@@ -170,9 +169,8 @@ def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> None:
     bars = {"xerr": _bars([dot.x for dot in dots]), "yerr": _bars([dot.y for dot in dots])}
     axes.errorbar(x, y, **bars, **line, elinewidth=0.9, capsize=2.5)
     look = look_of(style) | {"linestyle": "none"}
-    hollow = {"markeredgecolor": style.colour, "markeredgewidth": 1.4, "markerfacecolor": "none"}
     for dot in dots:
-        axes.plot(dot.x.estimate, dot.y.estimate, **(look | hollow if dot.hollow else look))
+        axes.plot(dot.x.estimate, dot.y.estimate, **look)
 
 
 def _label(axes: Any, chart: Chart) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -20,6 +20,8 @@ from harness.studies.tables import StudyTable, compare_lines
 from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
 from zoo.core.files import fingerprint
 
+STOCK = ("kind", "of", "cached", "missing")
+
 
 def get_tower(model: str) -> Tower:
     """Load a tower that has a text tower; ValueError if it has none."""
@@ -29,21 +31,12 @@ def get_tower(model: str) -> Tower:
     return tower
 
 
-class Stock(NamedTuple):
-    """Things of one kind that a study takes: images of rankings, predictors or prompts."""
-
-    kind: str
-    of: str  # in words
-    cached: int
-    missing: int
-
-
-def take_stock(study: Study, config: StudyConfig, progress: Progress) -> list[Stock]:
-    """Return what a study makes and keeps, and how much of it the user's cache has. Nothing is made."""
+def take_stock(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
+    """Return how much of what a study makes and keeps the user's cache has, and how much it lacks; make nothing."""
     counts: dict[tuple[str, str], list[int]] = {}
     for case in _cases(study, config, progress, counts):
         list(study.lines(case))
-    return [Stock(kind, of, *found) for (kind, of), found in counts.items()]
+    return [dict(zip(STOCK, (*key, *found), strict=True)) for key, found in counts.items()]
 
 
 def answer(

@@ -1,14 +1,13 @@
 """Which methods stay nearest to dense on images that nothing was chosen by, on several towers, at equal GFLOPs?"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, SplitName
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import make_row, usual_methods
@@ -19,55 +18,39 @@ from harness.records.record import DENSE, GOLDEN, Record
 from harness.records.statistics import paired_ratio
 from zoo.core.reducer import METHODS
 
+MATCH_TO = "clsattn"  # method whose GFLOPs the others meet
 AGAINST = "tome"  # method that others' distances are divided by
 DISTANCE = METRICS["cosine_distance"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinalConfig:
-    """What is judged, by which images and at which cost."""
-
-    models: tuple[str, ...] = Plan.models  # dense towers
-    datasets: tuple[str, ...] = ("fashion", "emoji", "photos", "frames")
-    methods: tuple[str, ...] = ()  # none for the usual ones
-    keeps: tuple[float, ...] = (0.6, 0.5, 0.3)  # of ``match_to``, whose GFLOPs the others meet
-    match_to: str = "clsattn"
-    split: SplitName = FINAL
-    limit: int | None = None  # images per dataset; None for all
-    device: str = "cpu"
-    dtype: str = "float32"
-
-
 def judge(
-    config: FinalConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
+    plan: Plan, known: Sequence[Record], progress: Progress, folder: Path | None = None
 ) -> Iterator[list[Record]]:
     """Yield the records of each tower and dataset; a tower goes without methods and datasets that it can't have.
+
+    A plan without methods is of the usual ones.
 
     Raises:
         ValueError: an unknown name, or a tower without the method whose cost is to be met.
     """
-    asked = config.methods or tuple(name for name in usual_methods() if name != GOLDEN)  # its rankings would read it
-    for model in config.models:
+    asked = plan.methods or tuple(name for name in usual_methods() if name != GOLDEN)  # its rankings would read it
+    for model in plan.models:
         tower, methods = load_tower(model), [DENSE]
-        for method in dict.fromkeys((config.match_to, *asked)):
+        for method in dict.fromkeys((plan.match_to, *asked)):
             try:
                 if method in METHODS:
-                    make_row(tower.vit, tower.arch, tower.tag, method, {"keep": max(config.keeps)})
+                    make_row(tower.vit, tower.arch, tower.tag, method, {"keep": max(plan.keeps)})
             except (ValueError, FileNotFoundError) as error:
-                if method == config.match_to:
+                if method == plan.match_to:
                     raise
                 progress.say(f"{method} is left out of {model}: {describe_error(error)}")
             else:
                 methods.append(method)
-        datasets = [name for name in config.datasets if tower.clip is not None or not get_dataset(name).labelled]
-        if left_out := [name for name in config.datasets if name not in datasets]:
+        datasets = [name for name in plan.datasets if tower.clip is not None or not get_dataset(name).labelled]
+        if left_out := [name for name in plan.datasets if name not in datasets]:
             progress.say(f"{', '.join(left_out)}: left out of {model}, which has no text tower to judge their classes")
-        plan = Plan(
-            models=(model,), methods=tuple(dict.fromkeys(methods)), keeps=config.keeps, datasets=tuple(datasets),
-            limit=config.limit, split=config.split, device=config.device, dtype=config.dtype, batches=(),
-            match="gflops", match_to=config.match_to, far=True,
-        )  # fmt: skip
-        yield from compare(plan, known, progress, release=True, folder=folder)
+        own = replace(plan, models=(model,), methods=tuple(dict.fromkeys(methods)), datasets=tuple(datasets))
+        yield from compare(own, known, progress, release=True, folder=folder)
 
 
 def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:

@@ -5,7 +5,7 @@ The paper's numbers are in ``paper.json``; what isn't known of them is None, nev
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 
 from harness.base.table import NOT_MEASURED, Table, figure, json_values
-from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.records.averages import Average
 from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
-from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
-from harness.studies.answer import answer
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,
@@ -52,8 +49,6 @@ USES: dict[SplitName, str] = {
 STAGED = ("evit", "avit", "tome", "clsattn", "random")
 FOUR_STAGES = (196 - 4 * 20) / 196  # keep rate of Table 4, 20 of 196 patches dropped at each block
 TOP_100 = 0.51  # of 196 patches: 100
-DENSE_GFLOPS = 17.58  # 1e9 multiply-adds of ViT-B/16 at 224, by our count, as are those of figure1's rows
-BY_KEEP = "keep rate, %"  # axis of a figure, instead of the share of the dense tower's multiply-adds
 NOTES = (
     "Top-1 in %. Ours: mean over seeds with a 95 % interval over images (Wilson of one seed, "
     "bootstrap of several); of a mean over datasets, what follows from theirs. Compared: ours with "
@@ -63,10 +58,10 @@ NOTES = (
 
 @functools.cache
 def paper(name: str) -> dict[str, Any]:
-    """Return what is known of a table or figure; its ``columns`` are datasets, ``axis`` is what a figure goes along."""
+    """Return what is known of a table or figure; its ``columns`` are datasets."""
     content = json.loads(Path(__file__).with_name("paper.json").read_text("utf-8"))
     page: dict[str, Any] = content["tables"][name]
-    return {"axis": "", **page, "columns": tuple(content["columns"][page["columns"]])}
+    return page | {"columns": tuple(content["columns"][page["columns"]])}
 
 
 # How a measure and a comparison of it are shown, and its unit.
@@ -76,6 +71,7 @@ MEASURES = {
     "gflops": (".2f", ".3f", "1e9 multiply-adds"),
     "latency": (".3g", ".3f", "ms per image"),
 }
+MEAN = "mean"  # over all datasets
 RATIOS = ("gflops", "latency")  # compared by dividing
 
 
@@ -120,7 +116,6 @@ class PaperRow:
     keep: int | None = None  # the records', in percent; None for any
     against: str | None = None  # name of an earlier row that this one is compared with
     measure: str = "top1"  # what is read off, of `MEASURES`
-    gflops: float | None = None  # of the paper's point in a figure; None for no such point
     values: Sequence[float] = ()  # the paper's, by column, those that we know
     mean: float | None = None  # over the columns as printed, None where we don't know it
     source: str = ""  # table or figure; none where we know nothing of the row
@@ -184,6 +179,7 @@ class PaperTable:
     keeps: tuple[float, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of ``StudyConfig`` that are this table's
     joint: bool = False  # made of all datasets at once, as lines learn from other datasets
+    plot: tuple[str, ...] = ()  # columns of a figure: the x axis, then what tells series apart
     general: str | None = None  # dataset whose predictor serves the others, too, which need nothing to learn from then
 
     def conditions(self, config: StudyConfig) -> StudyConfig:
@@ -243,8 +239,8 @@ COST = {"batches": (1, 32), "seeds": 1, "limit": 64, "train_limit": 64}
 TABLES = {
     one.name: one
     for one in (
-        PaperTable(name="figure1", study=curves, keeps=curves.keeps, changes=OWN),
-        PaperTable(name="figure5", study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5)),
+        PaperTable(name="figure1", study=curves, keeps=curves.keeps, changes=OWN, plot=("GFLOPs", "method", "tuned")),
+        PaperTable(name="figure5", study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5), plot=("keep", "ranking")),
         PaperTable(name="table1", study=scores, keeps=(0.8, 0.7, 0.6, 0.5, TOP_100)),
         PaperTable(name="table2", study=transfer, keeps=(0.5,), joint=True),
         PaperTable(name="table3", study=cost, keeps=cost.keeps, changes=COST),
@@ -266,20 +262,14 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperResult:
-    """What was measured for a row."""
+    """What was measured for a row, and what the paper has, by dataset and as `MEAN` over all of them."""
 
     row: PaperRow
-    ours: dict[str, Interval]  # by dataset, those that were measured
-    to: dict[str, Interval]  # by dataset, against the row's reference
-    reference: PaperRow | None  # that this one is compared with
-    share: float | None  # multiply-adds by the dense tower's; None where not counted
-
-    def paper_to(self, datasets: Sequence[str]) -> float | None:
-        """Return the paper's mean over datasets against that of the row's reference."""
-        ours, theirs = (None if one is None else one.mean_over(datasets) for one in (self.row, self.reference))
-        if ours is None or theirs is None:
-            return None
-        return ours / theirs if self.row.measure in RATIOS else ours - theirs
+    unit: str
+    ours: dict[str, Interval]
+    to: dict[str, Interval]  # against the row's reference
+    paper: dict[str, float | None]
+    paper_to: float | None  # the mean against that of the row's reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,13 +299,9 @@ class Comparison:
         text, other = f"{paper(self.name)['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
         return f"{text}; NOT the paper's {other}: what differs is no failed reproduction" if other else text
 
-    def mean(self, values: Mapping[str, Interval]) -> Interval | None:
-        """Return the mean over datasets, None unless each has a value."""
-        return mean_of(list(values.values())) if set(values) == set(self.datasets) else None
-
     def table(self) -> Table:
         """Lay out what we have of each row, what the paper has, and the difference."""
-        heads = ("", "whose", *self.datasets, "mean", "compared with", "by")
+        heads = ("", "whose", *self.datasets, MEAN, "compared with", "by")
         rows: list[list[str]] = []
         sections = []
         for one in self.results:
@@ -326,24 +312,17 @@ class Comparison:
         return Table.of(self.title, heads, rows, words=words, wide=wide, **about)
 
     def _lines(self, one: PaperResult) -> Iterator[list[str]]:
-        form, relative, _ = MEASURES[one.row.measure]
-        own, to = [*map(one.ours.get, self.datasets), self.mean(one.ours)], self.mean(one.to)
-        yield [
-            one.row.name,
-            "ours",
-            *(_interval(each, form) for each in own),
-            one.row.against or "",
-            _interval(to, relative),
-        ]
+        (form, relative, _), places = MEASURES[one.row.measure], (*self.datasets, MEAN)
+        own, theirs, to = [*map(one.ours.get, places)], [*map(one.paper.get, places)], one.to.get(MEAN)
+        cells = [_interval(each, form) for each in own]
+        yield [one.row.name, "ours", *cells, one.row.against or "", _interval(to, relative)]
         if not one.row.source:
             return
-        theirs = [*map(one.row.by_dataset.get, self.datasets), one.row.mean_over(self.datasets)]
-        theirs_to = one.paper_to(self.datasets)
-        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(theirs_to, relative)]
+        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(one.paper_to, relative)]
         off = [NOT_MEASURED] * len(own)
         if not self.differences:
             off = [_difference(*pair, f"+{form}") for pair in zip(own, theirs, strict=True)]
-        off += ["", _difference(to, theirs_to, f"+{relative.removeprefix('+')}")]
+        off += ["", _difference(to, one.paper_to, f"+{relative.removeprefix('+')}")]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
 
@@ -354,15 +333,9 @@ class Comparison:
         return markdown([replace(self.table(), notes=[*paper(self.name)["notes"], source])], level=2)
 
     def data(self) -> dict[str, Any]:
-        """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
-        rows = []
-        for one in self.results:
-            ours = {"by_dataset": one.ours, "mean": self.mean(one.ours), "compared_by_dataset": one.to}
-            theirs = {"mean": one.row.mean_over(self.datasets), "mean_compared": one.paper_to(self.datasets)}
-            facts = {"row": one.row, "unit": MEASURES[one.row.measure][2], "gflops_share_of_dense": one.share}
-            rows.append({**facts, "ours": ours, "paper": theirs})
-        about = {"name": self.name, "title": self.title, "tower": self.tower, "images_by_dataset": self.images}
-        values: dict[str, Any] = json_values({**about, "comparable": not self.differences, "rows": rows})
+        """Return it as JSON values."""
+        facts = {"name": self.name, "title": self.title, "tower": self.tower, "images_by_dataset": self.images}
+        values: dict[str, Any] = json_values({**facts, "comparable": not self.differences, "rows": self.results})
         return values
 
 
@@ -386,72 +359,26 @@ def compare_rows(
     results: dict[str, PaperResult] = {}
     records: dict[str, dict[str, Sequence[Record]]] = {}
     for row in paper_rows(target.name, config, depth):
-        others = records.get(row.against or "", {})
+        others, reference = records.get(row.against or "", {}), results.get(row.against or "")
         own = records[row.name] = row.records(by_dataset)
         ours = {name: read(row.measure, part) for name, part in own.items()}
         to = {name: read(row.measure, part, others[name]) for name, part in own.items() if name in others}
-        shares = [read("gflops", part, [by_dataset[name].dense]) for name, part in own.items()]
-        counted = [share.estimate for share in shares if share is not None]
+        mean, base = row.mean_over([*by_dataset]), None if reference is None else reference.paper[MEAN]
+        paper_to = None
+        if mean is not None and base is not None:
+            paper_to = mean / base if row.measure in RATIOS else mean - base
         results[row.name] = PaperResult(
-            row=row,
-            ours={name: value for name, value in ours.items() if value is not None},
-            to={name: value for name, value in to.items() if value is not None},
-            reference=results[row.against].row if row.against in results else None,
-            share=sum(counted) / len(counted) if counted else None,
-        )
+            row=row, unit=MEASURES[row.measure][2], ours=_add_mean(ours, by_dataset), to=_add_mean(to, by_dataset),
+            paper={**row.by_dataset, MEAN: mean}, paper_to=paper_to,
+        )  # fmt: skip
     images = {name: table.dense.image_count for name, table in by_dataset.items()}
     return Comparison(name=target.name, tower=tower, results=tuple(results.values()), images=images)
 
 
-def series(comparison: Comparison) -> dict[str, list[Dot]]:
-    """Return mean losses over datasets by "METHOD, ours" and "METHOD, paper", along the axis.
-
-    The paper's points are hollow and have no interval. A line begins at the unpruned tower, the first row, unless it
-    has a dense row of its own.
-    """
-    lines: dict[str, list[Dot]] = {}
-    starts: dict[str, Dot] = {}
-    for one in comparison.results:
-        row, lost, name = one.row, one.paper_to(comparison.datasets), one.row.name.rpartition(", ")[0]
-        losses = {"ours": comparison.mean(one.to), "paper": None if lost is None else exact(lost)}
-        places = {"ours": one.share, "paper": None if row.gflops is None else row.gflops / DENSE_GFLOPS}
-        if paper(comparison.name)["axis"] == BY_KEEP:
-            places = dict.fromkeys(places, 100 if row.keep is None else row.keep)
-        if row.against is None:  # the unpruned tower
-            losses = dict.fromkeys(losses, exact(0.0))
-        for whose, place in places.items():
-            if place is None or (loss := losses[whose]) is None:
-                continue
-            dot = Dot(x=exact(place), y=loss, hollow=whose == "paper")
-            if row.against is None:
-                starts[whose] = dot
-            else:
-                begins = row.method == DENSE or whose not in starts
-                lines.setdefault(f"{name}, {whose}", [] if begins else [starts[whose]]).append(dot)
-    return {name: sorted(line, key=lambda dot: dot.x) for name, line in lines.items()}
-
-
-def draw(comparison: Comparison) -> bytes:
-    """Return an SVG, the same bytes for the same figures; the paper's lines are dashed."""
-    lines = series(comparison)
-    methods = list(dict.fromkeys(name.rpartition(", ")[0] for name in lines))
-    styles = {}
-    for name in lines:
-        method, _, whose = name.rpartition(", ")
-        styles[name] = Style(*STYLES[methods.index(method) % len(STYLES)], "-" if whose == "ours" else "--")
-    chart = Chart(
-        title=comparison.title, alt="", x_label=paper(comparison.name)["axis"],
-        y_label="top-1 against unpruned, points", series=lines, level=0,
-    )  # fmt: skip
-    return render([chart], styles)
-
-
-def produce(
-    target: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
-) -> Iterator[tuple[StudyTable, list[Record]]]:
-    """Measure what a table needs and ``known`` lacks; see ``harness.studies.answer.answer``."""
-    for part in target.groups(config):
-        yield from answer(target.study, part, known, progress, folder=folder)
+def _add_mean(values: Mapping[str, Interval | None], datasets: Collection[str]) -> dict[str, Interval]:
+    """Return what was measured, with the mean where each dataset has a value."""
+    found = {name: value for name, value in values.items() if value is not None}
+    return found | ({MEAN: mean_of([*found.values()])} if found and len(found) == len(datasets) else {})
 
 
 def require_readable(names: Sequence[str], table: PaperTable) -> None:

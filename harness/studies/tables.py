@@ -166,13 +166,14 @@ class StudyTable:
             sections=frozenset(begins.values()),
         )
 
-    def chart(self, x: str, *series: str) -> Chart:
+    def chart(self, x: str, *series: str, accuracy: bool = False) -> Chart:
         """Draw 1 - cosine to dense, or the difference of top-1 where lines lack it, against a column of numbers.
 
-        Lines with the same labels in the columns ``series`` are joined; those without an x are left out.
+        With ``accuracy`` it is top-1 in any case. Lines with the same labels in the columns ``series`` are joined;
+        those without an x are left out.
         """
         distance = METRICS["cosine_distance"]
-        near = all(row.average.mean(distance.name) is not None for row in self.rows)
+        near = not accuracy and all(row.average.mean(distance.name) is not None for row in self.rows)
         dots: dict[str, list[Dot]] = {}
         for row in self.rows:
             at = (row.labels | row.cells())[x]
@@ -180,7 +181,7 @@ class StudyTable:
             if at == UNMEASURED or not isinstance(y, Interval):
                 continue
             height = y if near else Interval(*(100 * end for end in y))
-            name = " ".join(filter(None, (row.labels[column] for column in series)))
+            name = " ".join(filter(None, (row.labels.get(column) for column in series)))
             dots.setdefault(name, []).append(Dot(Interval(*[float(at)] * 3), height))
         y_label = "1 - cosine to dense" if near else "top-1 to dense, points"
         images = f"{self.dense.dataset} ({judged_on(self.dense)}, {self.dense.image_count} images)"

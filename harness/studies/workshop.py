@@ -63,17 +63,14 @@ class StudyConfig:
 
     def describe(self, *, tunes: bool = False) -> str:
         """Describe what models are made of where a study doesn't vary it."""
-        fit, images = self.fit, "all" if self.train_limit is None else f"up to {self.train_limit}"
-        source = f"{images} ranked training images of each dataset, stopped by val"
-        predictors = f"predictors {fit.arch} of width {fit.width}, {fit.loss}, fitted to {source}"
-        parts = [f"golden {self.golden.describe()}", predictors]
+        images = "all" if self.train_limit is None else f"up to {self.train_limit}"
+        text = f"Where nothing else is said: golden {self.golden.describe()}; predictors {self.fit.arch} of width "
+        text += f"{self.fit.width}, {self.fit.loss}, fitted to {images} ranked training images of each dataset"
         if tunes:
-            if not self.own_predictors:
-                parts.append("predictors of tuned models ship or lie in the user's cache")
             drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
-            tokens = f"{self.tune.learned}, learned from {self.labelled} labelled images per class, {drawn}"
-            parts.append(f"{tokens}, in {self.tune.describe()}")
-        return f"Where nothing else is said: {'; '.join(parts)}; {self.seeds} seeds."
+            text += f"; {self.tune.learned}, learned from {self.labelled} labelled images per class, {drawn}, in "
+            text += self.tune.describe()
+        return f"{text}; {self.seeds} seeds."
 
 
 class RankingSpec(NamedTuple):
@@ -374,17 +371,12 @@ class Study:
         """What it is called on the command line."""
         return str(self.lines.__name__)
 
-    @property
-    def question(self) -> str:
-        """What it answers."""
-        return (self.lines.__doc__ or "").partition("\n")[0]
-
 
 def study(title: str, keeps: tuple[float, ...], **facts: Any) -> Callable[[Lines], Study]:
     """Declare a study of a function's name, whose docstring is the question and which yields the lines of the answer.
 
     ``facts`` are fields of `Study`; ``tunes`` implies ``labels``, and without ``fits`` that it fits no predictors.
-    ``harness.cli`` reads them from the source: each study has its own flags.
+    ``harness.cli`` reads the questions from the source.
     """
     tunes = facts.get("tunes", False)
     facts = {"fits": not tunes, "labels": tunes} | facts

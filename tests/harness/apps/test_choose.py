@@ -315,7 +315,7 @@ def test_what_the_command_prints_runs(foreign: str, tmp_path: Path, monkeypatch,
     assert main([*command, "0.98", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["setup"]["options"] == setup.options
     assert main([*command, "0.98", "--speed-up", "20", "--output", "none/s.json"]) == 1
-    assert not Path("none").exists()
+    assert not Path("none/s.json").exists()
 
 
 @pytest.mark.usefixtures("small")

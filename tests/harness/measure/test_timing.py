@@ -204,15 +204,11 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
 @pytest.mark.parametrize(("way", "device", "message"), [
     ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
     (timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-    (timing.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
-    (timing.COMPILE, CUDA, "needs triton: pip install triton"),
     (timing.ONNX, CUDA, "--ways onnx on --device 'cuda:0': exported files"),
     (timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
 ])  # fmt: skip
 def test_what_a_device_cannot_do_is_refused(way, device, message, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    for module in ("zoo.deploy.export", "harness.measure.timing"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         timing.check_ways([EAGER, way], ["float32"], device)
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from harness.records.record import Record
 from harness.studies import workshop
 from harness.studies.answer import answer
 from harness.studies.questions import list_studies
-from harness.studies.reproduce import TABLES, Comparison, compare_rows, produce
+from harness.studies.reproduce import TABLES, Comparison, compare_rows
 from harness.studies.workshop import StudyConfig
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
@@ -110,7 +110,7 @@ def reproduced(staged: dict[str, Dataset]) -> Reproduced:
         target = TABLES[name]
         target = replace(target, keeps=config.keeps or target.keeps)
         config = target.conditions(config)
-        parts = list(produce(target, config, [], Progress()))
+        parts = [one for part in target.groups(config) for one in answer(target.study, part, [], Progress())]
         records = [record for _, group in parts for record in group]
         return compare_rows(target, config, 6, NAME, [table for table, _ in parts]), records
 

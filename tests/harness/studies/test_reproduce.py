@@ -16,14 +16,7 @@ from harness.measure import rows as measured_rows
 from harness.records.record import read_records
 from harness.records.statistics import Interval
 from harness.studies import answer
-from harness.studies.reproduce import (
-    TABLES,
-    draw,
-    mean_of,
-    paper,
-    paper_rows,
-    series,
-)
+from harness.studies.reproduce import TABLES, mean_of, paper, paper_rows
 from harness.studies.workshop import StudyConfig
 from zoo.core.reducer import final_count
 
@@ -116,7 +109,7 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
             assert "–" not in row[2 : 2 + len(datasets)]
     assert any(row[1] == "paper" for row in rows)
     assert {record.dataset for record in records} == set(datasets)
-    assert path.with_suffix(".svg").exists() == bool(paper(name)["axis"])
+    assert path.with_suffix(".svg").exists() == bool(TABLES[name].plot)
 
     work["done"] = 1
     again = plan()
@@ -210,21 +203,6 @@ def test_costs_are_compared_by_their_ratio(one: StudyConfig, reproduced):
     timed = max(pruned.latency, key=lambda entry: entry.batch)
     assert rows["keep 60, ms"].to["caltech101"].estimate == timed.ratio_to_dense
     assert rows["keep 60, ms"].ours["caltech101"].estimate == timed.median_ms / 32
-
-
-def test_figure_5_is_drawn_along_the_keep_rate(one: StudyConfig, reproduced):
-    comparison, _ = reproduced("figure5", replace(one, datasets=("elsewhere",), keeps=(0.6, 0.5)))
-    lines = series(comparison)
-    paper = {"CLS attention, paper", "golden, paper"}
-    assert set(lines) - paper == {f"{name}, ours" for name in ("CLS attention", "golden", "predicted", "random")}
-    for name, points in lines.items():
-        assert [point.x.estimate for point in points] == [50, 60, 100]
-        assert points[-1].y == (0, 0, 0)  # the unpruned tower
-        assert {point.hollow for point in points} == {name in paper}
-    lost = {name: [point.y.estimate for point in lines[name][:2]] for name in paper}
-    assert lost["CLS attention, paper"] == pytest.approx([62.0 - 67.9, 65.1 - 67.9])
-    assert lost["golden, paper"] == pytest.approx([64.0 - 67.9, 66.3 - 67.9])
-    assert draw(comparison) == draw(comparison)
 
 
 def test_a_mean_over_datasets_is_as_sure_as_independent_ones_make_it():

@@ -22,7 +22,7 @@ from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
 from harness.studies import answer as module
-from harness.studies.answer import Stock, answer, take_stock
+from harness.studies.answer import answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.tables import StudyTable, compare_lines
 from harness.studies.workshop import StudyConfig, find
@@ -39,7 +39,7 @@ FLAGS = (
 )
 
 
-def stock_of(name: str, config: StudyConfig) -> list[Stock]:
+def stock_of(name: str, config: StudyConfig) -> list[dict[str, Any]]:
     return take_stock(list_studies()[name], config, Progress())
 
 
@@ -49,11 +49,11 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     few = replace(few, split="test" if list_studies()[name].tunes else "val", seeds=1)
     before = stock_of(name, few)
     assert not work
-    assert all(one.cached == 0 for one in before)
+    assert all(one["cached"] == 0 for one in before)
     [(table, records)] = studied(name, few).values()
     for kind in ("predictors", "prompts"):
-        assert sum(one.missing for one in before if one.kind == kind) == work[kind]
-    assert any(one.missing for one in before if one.kind == "rankings") == bool(work["rankings"])
+        assert sum(one["missing"] for one in before if one["kind"] == kind) == work[kind]
+    assert any(one["missing"] for one in before if one["kind"] == "rankings") == bool(work["rankings"])
 
     begins = {row.group: row for row in reversed(table.rows)}
     assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
@@ -71,12 +71,10 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
 
     work["done"] = 1
     after = stock_of(name, few)
-    assert [(one.kind, one.of, one.cached, one.missing) for one in after] == [
-        (one.kind, one.of, one.missing, 0) for one in before
-    ]
+    assert after == [one | {"cached": one["missing"], "missing": 0} for one in before]
     if name == "losses":  # a wider predictor is another one
         wider = replace(few, fit=replace(few.fit, width=4))
-        assert not any(one.cached for one in stock_of(name, wider) if one.kind != "rankings")
+        assert not any(one["cached"] for one in stock_of(name, wider) if one["kind"] != "rankings")
     again = studied(name, few, records)["plain"][1]
     # Two lines may stand for the same model: then the later record serves both.
     now = utc_now()
