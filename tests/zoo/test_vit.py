@@ -131,16 +131,6 @@ def test_gradients_reach_all_but_the_scorer_of_a_hard_choice_checkpointed_or_not
     assert all(torch.allclose(same[name], grads[name], atol=1e-6) for name in grads)
 
 
-@pytest.mark.cuda
-@pytest.mark.parametrize("method", sorted(zoo.METHODS))
-def test_cuda_keeps_what_the_cpu_keeps(half: zoo.ReducedViT, images: Tensor):
-    cpu = half.double().trace(images.double())
-    gpu = half.cuda().trace(images.double().cuda())
-    assert torch.allclose(gpu.output.cpu(), cpu.output, atol=1e-6)
-    for here, there in zip(cpu.reductions, gpu.reductions, strict=True):
-        assert torch.equal(here.after, there.after.cpu())
-
-
 def test_features_only(method: str, tiny: Build, images: Tensor):
     name, take = f"clip_vit_b16_{method}50", [1, 4]
     whole = tiny(name)

@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from zoo.core.attention import PoolingQuery, split_heads, torch_attention, torch_projections
+from zoo.core.attention import PoolingQuery, as_mask, split_heads, torch_attention, torch_projections
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
 from zoo.core.tokens import Tokens
 from zoo.towers.eva import rotate, rotation
@@ -65,7 +65,8 @@ class EncoderBlock(HostBlock):
         eager = sys.modules[type(attn).__module__].eager_attention_forward
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)
         options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": False}
-        return attend(attn, query, key, value, bias, **options)[0].transpose(1, 2)
+        mask = None if bias is None else as_mask(bias, query)
+        return attend(attn, query, key, value, mask, **options)[0].transpose(1, 2)
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
         return self.attn.out_proj(out)
