@@ -78,7 +78,6 @@ class ShowConfig:
 
     Attributes:
         keeps: keep rates, in (0, 1); a column for each of what the predictor keeps, or else the golden ranking.
-        methods: registered methods that get a column, beside predictor and CLS attention.
         left: registered methods or ``golden`` (preservation); if any, these columns alone, each with
             what the method leaves, those of one keep rate side by side.
         golden: block and windows; its score is not looked at.
@@ -86,7 +85,6 @@ class ShowConfig:
     """
 
     keeps: tuple[float, ...] = (0.6,)
-    methods: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     scale: float = 1.0
@@ -94,13 +92,9 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):
             raise ValueError(f"--keeps {self.keeps}: expected fractions in (0, 1), such as 0.6, each once")
-        methods = sorted(METHODS)
-        for flag, names, known in (("methods", self.methods, methods), ("left", self.left, [*methods, GOLDEN])):
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"--{flag} {name!r}: {expected(name, known)}")
-        if self.left and self.methods:
-            raise ValueError(f"--left {self.left[0]!r} shows no rankings: expected no --methods with it")
+        for name in self.left:
+            if name not in (known := [*sorted(METHODS), GOLDEN]):
+                raise ValueError(f"--left {name!r}: {expected(name, known)}")
         if not 0.25 <= self.scale <= 8:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
 
@@ -185,9 +179,7 @@ def _add_rankings(scene: Scene, sheet: PatchSheet, progress: Progress) -> None:
     by_method = _rank_by_methods(scene, sheet)
     sheet.importance = _rank_by_golden(scene, sheet, progress) | by_method
     for ranking in sheet.importance:
-        sheet.columns[ranking] = NAMES.get(ranking, ranking).replace(" ", "\n")
-        if ranking in METHODS and not issubclass(METHODS[ranking], Pruner):
-            sheet.columns[ranking] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
+        sheet.columns[ranking] = NAMES[ranking].replace(" ", "\n")
     by = PREDICTOR if PREDICTOR in sheet.importance else PRESERVATION
     for keep in config.keeps:
         column = f"kept {100 * keep:g}"
@@ -199,14 +191,12 @@ def _add_rankings(scene: Scene, sheet: PatchSheet, progress: Progress) -> None:
 
 
 def _rank_by_methods(scene: Scene, sheet: PatchSheet) -> Arrays:
-    """Return the importance by each method at the first keep rate; with nothing to reduce all patches tie."""
+    """Return the importance by predictor and CLS attention, where there are any; with nothing to reduce patches tie."""
     importance = Arrays()
-    for method in dict.fromkeys((PREDICTOR, ATTENTION, *scene.config.methods)):
+    for method in (PREDICTOR, ATTENTION):
         try:
             scores = _run_method(scene, method, scene.config.keeps[0]).scores
         except (FileNotFoundError, ValueError) as error:
-            if method in scene.config.methods:
-                raise
             sheet.notes.append(f"Left out: {NAMES[method]}: {describe_error(error)}.")
         else:
             tied = np.ones((len(sheet.names), sheet.patches))

@@ -412,7 +412,6 @@ def _show_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
     flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
-    flags.usual(what, "methods", default=[], text="further columns; see `list`")
     flags.add(what, "--left", [], "show the tokens that these methods or golden leave, instead", metavar="METHOD")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")

@@ -4,14 +4,11 @@ import gc
 import json
 import math
 import os
-import shutil
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -310,24 +307,9 @@ def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device)
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
         if way in EXPORTED and device.type != "cpu":
             raise ValueError(f"{there}: exported files are timed on a CPU alone")
-        if way in (COMPILE, AOTI):
-            _require_compiler(there, device)
         if way in EXPORTED:
             for dtype in {"float32", *dtypes} & set(FORMATS[way].dtypes):
                 require_format(way, dtype)
-
-
-def _require_compiler(there: str, device: torch.device) -> None:
-    if device.type == "cuda":
-        if find_spec("triton") is None:
-            raise ValueError(f"{there} needs triton: pip install triton")
-        return
-    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
-    if shutil.which(name) is None:
-        raise ValueError(
-            f"{there} needs a C++ compiler, and {name!r} isn't there: install it (Debian: apt install g++), or name "
-            "another one by the variable CXX"
-        )
 
 
 def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:

@@ -212,6 +212,7 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
 def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "create_clip", lambda name: parts)
     monkeypatch.setattr(bench, "get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)  # which the command line asks
 
 
 @pytest.fixture

@@ -149,13 +149,13 @@ def test_towers_without_text_or_predictor(sheet_of: Show, tower: Tower, predicto
     monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
     assert tuple(sheet_of(places=("toy:val:0",)).columns) == ("preservation", "clsattn", "kept 60")
     with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
-        sheet_of(methods=("patchrank",))
+        sheet_of(left=("patchrank",))
 
 
 def test_the_command(sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"
     command = ["show", "toy:val:1", str(photo), "--keeps", "0.5", "0.25"]
-    command += ["--stride", "2", "--methods", "tome", "--output", str(out)]
+    command += ["--stride", "2", "--output", str(out)]
     assert main(command) == 0
     assert Image.open(io.BytesIO(out.read_bytes())).width > 1600
