@@ -235,10 +235,15 @@ def test_figures_in_the_prose_of_results_are_in_a_table_or_a_study():
     for page in RESULTS.glob("*.md"):
         known = set()
         for name in re.findall(r"\(studies/(\w+)\.csv\)", page.read_text("utf-8")):
-            for line in csv.DictReader((STUDIES / f"{name}.csv").read_text("utf-8").splitlines()):
-                known |= {format(float(line[column]), ".4f") for column in ("cosine_distance",) if line[column]}
+            lines = list(csv.DictReader((STUDIES / f"{name}.csv").read_text("utf-8").splitlines()))
+            if "foreground_iou" in lines[0]:
+                dense = (r.mean("foreground_iou") for r in read_records(STUDIES / f"{name}.jsonl.gz") if r.keep == 1)
+                known |= {format(100 * share, ".1f") for share in dense if share is not None}
+            for line in lines:
+                known |= {format(float(line[n]), ".4f") for n in ("cosine_distance", "patch_distance") if line.get(n)}
                 known |= {format(float(line["tau"]), ".3f")} if line["tau"] else set()
-                known |= {format(abs(100 * float(line["to_first"])), ".1f")} if line["to_first"] else set()
+                shares = [float(line[name]) for name in line if ("iou" in name or name == "to_first") and line[name]]
+                known |= {format(abs(100 * share), ".1f") for share in shares}
         assert figures_of(page.read_text("utf-8")) <= known
 
 

@@ -318,7 +318,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            allow_patterns=[*FILES, *SENTENCE_FILES],
+            allow_patterns=[name for name in (*FILES, *SENTENCE_FILES) if (folder / name).is_file()],
             commit_message="Upload model and card",
         )
     except Exception as error:  # the client raises what its transport does, release by release

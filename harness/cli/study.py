@@ -211,7 +211,7 @@ def _study_flags(parser: CommandParser) -> None:
     flags.usual(what, "model", text="a dense model with a text tower")
     flags.usual(what, "datasets", default=list(outline("harness.measure.plan").Plan.datasets))
     flags.usual(what, "keeps", text="keep rates in (0, 1]; default: the study's own")
-    text = "split to judge by; default: val, of learned tokens test; final is for learned tokens"
+    text = "split to judge by; default: val, of learned tokens and of patches test; final is for learned tokens"
     flags.add(what, "--split", None, text, choices=("val", "test", "final"))
     flags.limits(what, 300)
     flags.usual(what, "halves")
@@ -240,7 +240,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     for name, used in USES.items():
         if getattr(args, name) is not None and not getattr(study, used):
             raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
-    made: dict[str, Any] = {"split": args.split or ("test" if study.tunes else "val")}
+    made: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
     if made["split"] == FINAL and not study.tunes:
         raise ValueError(f"--split {FINAL!r}: {FINAL_ALONE}")
     if study.fits:

@@ -16,10 +16,11 @@ from torch import Tensor
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, Dataset, Split
+from harness.datasets.base import FINAL, Dataset, Split, SplitName
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
+from harness.measure.foreground import IMAGES, Probes, fit_probes
 from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import (
@@ -30,6 +31,7 @@ from harness.measure.rows import (
     feature_probe,
     linear_probe,
     optimized_row,
+    patches_of,
     recovered_rows,
     require_rows,
     require_towers,
@@ -72,6 +74,7 @@ from zoo.ranking.golden import GoldenConfig
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "latency")
+PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
@@ -241,18 +244,20 @@ class Bench:
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         costs, dense, records = self._costs(rows), None, []
         for row, record in zip(rows, blanks, strict=True):
-            cost = costs[row.key]
+            cost, outcome = costs[row.key], found[row.key]
             sample = Sample(
-                features=found[row.key].features,
-                final_tokens=found[row.key].final_tokens,
-                scores=found[row.key].scores,
+                features=outcome.features,
+                final_tokens=outcome.final_tokens,
+                scores=outcome.scores,
                 golden=None if row.rankings is None else row.rankings.of(split.image_ids),
                 classifier=classifiers.get(self._classifier_key(row)),
                 scale=scale,
                 labels=split.labels,
                 captions=captions,
                 groups=record.groups,
-                detail=None if (detail := found[row.key].detail) is None else detail[:, 0],
+                detail=None if outcome.detail is None else outcome.detail[:, 0],
+                patch_distance=None if outcome.patch_distance is None else outcome.patch_distance[:, 0],
+                foreground=outcome.foreground,
                 costs={name: value for name, value in cost.items() if name in METRICS},
                 dense=None if row.method == DENSE else dense,
             )
@@ -312,9 +317,25 @@ class Bench:
     def outcomes(self) -> OutcomeCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
         here = measured_here(self.plan, self.tag, self.weights)
-        conditions = digest(here, self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition)
+        of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition, self.plan.foreground)
+        conditions = digest(here, *of)
         folder = None if self.folder is None else self.folder / conditions
-        return OutcomeCache(self.parts.preprocess, self.progress, folder)
+        return OutcomeCache(self.parts.preprocess, self.progress, folder, self._fit_probes)
+
+    def _fit_probes(self) -> Probes | None:
+        """Fit probes of foreground, if the plan asks for them and the dataset has masks."""
+        if not self.plan.foreground:
+            return None
+        train, val = (subset(self.dataset.split(name), IMAGES) for name in PROBE_SPLITS)
+        if not len(train) or train[0].mask is None:
+            self.progress.say(f"{self.dataset.name} has no masks, so no probes of foreground")
+            return None
+        label = f"probes of foreground on {self.dataset.name}, images"
+        with self.progress.task(label, len(train) + len(val)) as update, torch.inference_mode():
+            # Both are lazy: val is run when the probes are fitted.
+            fitted = patches_of(self._real_rows, train, self.parts.preprocess, update)
+            chosen = patches_of(self._real_rows, val, self.parts.preprocess, lambda done: update(len(train) + done))
+            return fit_probes(fitted, chosen, dense=self.rows[0].key)
 
     @functools.cached_property
     def say_once(self) -> Callable[[str], None]:

@@ -1,10 +1,11 @@
 """The models that stand side by side, sharing one dense tower's weights, and what they make of images."""
 
 import contextlib
+import functools
 import inspect
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,18 +16,21 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from harness import git_commit
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.models.towers import TIMM, split_method
+from harness.measure.foreground import Patches, Probes
+from harness.models.towers import TIMM, split_method, undo_preprocess
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
+from zoo.core.host import Host
 from zoo.core.messages import expected, tower_name
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
@@ -43,7 +47,8 @@ if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
 BLOCK = GoldenConfig.block
-PATCHWISE = ("scores", "token", "detail")  # of an outcome, where there is any: a row of values per image
+# Of an outcome, where there is any: a row of values per image.
+PATCHWISE = ("scores", "token", "detail", "patch_distance", "foreground")
 COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
 
@@ -227,6 +232,9 @@ class Outcome:
     final_tokens: int  # patch tokens left at the end
     token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
     detail: NDArray[np.float32] | None = None  # (n, 1) of the images, see `measure_detail`; of the dense row alone
+    # (n, 1), 1 - cosine of each patch's features to the dense row's, mean over patches; none without a dense row
+    patch_distance: NDArray[np.float32] | None = None
+    foreground: NDArray[np.float32] | None = None  # (n, 2), see `Probes.judge`; none without probes
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
         """Return the outcome on the images at these positions, in this order."""
@@ -247,28 +255,75 @@ class Outcome:
 
 @torch.inference_mode()
 def run(
-    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
+    rows: Sequence[Variant],
+    images: Tensor,
+    golden: Mapping[str, Tensor] = MappingProxyType({}),
+    judge: Callable[[str, Tensor], NDArray[np.float32]] | None = None,
 ) -> dict[str, Outcome]:
-    """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
+    """Run all rows on a batch.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key.
+    Args:
+        rows: the dense one before those that are compared with it.
+        images: (B, C, H, W).
+        golden: the golden importance (B, N) of the images by a golden row's key.
+        judge: takes a row's key and its features of all patches, and returns ``Outcome.foreground``.
     """
-    shared = _shared([row for row in rows if not row.apart], images)
-    found = {}
-    for row in rows:
-        start = 0 if row.apart else row.first_block
-        tokens = row.vit.embed(images) if row.apart else shared[start]
-        if row.method == GOLDEN:
-            tokens = tokens._replace(importance=golden[row.key])
-        tokens, _ = row.vit.advance(tokens, start)
+    found, dense = dict[str, Outcome](), None
+    for row, tokens in _leave(rows, images, golden):
         cells, patchwise = tokens.grid[0] * tokens.grid[1], {}
         if tokens.history:
             scores = rank_scores(tokens.history, cells)
             token = tokens_of(tokens.history, cells).short()
             patchwise = {"scores": scores.cpu().numpy(), "token": token.cpu().numpy()}
+        if row.method == DENSE or dense is not None or judge is not None:
+            patches = patch_features(row.vit, tokens)
+            if row.method == DENSE:
+                dense = patches
+            elif dense is not None:
+                distance = (patches - dense).square().sum(dim=2).mean(dim=1, keepdim=True) / 2
+                patchwise["patch_distance"] = distance.cpu().numpy()
+            if judge is not None:
+                patchwise["foreground"] = judge(row.key, patches)
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
         found[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
     return found
+
+
+def _leave(
+    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
+) -> Iterator[tuple[Variant, Tokens]]:
+    """Yield each row with the tokens that leave its last block; what rows without their own weights share runs once."""
+    shared = _shared([row for row in rows if not row.apart], images)
+    for row in rows:
+        start = 0 if row.apart else row.first_block
+        tokens = row.vit.embed(images) if row.apart else shared[start]
+        if row.method == GOLDEN:
+            tokens = tokens._replace(importance=golden[row.key])
+        yield row, row.vit.advance(tokens, start)[0]
+
+
+def patch_features(vit: Host, tokens: Tokens) -> Tensor:
+    """Return unit features of all patches, (B, N, D) float32, of tokens that left the last block."""
+    unit = F.normalize(vit.normalise(tokens.x).float(), dim=-1)
+    return tokens._replace(x=unit).spread()[:, tokens.prefix :]
+
+
+def true_foreground(examples: Sequence[Example], preprocess: Any, grid: tuple[int, int]) -> Tensor:
+    """Return which patches are at least half foreground by the images' masks, as a model sees them, (B, N) bool."""
+    masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
+    assert len(masks) == len(examples)
+    seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
+    return F.adaptive_avg_pool2d(seen[:, 0], grid).flatten(1) >= 0.5
+
+
+def patches_of(rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]) -> Patches:
+    """Yield each row's features of all patches, a batch of a split after the other; ``update`` takes images done."""
+    like, done = next(rows[0].vit.parameters()), 0
+    for examples, images in batches(split, preprocess):
+        truth = true_foreground(examples, preprocess, rows[0].vit.grid).to(like.device)
+        for row, tokens in _leave(rows, images.to(like)):
+            yield row.key, patch_features(row.vit, tokens), truth
+        update(done := done + len(examples))
 
 
 def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
@@ -318,14 +373,27 @@ OUTCOMES = ShardKind(key="outcomes", what="outcomes", command="compare", provena
 class OutcomeCache:
     """Outcomes of rows of one dense tower, so that no image is run twice."""
 
-    def __init__(self, preprocess: Any, progress: Progress, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        preprocess: Any,
+        progress: Progress,
+        folder: Path | None = None,
+        probes: Callable[[], Probes | None] = lambda: None,
+    ) -> None:
         """Start empty; ``preprocess`` maps a PIL image to (C, H, W).
 
         ``folder`` keeps outcomes for the next run if this one is stopped; it is of one dataset, tower and machine.
+        ``probes`` are fitted when images are first run, and tell the foreground of all of them.
         """
         self.preprocess, self.progress, self.folder = preprocess, progress, folder
+        self._fit_probes = probes
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
+
+    @functools.cached_property
+    def probes(self) -> Probes | None:
+        """The probes of foreground, None without."""
+        return self._fit_probes()
 
     def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
@@ -360,8 +428,9 @@ class OutcomeCache:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, count = f"{label}, images", len(split)
         if self.folder is None:
+            probes = self.probes
             with self.progress.task(label, count) as update:
-                return outcomes(rows, split, self.preprocess, update)
+                return outcomes(rows, split, self.preprocess, update, probes)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
         origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
@@ -370,11 +439,12 @@ class OutcomeCache:
         store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=len(split))
         with store.open(self.progress.say):
             todo = store.missing(origin)
+            probes = self.probes if todo else None
             done = count - sum(len(store.positions(index)) for index in todo)
             with self.progress.task(label, count, done) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
-                    found = outcomes(rows, batch, self.preprocess)
+                    found = outcomes(rows, batch, self.preprocess, probes=probes)
                     store.write(index, _to_table(found.values()), origin, [one.final_tokens for one in found.values()])
                     update(done := done + len(batch))
             shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
@@ -389,11 +459,16 @@ def _code(row: Variant) -> str | None:
 
 
 def outcomes(
-    rows: Sequence[Variant], split: Split, preprocess: Any, on_batch: Callable[[int], None] = lambda _: None
+    rows: Sequence[Variant],
+    split: Split,
+    preprocess: Any,
+    on_batch: Callable[[int], None] = lambda _: None,
+    probes: Probes | None = None,
 ) -> dict[str, Outcome]:
     """Run variants of one dense tower, on its device and in its precision, over a split.
 
-    ``preprocess`` maps a PIL image to (C, H, W). ``on_batch`` takes the number of images done.
+    ``preprocess`` maps a PIL image to (C, H, W). ``on_batch`` takes the number of images done. With ``probes`` all
+    images have masks.
 
     Raises:
         ValueError: a golden row, and an image without golden ranking; nothing was drawn.
@@ -407,7 +482,11 @@ def outcomes(
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
         height, width = images.shape[-2:]
         detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
-        for key, output in run(rows, images.to(like), batch).items():
+        judge = None
+        if probes is not None:
+            truth = true_foreground(examples, preprocess, rows[0].vit.grid).to(like.device)
+            judge = functools.partial(probes.judge, truth=truth)
+        for key, output in run(rows, images.to(like), batch, judge).items():
             parts[key].append(replace(output, detail=detail) if key in dense else output)
         done += len(examples)
         on_batch(done)

@@ -80,6 +80,8 @@ class Sample:
     captions: Captions | None = None
     groups: NDArray[np.int64] | None = None  # (n,) see `bootstrap_mean`
     detail: NDArray[np.float32] | None = None  # (n,) of the images at the input's size, see `measure_detail`
+    patch_distance: NDArray[np.float32] | None = None  # (n,) 1 - cosine to dense, mean over patches
+    foreground: NDArray[np.float32] | None = None  # (n, 2) IoU by dense's linear probe and by the row's own
     costs: Mapping[str, float] = field(default_factory=dict)
     dense: "Sample | None" = None  # the dense row's on the same images; None of the dense row itself
 
@@ -296,6 +298,24 @@ _declare_recalls()
 )  # fmt: skip
 def _cosine_distance(sample: Sample) -> Found:
     return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
+
+
+@metric(
+    "patch_distance", heading="1 - cosine per patch", form=".4f", least=0, most=2, better="lower", bound="cosine",
+    fidelity="1 - cosine to dense of the features per patch, mean over patches",
+)  # fmt: skip
+def _patch_distance(sample: Sample) -> Found:
+    """Compare `Tokens.spread` with dense's tokens, normalised as those that leave the tower."""
+    return sample.patch_distance
+
+
+def _declare_foreground(name: str, column: int, heading: str) -> None:
+    facts = {**SHARE, "bound": ""}
+    metric(name, heading=heading, **facts)(lambda s: None if s.foreground is None else s.foreground[:, column])
+
+
+_declare_foreground("foreground_iou", 0, "Foreground IoU by dense's probe, %")
+_declare_foreground("foreground_iou_own", 1, "Foreground IoU by its own probe, %")
 
 
 @metric(

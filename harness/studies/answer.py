@@ -10,7 +10,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
 from harness.datasets.few_shot import require_apart, require_labels
-from harness.measure.bench import Bench
+from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.models.towers import Tower, load_tower, no_text
@@ -55,7 +55,7 @@ def answer(
         # All is made before the first is measured: predictors know their tower by the weights as loaded.
         every = [list(study.lines(case)) for case in cases]
         for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):
-            bench, (dense, *others) = _judge(case, lines, known, folder)
+            bench, (dense, *others) = _judge(case, lines, study.foreground, known, folder)
             records = sum(others, dense)
             for part in (records, *(halves(records) if config.halves else ())):
                 left = iter(part)
@@ -82,6 +82,8 @@ def _cases(
             progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
         elif study.tunes:
             require_apart(dataset, config.split)
+    if study.foreground and config.split in PROBE_SPLITS:
+        raise ValueError(f"--split {config.split}: probes of foreground are fitted or chosen by it; expected test")
     if not usable:
         require_labels(datasets[0], f"study {study.name}")
     if config.split == FINAL:
@@ -93,33 +95,34 @@ def _cases(
 
 def _title(study: Study, case: StudyCase, dense: Record) -> str:
     top1 = f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
+    if (iou := dense.mean("foreground_iou")) is not None:
+        top1 += f"; dense IoU {100 * iou:.1f} %"
     images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
     return f"{study.title}: {images}, {case.tower.name}, {dense.dtype}{top1}"
 
 
 def _judge(
-    case: StudyCase, lines: Sequence[StudyLine], known: Sequence[Record], folder: Path | None
+    case: StudyCase, lines: Sequence[StudyLine], foreground: bool, known: Sequence[Record], folder: Path | None
 ) -> tuple[Bench, list[list[Record]]]:
     """Return the bench, and records: the dense model's, then each line's. Lines without prompts are judged at once."""
     config, tower = case.config, case.tower
     assert tower.clip is not None
     plan = Plan(
         models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
-        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches,
+        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
     )  # fmt: skip
     dense = case.untuned(1.0)
-    rows = [dense, *(row for line in lines for row in line.rows)]
+    rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
     bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
-    plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judge(Tuning(seed=plan.seed), plain, {}))
-    records = [[next(judged)]]
+    plain = {dense.key: dense} | {row.key: row for line in lines if not line.prompts for row in line.rows}
+    judged = dict(zip(plain, bench.judge(Tuning(seed=plan.seed), list(plain.values()), {}), strict=True))
+    records = [[judged[dense.key]]]
     for line in lines:
-        tuned = _judge_tuned(bench, line) if line.prompts else [next(judged) for _ in line.rows]
-        records.append(tuned)
+        records.append(_judge_tuned(bench, line) if line.prompts else [judged[row.key] for row in line.rows])
     return bench, records
 
 

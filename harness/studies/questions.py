@@ -32,6 +32,7 @@ WITHOUT_PREDICTOR = sorted(
     for name, cls in METHODS.items()
     if cls.by_default and configure(name, {"keep": 0.5}, DEPTH).predictor_block(DEPTH) is None
 )
+DROPPING = ("clsattn", "evit", "evitfuse", "random")
 WAYS = {"none": "", "T": "t", "V+T": "vt"}
 COUNTS = (16, 4, 32)
 KINDS: dict[str, dict[str, Any]] = {
@@ -164,6 +165,21 @@ def merging(on: StudyCase) -> Iterator[StudyLine]:
         for (method, rank), models in ways.items():
             yield StudyLine({"for": percent(keep), "method": method, "ranking": rank}, models, keep)
         yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
+
+
+@study("Features per patch, at equal GFLOPs", (0.6, 0.5, 0.3), fits=False, foreground=True)
+def patches(on: StudyCase) -> Iterator[StudyLine]:
+    """Which features per patch are near dense, and tell foreground by a linear probe, after merging and dropping?
+
+    All rows have the cost of Patch Ranking with the predictor of the tower.
+    """
+    for keep in on.keeps:
+        own = on.untuned(keep)
+        others = {name: on.baseline(name, keep, cost=own) for name in (MERGED, "tome", *DROPPING)}
+        for merging in (MERGED, "tome"):
+            for name, models in ((merging, others[merging]), (PREDICTED, [own]), *((n, others[n]) for n in DROPPING)):
+                labels = {"for": percent(keep), "against": merging, "method": name}
+                yield StudyLine(labels, models, f"{labels['for']} {merging}")
 
 
 @study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3), fits=False)

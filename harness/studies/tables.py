@@ -31,12 +31,27 @@ NOTES = (
     "patches kept."
 )
 SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds."
+PATCH_NOTES = (
+    "Per patch: 1 - cosine to dense, mean over patches. IoU: of the foreground in %, by a linear probe of single "
+    "patches fitted to dense's features, and by one fitted to the row's own; differences in points."
+)
 # Differences that are tested, a family each, by the row's field; their columns.
-DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
+DIFFERENCES = {
+    "distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first",
+    "patches_to_first": "per patch to first", "iou_to_first": "IoU to first", "own_iou_to_first": "own IoU to first",
+}  # fmt: skip
+# Those of metrics with values per image, but top-1.
+_METRICS = {
+    "distance_to_first": METRICS["cosine_distance"], "patches_to_first": METRICS["patch_distance"],
+    "iou_to_first": METRICS["foreground_iou"], "own_iou_to_first": METRICS["foreground_iou_own"],
+}  # fmt: skip
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = ("top1", "gflops", "cosine_distance", "tau", "match_at_k")
+_MEANS = (
+    *("top1", "gflops", "cosine_distance", "tau", "match_at_k"),
+    *("patch_distance", "foreground_iou", "foreground_iou_own"),
+)
 # Columns that narrower terminals do without.
-_FORMS = dict.fromkeys(("GFLOPs", "over seeds", "tau", "match@k (chance)"), FORMS[:1])
+_FORMS = dict.fromkeys(("GFLOPs", "over seeds", "tau", "match@k (chance)", *list(DIFFERENCES.values())[3:]), FORMS[:1])
 _FORMS |= dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
 
 
@@ -68,13 +83,18 @@ class StudyRow:
         mean, match = self.average.mean, self.average.measured("match_at_k")
         top1 = [100 * right for record in self.records if (right := record.mean("top1")) is not None]
         spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-        apart = self.difference("distance_to_first")
-        distance = "" if apart is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*apart)
+        iou, own_iou = (None if (own := mean(f"foreground_iou{end}")) is None else 100 * own for end in ("", "_own"))
         return {
             "keep": Cell(f"{100 * self.records[0].keep:.3g}"),
             "GFLOPs": figure(mean("gflops"), ".3f"),
             "1 - cos": figure(mean("cosine_distance"), ".4f"),
-            "1 - cos to first": UNMEASURED if apart is None else Cell(distance, apart.estimate),
+            "1 - cos to first": _further(self.difference("distance_to_first")),
+            "per patch": figure(mean("patch_distance"), ".4f"),
+            "per patch to first": _further(self.difference("patches_to_first")),
+            "IoU": figure(iou, ".1f"),
+            "IoU to first": points(self.difference("iou_to_first")),
+            "own IoU": figure(own_iou, ".1f"),
+            "own IoU to first": points(self.difference("own_iou_to_first")),
             "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
             "to dense": points(self.difference("to_dense")),
             "to first": points(self.difference("to_first")),
@@ -82,6 +102,13 @@ class StudyRow:
             "tau": figure(mean("tau"), ".3f"),
             "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
         }
+
+
+def _further(difference: Interval | None) -> Cell:
+    """Show a difference of two distances."""
+    if difference is None:
+        return UNMEASURED
+    return Cell("{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference), difference.estimate)
 
 
 def compare_lines(
@@ -101,8 +128,9 @@ def compare_lines(
         differences: dict[str, tuple[Interval, float | None]] = {}
         for name, other in others.items() if dense.labelled else ():
             differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
-        if first is not row and (apart := fidelity_difference(row, first, METRICS["cosine_distance"])) is not None:
-            differences["distance_to_first"] = apart
+        for name, metric in _METRICS.items():
+            if first is not row and (apart := fidelity_difference(row, first, metric)) is not None:
+                differences[name] = apart
         own = None if first is row else _over_seeds(records, first.records)
         rows.append(StudyRow(labels=labels, group=group, average=row, differences=differences, over_seeds=own))
     return rows
@@ -155,6 +183,7 @@ class StudyTable:
         tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         lacking = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
         seeds = [SEED_NOTES] if "over seeds" in heads else []
+        seeds += [PATCH_NOTES] if "per patch" in heads else []
         notes = [NOTES, *seeds, f"{mark_note(' or '.join(tests), 'all of a column')}."]
         notes += [f"{lacking}."] if lacking else []
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
@@ -188,8 +217,12 @@ class StudyTable:
         return Chart(title=images, x_label=x, y_label=y_label, series=dots, log=near)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return its rows as CSV and JSON have them; numbers have six digits, None is what wasn't measured."""
+        """Return its rows as CSV and JSON have them; numbers have six digits, None is what wasn't measured.
+
+        Without features per patch there are no columns of them.
+        """
         families, lines = self.families(), []
+        patches = any(row.average.mean("patch_distance") is not None for row in self.rows)
         about = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "dtype")}
         for at, row in enumerate(self.rows):
             match = row.average.measured("match_at_k")
@@ -199,6 +232,10 @@ class StudyTable:
                 interval = row.over_seeds if name == "over_seeds" else row.difference(name)
                 figures |= zip((name, f"{name}_low", f"{name}_high"), interval or [None] * 3, strict=True)
             figures |= {f"{name}_p_holm": family.adjusted.get(at) for name, family in families.items()}
-            figures = {name: None if value is None else float(f"{value:.6g}") for name, value in figures.items()}
+            figures = {
+                name: None if value is None else float(f"{value:.6g}")
+                for name, value in figures.items()
+                if patches or not ("patch" in name or "iou" in name)
+            }
             lines.append(about | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
         return lines

@@ -363,6 +363,7 @@ class Study:
     lines: Lines  # of the table; the first of a group is what the others are compared with
     fits: bool  # it fits predictors to golden rankings
     tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
+    foreground: bool = False  # it fits linear probes of foreground, chosen by val
     labels: bool  # it is about what labels or classes decide
     plot: tuple[str, ...] = ()  # columns of its plot: the x axis, then what tells series apart; none without a plot
 

@@ -106,6 +106,14 @@ def test_outputs_are_those_of_the_library(kind: str, implementation: str):
     assert torch.equal(pooled(output), trace.output)
     assert not torch.allclose(pooled(output), pooled(wanted), atol=1e-5)
     assert torch.equal(half(**inputs, return_dict=False)[-1], output.kept)
+    tokens, [first, *_] = half.advance(half.embed(some_images()), taps=range(2))
+    whole = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=1, unmerge=True)(
+        **inputs, output_hidden_states=True
+    )
+    assert torch.equal(whole.last_hidden_state, tokens._replace(x=output.last_hidden_state).spread())
+    assert torch.equal(whole.hidden_states[1], first.x)
+    assert torch.equal(whole.hidden_states[3], tokens.spread())
+    assert torch.equal(pooled(whole), pooled(output))
     rough = copy.deepcopy(half).bfloat16().trace(some_images().bfloat16())
     assert (rough.final_tokens, rough.output.dtype) == (8, torch.bfloat16)
     assert rough.output.isfinite().all()
@@ -335,10 +343,30 @@ def test_llava_without_reduction_is_the_dense_one():
     wanted = model(input_ids=words, pixel_values=some_images(1)).logits
     whole = zoo.reduce(model, method="clsattn", keep=1.0, reduce_at=1)
     assert torch.equal(whole(input_ids=words, pixel_values=some_images(1)).logits, wanted)
+    unmerged = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1, unmerge=True)
+    assert not torch.equal(unmerged(input_ids=words, pixel_values=some_images(1)).logits, wanted)
     half = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1)
     fewer = torch.tensor([[1, *[63] * 8, 5, 6]])
     answer = half(input_ids=fewer, pixel_values=some_images(1)).logits
     assert not torch.allclose(answer[:, -1], wanted[:, -1], atol=1e-4)
+
+
+def test_a_dpt_head_runs_unchanged():
+    stages = {"out_features": ["stage1", "stage3"], "reshape_hidden_states": False}
+    config = transformers.DepthAnythingConfig(
+        backbone_config={"model_type": "dinov2", **DINOV2, **stages}, patch_size=8, reassemble_hidden_size=32,
+        reassemble_factors=[2, 1], neck_hidden_sizes=[8, 16], fusion_hidden_size=8, head_hidden_size=4,
+    )  # fmt: skip
+    model, images = transformers.DepthAnythingForDepthEstimation(config).eval(), some_images()
+    wanted = model(images).predicted_depth
+    assert torch.equal(zoo.reduce(model, method="rankmerge", keep=1.0)(images).predicted_depth, wanted)
+    half = zoo.reduce(model, method="rankmerge", keep=0.5, reduce_at=1)
+    found = half(images, output_hidden_states=True)
+    assert found.predicted_depth.shape == wanted.shape
+    assert not torch.equal(found.predicted_depth, wanted)
+    assert [state.shape[1] for state in found.hidden_states] == [17] * 4
+    half.backbone.config.reshape_hidden_states = True
+    assert half.backbone(images).feature_maps[1].shape == (2, 32, 4, 4)
 
 
 def test_importing_zoo_needs_no_transformers():

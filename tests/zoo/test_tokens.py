@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.reducer import Reducer, final_count, register_method, spread
-from zoo.core.tokens import Reduction, Tokens, rank_scores, tokens_of, top
+from zoo.core.tokens import Reduction, Tokens, append_fused, rank_scores, tokens_of, top
 
 
 def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
@@ -91,20 +91,69 @@ def test_what_a_history_of_pruning_tells(counts: list[int], ties: bool):
             assert token[image, patch] == (patch if stays else -1)
 
 
-def reduction(block: int, before: list[int], after: list[int], *more: list[float]) -> Reduction:
-    parts = [torch.tensor([part]) for part in (before, after, *more)]
-    return Reduction(block, *parts) if more else Reduction(block, *parts, torch.rand(1, len(before)))
+def apply(step: str, block: int, tokens: Tokens, groups: list[list[set[int]]]) -> Tokens:
+    """Prune, fuse or merge three tokens, those of ``groups`` (a set of patches per token) slowly."""
+    left, importance = tokens.patch_count - 3, torch.rand(len(groups), tokens.patch_count)
+    if step == "merge":
+        gone, into = importance.argsort(dim=1)[:, :6].split(3, dim=1)
+        into = into[:, :1].where(importance[:, :1] > 0.5, into)  # now and then all into one
+        tokens = tokens.merge(block, gone, into, torch.zeros(len(groups), 3), left)
+        away = gone.tolist()
+        for own, pairs in zip(groups, torch.stack((gone, into), dim=2).tolist(), strict=True):
+            for source, goal in pairs:
+                own[goal] |= own[source]
+    else:
+        kept = tokens.prune(block, importance, left)
+        tokens = append_fused(kept, tokens, importance) if step == "fuse" else kept
+        away = importance.argsort(dim=1)[:, :3].tolist()
+    for own, lost in zip(groups, away, strict=True):
+        fused = [set[int]().union(*(own[place] for place in lost))] if step == "fuse" else []
+        own[:] = [group for place, group in enumerate(own) if place not in lost] + fused
+    return tokens
+
+
+@pytest.mark.parametrize("missing", ["nearest", "zeros"])
+@pytest.mark.parametrize(
+    "steps", ["prune", "prune prune", "merge merge", "fuse fuse", "fuse merge prune", "prune merge"]
+)
+@torch.enable_grad()
+def test_every_patch_gets_its_tokens_features(steps: str, missing: str):
+    tokens, groups = start(batch=5, prefix=2), [[{patch} for patch in range(12)] for _ in range(5)]
+    for block, step in enumerate(steps.split()):
+        tokens = apply(step, block, tokens, groups)
+    x = tokens.x.bfloat16().detach().requires_grad_()
+    spread, counts = tokens._replace(x=x).spread(missing), torch.zeros_like(x)
+    assert torch.equal(spread[:, :2], x[:, :2])
+    counts[:, :2] = 1
+    for image, own in enumerate(groups):
+        token = {patch: place for place, group in enumerate(own) for patch in group}
+        for patch in range(12):
+            row, column = divmod(patch, 4)
+            near = min(token, key=lambda other: ((other // 4 - row) ** 2 + (other % 4 - column) ** 2, other))
+            if patch not in token and missing == "zeros":
+                assert not spread[image, 2 + patch].any()
+            else:
+                place = 2 + token.get(patch, token[near])
+                counts[image, place] += 1
+                assert torch.equal(spread[image, 2 + patch], x[image, place])
+    spread.sum().backward()
+    assert torch.equal(x.grad, counts)
+
+
+def reduction(block: int, before: list[int], after: list[int], into: list[int], *scores: list[float]) -> Reduction:
+    before, after, into = (torch.tensor([part]) for part in (before, after, into))
+    return Reduction(block, before, after, torch.tensor(scores) if scores else torch.rand(before.shape), into)
 
 
 def test_histories_of_merging_and_fusing():
     """3 goes into 2, 2 into 0, which takes 3 along; what a fused token (-1) took up counts as dropped."""
-    first = reduction(2, [0, 1, 2, 3], [1, 0, 2], [0.0] * 4, [0, 1, 2, 2])
-    history = (first, reduction(5, [1, 0, 2], [1, 0], [0.0] * 3, [1, 0, 0]))
+    first = reduction(2, [0, 1, 2, 3], [1, 0, 2], [1, 0, 2, 2])
+    history = (first, reduction(5, [1, 0, 2], [1, 0], [0, 1, 1]))
     assert tokens_of(history, 4).tolist() == [[0, 1, 0, 0]]
-    history = (reduction(4, [0, 1, 2, 3], [0, 2, -1]), reduction(7, [0, 2, -1], [2, -1]))
+    history = (reduction(4, [0, 1, 2, 3], [0, 2, -1], [0, 2, 1, 2]), reduction(7, [0, 2, -1], [2, -1], [1, 0, 1]))
     assert tokens_of(history, 4).tolist() == [[-1, -1, 2, -1]]
-    first = reduction(0, [0, 1, 2, 3], [0, 2, 3, -1], [0.9, 0.0, 1.0, 2.0])
-    scores = rank_scores((first, reduction(1, [0, 2, 3, -1], [0, -1], [0.8, 0.2, 0.1, 0.9])), 4)
+    first = reduction(0, [0, 1, 2, 3], [0, 2, 3, -1], [0, 3, 1, 2], [0.9, 0.0, 1.0, 2.0])
+    scores = rank_scores((first, reduction(1, [0, 2, 3, -1], [0, -1], [0, 1, 1, 1], [0.8, 0.2, 0.1, 0.9])), 4)
     assert scores.argsort(dim=1, descending=True).tolist() == [[0, 2, 3, 1]]
 
 

@@ -60,6 +60,9 @@ def test_a_reduced_tower_gives_what_the_whole_one_gives(kind: str):
         assert len(parts(whole(images))) == len(wanted)
         assert all(map(torch.equal, parts(whole(images)), wanted))
     assert whole.trace(images).ranking is None
+    norm = {"normalize_intermediates": kind != "coca"} if kind in OPEN_CLIP else {"norm": True}
+    theirs, ours = (each.forward_intermediates(images, **norm) for each in (tower, whole))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     half = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=1)
     trace = half.trace(images)
     assert trace.tokens_per_block[-1] == half.prefix_count + 8
@@ -123,9 +126,20 @@ def test_what_is_no_tower_and_what_reduced_towers_refuse():
     with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) alone"):
         model(images, patch_valid=torch.ones(2, 16))
     assert model.trace(torch.randn(2, 3, 64, 48)).final_tokens == 24
-    tower = build("open_clip")
-    with pytest.raises(ValueError, match="forward_intermediates gives maps of all patches"):
-        zoo.reduce(tower, method="random", keep=0.5, reduce_at=1).forward_intermediates(images_of(tower, 2))
+    with pytest.raises(ValueError, match="unmerge=True: VisionTransformer has forward_intermediates for it"):
+        zoo.reduce(build("open_clip"), method="random", keep=0.5, reduce_at=1, unmerge=True)
+
+
+@pytest.mark.parametrize("kind", ["dinov3 s", "beit", "naflex rope", "open_clip"])
+@pytest.mark.parametrize("method", ["rankmerge", "random"])
+def test_features_of_all_patches_of_a_reduced_tower(kind: str, method: str):
+    model = zoo.reduce(build(kind), method=method, keep=0.5, reduce_at=1)
+    images, own = images_of(model, 2), {"output_extra_tokens": True} if kind == "open_clip" else {"output_dict": True}
+    found = model.forward_intermediates(images, [0, 2], output_fmt="NLC", **own)
+    tokens, [first, _] = model.advance(model.embed(images), taps=[0, 2])
+    maps = found["image_intermediates"]
+    assert torch.equal(maps[0], first.patches)
+    assert torch.equal(maps[1], tokens.spread()[:, model.prefix_count :])
 
 
 def test_the_probe_attends_as_in_the_pool():

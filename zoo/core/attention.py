@@ -62,8 +62,20 @@ def attend(
     if bias is not None:
         if not torch.jit.is_scripting() and _prefers_channels(query, key, bias):  # type: ignore[attr-defined]
             return attend_by_channels(query, key, value, bias, scale, dropout)
-        bias = bias.to(query.dtype)  # a mask in another dtype than the queries' gives wrong numbers in cuDNN
+        bias = as_mask(bias, query)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def as_mask(bias: Tensor, query: Tensor) -> Tensor:
+    """Return a bias on the logits as fused kernels take it.
+
+    It has the queries' dtype: with another one cuDNN gives wrong numbers. On a GPU its rows begin at multiples of 8
+    numbers, without which the memory-efficient kernel of a compiled model refuses it.
+    """
+    bias, count = bias.to(query.dtype), bias.shape[-1]
+    if not query.is_cuda or bias.stride(-2) % 8 == 0:
+        return bias
+    return F.pad(bias, [0, -count % 8])[..., :count]
 
 
 def attend_by_channels(

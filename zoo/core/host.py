@@ -5,7 +5,7 @@ A family of towers is one file with a ``HostBlock`` and a ``Host``, a subclass o
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -204,6 +204,10 @@ class Host(nn.Module):
         """Normalise, pool and project what left the last block; merged tokens count for as many as they stand for."""
 
     @abstractmethod
+    def normalise(self, x: Tensor) -> Tensor:
+        """Normalise tokens (B, T, D) as those that leave the tower."""
+
+    @abstractmethod
     def require_reducible(self) -> None:
         """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
 
@@ -286,6 +290,29 @@ class Host(nn.Module):
         tokens = reducer.after_attention(index, tokens, attended)
         return tokens._replace(x=block.add_mlp(tokens.x))
 
+    def feature_maps(
+        self, tapped: Sequence[Tokens], *, norm: bool, output_fmt: str, missing: str
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return features of all patches, as timm's ``forward_intermediates`` has them, and of the prefix tokens.
+
+        Args:
+            tapped: the tokens that left some blocks.
+            norm: normalise them as those that leave the tower.
+            output_fmt: ``NCHW`` for (B, D, rows, columns), ``NLC`` for (B, N, D).
+            missing: see ``Tokens.spread``.
+
+        Raises:
+            ValueError: another ``output_fmt`` or ``missing``.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
+        if norm:
+            tapped = [tokens._replace(x=self.normalise(tokens.x)) for tokens in tapped]
+        maps = [tokens.spread(missing)[:, tokens.prefix :] for tokens in tapped]
+        if output_fmt == "NCHW":
+            maps = [m.transpose(1, 2).unflatten(2, t.grid).contiguous() for m, t in zip(maps, tapped, strict=True)]
+        return maps, [tokens.x[:, : tokens.prefix] for tokens in tapped]
+
     def features(self, images: Tensor) -> Tensor:
         """Return what ``finish`` makes of images (B, C, H, W), whatever the library's own output is."""
         tokens, _ = self.advance(self.embed(images))
@@ -357,6 +384,7 @@ class FeatureTower(Host):
     embed: Any = _hosts("embed")
     finish: Any = _hosts("finish")
     probe: Any = _hosts("probe")
+    normalise: Any = _hosts("normalise")
     require_reducible: Any = _hosts("require_reducible")
 
     def __init__(self, host: Host) -> None:

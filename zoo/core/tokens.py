@@ -8,6 +8,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+MISSING = ("nearest", "zeros")  # what `Tokens.spread` gives patches whose token was dropped
+
 
 class Reduction(NamedTuple):
     """What happened at one reduction point of one forward pass; positions are in the grid, -1 for a fused token."""
@@ -16,7 +18,7 @@ class Reduction(NamedTuple):
     before: Tensor  # (B, n) int64 of the patch tokens that arrived
     after: Tensor  # (B, k) int64 of those that went on
     importance: Tensor  # (B, n) float, higher = keep, aligned with ``before``
-    into: Tensor | None = None  # (B, n) int64 of the token that each went on as; None where nothing is merged
+    into: Tensor  # (B, n) int64 place in ``after`` of the token that each went on as, -1 if it was dropped
 
     def __repr__(self) -> str:
         images, arrived = self.before.shape
@@ -114,16 +116,17 @@ class Tokens(NamedTuple):
 
     def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
-        after = self.patch_idx.gather(1, keep_idx)
+        count, after = keep_idx.shape[1], self.patch_idx.gather(1, keep_idx)
+        into = torch.full_like(self.patch_idx, -1).scatter(1, keep_idx, every_position(self.x, count))
         return self._replace(
             x=torch.cat((self.x[:, : self.prefix], rows(self.x, self.prefix + keep_idx)), dim=1),
             patch_idx=after,
-            patch_count=keep_idx.shape[1],
+            patch_count=count,
             size=None if self.size is None else self.size.gather(1, keep_idx),
             mass=None if self.mass is None else self.mass.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
             place=None if self.place is None else rows(self.place, keep_idx),
-            history=(*self.history, Reduction(index, self.patch_idx, after, importance)),
+            history=(*self.history, Reduction(index, self.patch_idx, after, importance, into)),
         )
 
     def merge(
@@ -161,7 +164,8 @@ class Tokens(NamedTuple):
         short = (self._product if exporting else self._sums)(gone, into, stay, rescale)
         after = idx.gather(1, stay)
         last = torch.full_like(idx, torch.inf, dtype=torch.float32).scatter(1, gone, importance.float())
-        reduction = Reduction(index, idx, after, last, idx.gather(1, goal))
+        place = torch.zeros_like(idx).scatter(1, stay, every_position(self.x, count))
+        reduction = Reduction(index, idx, after, last, place.gather(1, goal))
         return short._replace(patch_idx=after, patch_count=count, history=(*self.history, reduction))
 
     def _sums(self, gone: Tensor, into: Tensor, stay: Tensor, rescale: bool) -> "Tokens":
@@ -219,23 +223,61 @@ class Tokens(NamedTuple):
         return self._replace(x=x, size=size, mass=mass, importance=carried, place=where)
 
     def token_of_patch(self) -> Tensor:
-        """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence.
+        """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence, -1 if dropped.
 
-        Nothing may have been dropped.
+        What went into a fused token is in that one.
         """
-        every = token = every_position(self.x, self.grid[0] * self.grid[1])
-        for reduction in self.history:
-            assert reduction.into is not None
-            token = every.scatter(1, reduction.before, reduction.into).gather(1, token)
-        place = every.scatter(1, self.patch_idx, every_position(self.x, self.patch_count))
-        return place.gather(1, token)
+        first = self.history[0].before if self.history else self.patch_idx
+        return follow_patches(first, self.history, every_position(self.x, self.grid[0] * self.grid[1]))
 
-    def scatter_to_grid(self) -> Tensor:
-        """Return the patch tokens at their grid positions, zeros elsewhere, (B, N, D)."""
-        batch, _, dim = self.x.shape
-        count = self.grid[0] * self.grid[1]
-        idx = _cells(self.patch_idx, count).unsqueeze(-1).expand(-1, -1, dim)
-        return self.x.new_zeros(batch, count + 1, dim).scatter(1, idx, self.patches)[:, :count]
+    def spread(self, missing: str = "nearest") -> Tensor:
+        """Return tokens for all patches, (B, prefix + N, D), prefix tokens first: of each patch the one that it is in.
+
+        Args:
+            missing: what stands for a patch whose token was dropped: ``nearest``, the token of the nearest patch in the
+                grid that has one, of equally near patches the first; or ``zeros``.
+
+        Raises:
+            ValueError: another ``missing``.
+        """
+        if missing not in MISSING:
+            raise ValueError(f"missing={missing!r}: expected one of {', '.join(MISSING)}")
+        if not self.history:
+            return self.x
+        token = self.token_of_patch()
+        known = token >= 0
+        if missing == "nearest":
+            token = token.gather(1, nearest_known(known, self.grid))
+        idx = torch.cat((every_position(self.x, self.prefix), self.prefix + token.clamp(min=0)), dim=1)
+        spread = rows(self.x, idx)
+        return spread if missing == "nearest" else spread.masked_fill(F.pad(~known, (self.prefix, 0))[..., None], 0.0)
+
+
+def follow_patches(first: Tensor, history: tuple[Reduction, ...], every: Tensor) -> Tensor:
+    """Return where in the sequence each patch's token is after a history, (B, N) int64, -1 if it was dropped.
+
+    ``first`` (B, n) are the grid positions of the tokens at its start, ``every`` (B, N) those of the grid.
+    """
+    token = torch.full_like(every, -1).scatter(1, first, every)
+    for reduction in history:
+        token = reduction.into.gather(1, token.clamp(min=0)).where(token >= 0, -1)
+    return token
+
+
+def nearest_known(known: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the nearest patch of a grid that is ``known`` (B, N) bool to each one, (B, N) int64; of equals the first.
+
+    Squared distances are the sum of that between rows and that between columns, so each is minimised in turn.
+    """
+    count = known.shape[1]
+    position = torch.arange(count, device=known.device)
+    far = 2 * count * count * count
+    cost = position.where(known, far).unflatten(1, grid)  # squared distance times N, plus the position
+    for side in grid:
+        line = torch.arange(side, device=known.device)
+        apart = (line.unsqueeze(1) - line).square() * count
+        cost = (cost.unsqueeze(1) + apart.unsqueeze(2)).amin(dim=2).transpose(1, 2)
+    return cost.flatten(1) % count
 
 
 def rows(x: Tensor, idx: Tensor) -> Tensor:
@@ -290,7 +332,7 @@ def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:
     fused = weight.unsqueeze(1) @ tokens.patches
     nowhere = kept.patch_idx.new_full((kept.patch_idx.shape[0], 1), -1)
     last = kept.history[-1]
-    after = torch.cat((last.after, nowhere), dim=1)
+    last = last._replace(after=torch.cat((last.after, nowhere), dim=1), into=last.into.where(last.into >= 0, count))
     place = None
     if tokens.positional is not None:  # the mean of theirs by the same weights
         gone = weight.unsqueeze(1).float()
@@ -302,7 +344,7 @@ def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:
         patch_count=count + 1,
         importance=None,
         place=place,
-        history=(*kept.history[:-1], last._replace(after=after)),
+        history=(*kept.history[:-1], last),
     )
 
 
@@ -357,13 +399,8 @@ def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
     That is the grid position of its own token, or of the one that it was merged into; -1 for a
     patch that was dropped. A fused token has no position, so what went into it counts as dropped.
     """
-    token = every_position(history[0].before, patches + 1)
-    for _, before, after, _, into in history:
-        goal = _cells(before if into is None else into, patches)
-        became = torch.full_like(token, patches).scatter(1, _cells(before, patches), goal)
-        token = became.gather(1, token)
-        token = token.where(_mark_cells(after, patches).gather(1, token), patches)
-    return token.where(token < patches, -1)[:, :patches]
+    token = follow_patches(history[0].before, history, every_position(history[0].before, patches))
+    return history[-1].after.gather(1, token.clamp(min=0)).where(token >= 0, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

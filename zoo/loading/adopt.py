@@ -26,6 +26,8 @@ CONTAINERS = {
     "transformers.models.clip.modeling_clip.CLIPModel": "vision_model",
     "transformers.models.siglip.modeling_siglip.SiglipModel": "vision_model",
     "transformers.models.siglip2.modeling_siglip2.Siglip2Model": "vision_model",
+    "transformers.models.depth_anything.modeling_depth_anything.DepthAnythingForDepthEstimation": "backbone",
+    "transformers.models.dpt.modeling_dpt.DPTForDepthEstimation": "backbone",
     "transformers.models.llava.modeling_llava.LlavaForConditionalGeneration": "model",
     "transformers.models.llava.modeling_llava.LlavaModel": "vision_tower",
     "sentence_transformers.base.modules.transformer.Transformer": "model",
@@ -39,6 +41,7 @@ def reduce(
     method: str | None,
     predictor: PredictorPath = None,
     recovery: str | Path | None = None,
+    unmerge: bool = False,
     **options: Any,
 ) -> Any:
     """Give any tower of a known family a token reduction method.
@@ -53,20 +56,28 @@ def reduce(
         method: name of a registered method, None for the dense tower in our class.
         predictor: the file of its predictor, which determines the network's shape; None for random weights.
         recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
+        unmerge: have a tower of transformers return hidden states of all patches, as whatever reads them expects. Those
+            of timm and open_clip have ``forward_intermediates`` for it.
         options: the method's options, ``keep`` first of all.
 
     Raises:
-        ValueError: unknown method or option, value out of range, tower that can't be reduced, or a
+        ValueError: unknown method or option, value out of range, tower that can't be reduced or unmerge, or a
             predictor or recovery of another tower, block or setting.
         FileNotFoundError: no such predictor or recovery.
     """
     place = image_tower(model)
     if place is not None:
         whole, inner = share_weights(model, type(model)), model.get_submodule(place)
-        whole._modules[place] = reduce(inner, method=method, predictor=predictor, recovery=recovery, **options)
+        files: dict[str, Any] = {"predictor": predictor, "recovery": recovery}
+        whole._modules[place] = reduce(inner, method=method, unmerge=unmerge, **files, **options)
         return whole
     reduced = host_of(model).adopt(model)
     reduced.reducer = None
+    if unmerge:
+        if not hasattr(reduced, "unmerge"):
+            name = type(model).__name__
+            raise ValueError(f"unmerge=True: {name} has forward_intermediates for it; expected a tower of transformers")
+        reduced.__dict__["unmerge"] = True
     if method is not None:
         like = next(reduced.block_modules[0].parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
@@ -82,8 +93,8 @@ def reduce(
 
 def image_tower(model: nn.Module) -> str | None:
     """Return the name of the submodule that is or holds the image tower, None if ``model`` is one itself."""
-    names = (f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__)
-    return next((CONTAINERS[name] for name in names if name in CONTAINERS), None)
+    places = [CONTAINERS.get(f"{base.__module__}.{base.__qualname__}") for base in type(model).__mro__]
+    return next((place for place in places if place is not None and model._modules.get(place) is not None), None)
 
 
 def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, PatchDropout, ResidualAttentionBlock, VisionTransformer
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended, split_heads, torch_attention
@@ -79,6 +80,10 @@ class ReducedOpenClip(Host, VisionTransformer):
     def embed(self, images: Tensor) -> Tokens:
         return Tokens.start(self._embeds(images), 1, self.grid)
 
+    def normalise(self, x: Tensor) -> Tensor:
+        """Normalise tokens (B, T, D), but for an attention pool of another width, behind which the norm stands."""
+        return self.ln_post(x) if self.ln_post.normalized_shape == x.shape[2:] else x
+
     def finish(self, tokens: Tokens) -> Tensor:
         projected = self._project(tokens)[0]
         return projected.squeeze(1) if projected.ndim == 3 else projected  # CoCa's second pool has one query
@@ -114,11 +119,27 @@ class ReducedOpenClip(Host, VisionTransformer):
         projected, seen = self._project(tokens)
         return (projected, seen) if self.output_tokens else projected
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """Return open_clip's intermediates of a dense tower; a reduced one has no maps."""
-        if self.reducer is not None:
-            raise ValueError("forward_intermediates gives maps of all patches; use the dense tower, or trace")
-        return super().forward_intermediates(*args, **kwargs)
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        stop_early: bool = False,
+        normalize_intermediates: bool = False,
+        intermediates_only: bool = False,
+        output_fmt: str = "NCHW",
+        output_extra_tokens: bool = False,
+        missing: str = "nearest",
+    ) -> dict[str, Any]:
+        """Return open_clip's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
+        take, last = feature_take_indices(self.depth, indices)
+        tokens, tapped = self.advance(self.embed(x), stop=last + 1 if stop_early else None, taps=take)
+        maps, prefixes = self.feature_maps(tapped, norm=normalize_intermediates, output_fmt=output_fmt, missing=missing)
+        output: dict[str, Any] = {"image_intermediates": maps}
+        if output_extra_tokens:
+            output["image_intermediates_prefix"] = prefixes
+        if not intermediates_only:
+            output["image_features"] = self._project(tokens)[0]
+        return output
 
     def require_reducible(self) -> None:
         """Raise ValueError unless this tower has open_clip's plain blocks, and one feature per image."""

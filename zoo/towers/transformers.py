@@ -1,7 +1,8 @@
 """Image towers of transformers: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3.
 
 ``zoo.reduce`` imports this module when one of them comes along. A reduced tower returns transformers' own outputs with
-a field ``kept``, (B, n) int64: the grid positions of the last n tokens of ``last_hidden_state``, -1 for a fused one.
+a field ``kept``, (B, n) int64: the grid positions of the patch tokens that are left, -1 for a fused one. These are the
+last n of ``last_hidden_state``; with ``unmerge`` it and all hidden states have the tokens of all patches.
 """
 
 import sys
@@ -14,18 +15,20 @@ from torch import Tensor
 from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Dinov2Backbone,
     Dinov2Model,
     Dinov2WithRegistersModel,
     DINOv3ViTModel,
     Siglip2VisionModel,
     SiglipVisionModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.backbone_utils import filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from zoo.core.attention import PoolingQuery, split_heads, torch_attention, torch_projections
+from zoo.core.attention import PoolingQuery, as_mask, split_heads, torch_attention, torch_projections
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
 from zoo.core.tokens import Tokens
 from zoo.towers.eva import rotate, rotation
@@ -62,7 +65,8 @@ class EncoderBlock(HostBlock):
         eager = sys.modules[type(attn).__module__].eager_attention_forward
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)
         options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": False}
-        return attend(attn, query, key, value, bias, **options)[0].transpose(1, 2)
+        mask = None if bias is None else as_mask(bias, query)
+        return attend(attn, query, key, value, mask, **options)[0].transpose(1, 2)
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
         return self.attn.out_proj(out)
@@ -109,6 +113,7 @@ class TransformersHost(Host):
     blocks_prefix = "encoder.layers."
     query: Any = CLASS_TOKEN
     pools_first = True
+    unmerge = False  # whether outputs have all patches where ``forward`` isn't told
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -136,7 +141,7 @@ class TransformersHost(Host):
         return bool(self.block_modules[0].gradient_checkpointing and self.training)
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        """Return ``last_hidden_state`` and ``pooler_output`` of the tokens that left the last block."""
+        """Return ``last_hidden_state``, without ``unmerge``, and ``pooler_output`` of what left the last block."""
         raise NotImplementedError
 
     def finish(self, tokens: Tokens) -> Tensor:
@@ -145,9 +150,8 @@ class TransformersHost(Host):
             raise ValueError("vision_use_head=False: this tower gives tokens, not one feature per image")
         return pooled
 
-    def output(self, tokens: Tokens, hidden_states: tuple[Tensor, ...] | None) -> Any:
+    def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
         """Put what left the last block into transformers' object."""
-        last, pooled = self.leave(tokens)
         return ReducedOutput(
             last_hidden_state=last, pooler_output=pooled, hidden_states=hidden_states, kept=tokens.patch_idx
         )
@@ -158,12 +162,23 @@ class TransformersHost(Host):
         pixel_values: Tensor,
         output_hidden_states: Any = None,
         output_attentions: bool | None = None,
+        unmerge: bool | None = None,
+        missing: str = "nearest",
         **inputs: Any,
     ) -> Any:
-        """Return transformers' output, with ``kept``; ``inputs`` are the arguments of ``embed`` beside images.
+        """Return transformers' output, with ``kept``.
+
+        Args:
+            pixel_values: images.
+            output_hidden_states: as in transformers.
+            output_attentions: refused.
+            unmerge: give ``last_hidden_state`` and ``hidden_states`` the tokens of all patches, prefix tokens first;
+                None for what ``zoo.reduce`` was told.
+            missing: see ``Tokens.spread``.
+            inputs: the arguments of ``embed`` beside images.
 
         Raises:
-            ValueError: ``output_attentions``.
+            ValueError: ``output_attentions``, or an unknown ``missing``.
         """
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions=True: a reduced tower has no attention maps; use the dense tower")
@@ -172,7 +187,11 @@ class TransformersHost(Host):
         tapping = output_hidden_states is not None and output_hidden_states is not False  # a layer's number may be 0
         embedded = self.embed(pixel_values, **inputs)
         tokens, tapped = self.advance(embedded, taps=range(self.depth) if tapping else ())
-        return self.output(tokens, (embedded.x, *(t.x for t in tapped)) if tapping else None)
+        last, pooled = self.leave(tokens)
+        states = [each.x for each in tapped]
+        if self.unmerge if unmerge is None else unmerge:
+            last, states = tokens._replace(x=last).spread(missing), [each.spread(missing) for each in tapped]
+        return self.output(tokens, last, pooled, (embedded.x, *states) if tapping else None)
 
     def require_reducible(self) -> None:
         implementation = self.config._attn_implementation
@@ -202,7 +221,10 @@ class ClipHost(TransformersHost):
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return the tokens as they are, and the class token normalised."""
-        return tokens.x, self.vision.post_layernorm(tokens.x[:, 0, :])
+        return tokens.x, self.normalise(tokens.x[:, 0, :])
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.vision.post_layernorm(x)
 
 
 @register_host(CLIPVisionModel)
@@ -223,10 +245,10 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     def finish(self, tokens: Tokens) -> Tensor:
         return self.visual_projection(super().finish(tokens))
 
-    def output(self, tokens: Tokens, hidden_states: tuple[Tensor, ...] | None) -> Any:
+    def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
         return ReducedProjectionOutput(
-            image_embeds=self.finish(tokens),
-            last_hidden_state=tokens.x,
+            image_embeds=self.visual_projection(pooled),
+            last_hidden_state=last,
             hidden_states=hidden_states,
             kept=tokens.patch_idx,
         )
@@ -244,7 +266,7 @@ class SiglipHost(TransformersHost):
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Return the tokens normalised, and what the pool makes of them, which counts merged ones by size."""
-        x = self.post_layernorm(tokens.x)
+        x = self.normalise(tokens.x)
         if not self.use_head:
             return x, None
         if tokens.size is None:
@@ -253,9 +275,12 @@ class SiglipHost(TransformersHost):
         pooled = torch_attention(head.attention, head.probe.expand(x.shape[0], -1, -1), x, tokens.size_bias())
         return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.post_layernorm(x)
+
     def probe(self, tokens: Tokens) -> PoolingQuery:
         layer = self.head.attention
-        x = self.post_layernorm(tokens.x)
+        x = self.normalise(tokens.x)
         query, key, _ = torch_projections(layer, self.head.probe.expand(x.shape[0], -1, -1), x)
         return PoolingQuery(query, key, layer.head_dim**-0.5, 0)
 
@@ -330,13 +355,33 @@ class DinoHost(TransformersHost):
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return the tokens normalised, and the class token among them."""
-        x = getattr(self, self.norm_name)(tokens.x)
+        x = self.normalise(tokens.x)
         return x, x[:, 0, :]
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return getattr(self, self.norm_name)(x)
 
 
 @register_host(Dinov2Model)
 class ReducedDinov2(DinoHost, Dinov2Model):
     """transformers' Dinov2Model, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+
+@register_host(Dinov2Backbone)
+class ReducedDinov2Backbone(DinoHost, Dinov2Backbone):
+    """transformers' Dinov2Backbone, whose feature maps have all patches, for heads such as DPT's; see `Dinov2Model`."""
+
+    unmerge = True
+    forward = can_return_tuple(filter_output_hidden_states(DinoHost.forward.__wrapped__))
+
+    def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
+        assert hidden_states is not None
+        maps = [x for name, x in zip(self.stage_names, hidden_states, strict=True) if name in self.out_features]
+        if self.config.apply_layernorm:
+            maps = [self.layernorm(x) for x in maps]
+        if self.config.reshape_hidden_states:
+            maps = [x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous() for x in maps]
+        return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states)
 
 
 @register_host(Dinov2WithRegistersModel)

@@ -136,6 +136,9 @@ class TimmHost(Host):
         query, key, _ = split_heads((pool.num_heads, -1), pool.q(latent), *pool.kv(x).chunk(2, dim=2))
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)
 
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
     def require_reducible(self) -> None:
         block = self.blocks[0]
         kind = (type(block), type(getattr(block, "attn", None)))
@@ -223,19 +226,13 @@ class TimmHost(Host):
         output_dict: bool = False,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        missing: str = "nearest",
     ) -> Any:
-        """Return timm's intermediates: tokens at their places in the grid, zeros for those dropped or merged."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
+        """Return timm's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
         take, last = feature_take_indices(self.depth, indices)
         embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
         tokens, tapped = self.advance(embedded, stop=last + 1 if stop_early else None, taps=take)
-        if norm:
-            tapped = [t._replace(x=self.norm(t.x)) for t in tapped]
-        prefixes = [t.x[:, : t.prefix] for t in tapped]
-        maps = [t.scatter_to_grid() if t.history else t.patches for t in tapped]
-        if output_fmt == "NCHW":
-            maps = [m.transpose(1, 2).unflatten(2, tokens.grid).contiguous() for m in maps]
+        maps, prefixes = self.feature_maps(tapped, norm=norm, output_fmt=output_fmt, missing=missing)
         with_prefix = return_prefix_tokens and tokens.prefix > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}

@@ -281,23 +281,6 @@ def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, m
     assert len(read_latencies(file)) == 2
 
 
-@pytest.mark.cuda
-@pytest.mark.slow
-def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path):
-    argv = "latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
-    ways = "--ways eager compile cuda-graphs --dtypes float16"
-    assert main([*argv.split(), *ways.split(), "--output", str(tmp_path)]) == 0
-    for record in read_latencies(tmp_path / "latency.jsonl"):
-        assert record.failed is None
-        assert record.stopwatch == "CUDA events"
-        assert record.peak_mib is not None
-        assert len(record.attention) == 1
-        assert record.machine.cudnn_benchmark is not None
-    server = "--scenario server --rate 500 --rounds 6 --batches 32 --dtypes float16 --ways eager cuda-graphs"
-    assert main([*argv.partition(" --batches")[0].split(), *server.split(), "--output", str(tmp_path)]) == 0
-    assert all(record.failed is None for record in read_latencies(tmp_path / "latency.jsonl"))
-
-
 @pytest.mark.usefixtures("benchmark")
 def test_a_server_is_run_at_a_rate_or_has_none_within_the_bound(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timing, "why_crowded", lambda _: "")

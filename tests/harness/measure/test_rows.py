@@ -62,6 +62,24 @@ def test_settings_are_json_values_and_tell_predictors(rows, predictor_file):
     assert again.config != first
 
 
+@torch.no_grad()
+def test_features_per_patch_are_compared_with_denses(dense, predictor_file, images):
+    rows = variants(dense, ARCH, TAG, [DENSE, "random", "rankmerge"], [0.5])
+    judged = {}
+    found = run(rows, images, judge=lambda key, patches: judged.setdefault(key, patches)[:, :2, 0].numpy())
+    for row in rows:
+        wanted = row.vit.forward_intermediates(images, 1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
+        torch.testing.assert_close(judged[row.key], F.normalize(wanted, dim=-1))
+        assert found[row.key].foreground.shape == (3, 2)
+        if row.method == DENSE:
+            assert found[row.key].patch_distance is None
+        else:
+            cosine = F.cosine_similarity(wanted, judged[rows[0].key], dim=-1).mean(dim=1)
+            assert found[row.key].patch_distance[:, 0] == pytest.approx(1 - cosine.numpy(), abs=1e-6)
+    [_, alone] = run([rows[0], *variants(dense, ARCH, TAG, ["tome"], [1.0])], images).values()
+    assert not alone.patch_distance.any()
+
+
 @pytest.mark.parametrize("method", [DENSE, *REDUCERS])
 @pytest.mark.parametrize("keep", [1.0, 0.3])
 def test_equals_each_model_alone(method, keep, dense, predictor_file, images):

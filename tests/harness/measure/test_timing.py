@@ -117,23 +117,6 @@ def test_models_by_themselves_are_timed_at_the_third_call():
     assert timing.stopwatch(CPU).name == "wall clock after 2 calls"
 
 
-@pytest.mark.cuda
-def test_events_time_what_the_device_does():
-    """Many products take longer than one, though launching them returns at once."""
-    matrix = torch.randn(2048, 2048, device="cuda")
-    watch = timing.cuda_events(matrix.device)
-
-    def many(images: Tensor) -> Tensor:
-        for _ in range(50):
-            images = images @ matrix
-        return images
-
-    for call in (many, lambda images: images @ matrix):
-        watch.time_ms(call, matrix)
-    one = min(watch.time_ms(lambda images: images @ matrix, matrix) for _ in range(5))
-    assert 0 < 10 * one < watch.time_ms(many, matrix)
-
-
 def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
     assert timing.others_s() is WATCH(0.0) is None
@@ -265,19 +248,6 @@ def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.cuda
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
-@pytest.mark.parametrize("method", [None, "tome"])
-@pytest.mark.parametrize("way", [timing.CUDA_GRAPHS, timing.COMPILE])
-def test_graphs_are_eager_on_new_images(dense, images, method, way):
-    vit, images = reduced(dense.cuda(), method), images.cuda()
-    with torch.inference_mode():
-        call = timing.as_run(vit, way, images)
-        for other in (images, images.flip(0), torch.randn_like(images)):
-            assert timing.deviations(call(other).clone(), vit(other)).median() < 1e-3
-    torch._dynamo.reset()
-
-
 @pytest.fixture
 def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Prepare a model whose features are changed."""
@@ -336,18 +306,6 @@ def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed):
     assert sum(calls[2:]) == timing.CHECKED
 
 
-MATRIX = torch.zeros(1, 256, 1024)  # 1 MiB
-
-
-def three_of_which_two(images: Tensor) -> Tensor:
-    """Allocate 2, 4 and 1 MiB, and let go of the first before the last."""
-    first = images.repeat(2, 1, 1)
-    second = images.repeat(4, 1, 1)
-    del first
-    third = images + 1
-    return second[:1] + third
-
-
 def test_the_kernels_of_attention_are_what_a_call_runs(dense: zoo.ReducedViT, images: Tensor, capfd):
     with torch.inference_mode():
         assert timing.attention_kernels(dense, images) == ("flash_attention_for_cpu",)
@@ -355,19 +313,6 @@ def test_the_kernels_of_attention_are_what_a_call_runs(dense: zoo.ReducedViT, im
             assert timing.attention_kernels(dense, images) == ("attention_math",)
         assert timing.attention_kernels(lambda images: images, images) == ()
     assert capfd.readouterr() == ("", "")  # the profiler is silent
-
-
-def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd):
-    # First and second, or second, third and the result.
-    assert timing.peak_mib(three_of_which_two, MATRIX) == pytest.approx(6, abs=0.1)
-    assert timing.peak_mib(lambda images: images, MATRIX) == pytest.approx(0, abs=0.01)
-    assert timing.peak_mib(lambda images: images, MATRIX.to("meta")) is None
-    assert capfd.readouterr() == ("", "")  # the profiler is silent
-
-
-@pytest.mark.cuda
-def test_the_peak_on_cuda():
-    assert timing.peak_mib(three_of_which_two, MATRIX.cuda()) == pytest.approx(6, abs=0.1)
 
 
 def test_weights_are_parameters_and_buffers_in_their_precision():

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def test_batches_come_back_in_order_and_a_graph_gets_them_filled_up():
     assert sizes == [4, 4, 4, 4, 4]
 
 
+def test_a_tower_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    route, sizes = CPU._replace(graph=lanes.capture_graph), list[int]()
+    refusal = RuntimeError("operation not permitted when stream is capturing")
+    monkeypatch.setattr(lanes, "capture", Mock(side_effect=refusal))
+    with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
+        check(run(route, sizes))
+    assert sizes == [4, 4, 2, 4, 1]
+    monkeypatch.setattr(lanes, "capture", Mock(side_effect=RuntimeError("illegal memory access")))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(route, sizes)
+
+
 class Streams(TorchDispatchMode):
     """A host and two streams by vector clocks: an access that need not come after one it conflicts with is a race."""
 
@@ -86,8 +99,12 @@ class Streams(TorchDispatchMode):
         self.clocks = {name: Counter[str]() for name in ("host", "tower's", "aside")}
         self.accesses, self.there, self.kept = dict[int, list[tuple[str, int, bool]]](), set[int](), list[Tensor]()
 
-    def route(self) -> Route:
-        return Route(self.allocate, overlaps=True, event=partial(Event, self), aside=self.aside)
+    def route(self, monkeypatch: pytest.MonkeyPatch) -> Route:
+        """Return CUDA's own route over these streams, with memory of this machine."""
+        fakes = {"device": nullcontext, "Stream": object, "stream": self.aside, "Event": partial(Event, self)}
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        return Route.to(torch.device("cuda"))._replace(host=torch.empty, there=self.allocate, graph=None)
 
     def allocate(self, host: Tensor) -> Tensor:
         self.kept.append(torch.empty_like(host))
@@ -95,7 +112,7 @@ class Streams(TorchDispatchMode):
         return self.kept[-1]
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self, stream: object) -> Iterator[None]:
         self.current = "aside"
         yield
         self.current = "tower's"
@@ -128,7 +145,7 @@ class Streams(TorchDispatchMode):
 
 
 class Event:
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, *, enable_timing: bool, blocking: bool) -> None:
         self.streams, self.clock = streams, Counter[str]()
 
     def record(self) -> None:
@@ -156,10 +173,11 @@ def test_no_stream_reads_what_another_still_writes(broken: str, monkeypatch: pyt
         stack(items, out)
 
     monkeypatch.setattr(lanes, "stack", noted)
+    route = streams.route(monkeypatch)
     with streams:
         if broken:
             with pytest.raises(AssertionError, match="a race of"):
-                run(streams.route(), [])
+                run(route, [])
             return
-        found = run(streams.route(), [])
+        found = run(route, [])
     check(found)

@@ -22,8 +22,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
     from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
 from harness.apps.setup import Setup
+from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import EmbedJob, Encoder, embed, read_vectors
-from harness.apps.vectors.source import TextSource, open_source
+from harness.apps.vectors.source import PictureFile, TextSource, open_source
 from harness.base.terminal import Progress
 
 SETUP = Setup.of("clip_vit_s14_rankmerge60")
@@ -168,6 +169,16 @@ def test_a_tower_without_text_tower_takes_pictures_alone(tower: str):
     assert len(read(json.dumps({"input": [data_url(CUT)]}).encode(), "application/json").inputs) == 1
     with pytest.raises(ValueError, match="has no text tower"):
         read(json.dumps({"input": [data_url(CUT), "a dress"]}).encode(), "application/json")
+
+
+def test_in_low_precision_a_vector_does_not_depend_on_its_batch(tower: str, draw: Callable[..., bytes]):
+    """Which it would, by the size."""
+    encoder = Encoder(Setup.of(tower, dtype="bfloat16"))
+    pictures = [PictureFile(str(number), content=draw(number)) for number in range(6)]
+    items = prepare(pictures, encoder.transform).items
+    compute = partial(VectorServer.func_or_class._compute, SimpleNamespace(encoder=encoder, filled=True, batch=8))
+    for item, vector in zip(items, compute(items), strict=True):
+        np.testing.assert_array_equal(compute([item])[0], vector)
 
 
 @pytest.mark.parametrize(("facts", "match"), [
