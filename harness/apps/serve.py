@@ -235,7 +235,7 @@ class VectorServer:
         return [results[place] for place in range(len(items))]
 
 
-class Served(NamedTuple):
+class Endpoint(NamedTuple):
     """Where a model is served, and where Ray tells how that goes."""
 
     url: str
@@ -243,7 +243,7 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(setup: Setup, config: ServeConfig) -> Iterator[Served]:
+def serving(setup: Setup, config: ServeConfig) -> Iterator[Endpoint]:
     """Serve a model as long as the body runs, here or on the cluster of ``RAY_ADDRESS``.
 
     Raises:
@@ -279,6 +279,6 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Served]:
                 raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
             node = next(one for one in ray.nodes() if one["Alive"])
             metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            yield Served(f"http://{config.host}:{config.port}{config.route.rstrip('/')}", metrics)
+            yield Endpoint(f"http://{config.host}:{config.port}{config.route.rstrip('/')}", metrics)
         finally:
             serve.delete(config.name)
