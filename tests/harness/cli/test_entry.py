@@ -14,7 +14,6 @@ from by_hand import replace
 from killing import kill_when
 from rich.table import Table
 
-from harness.apps import show
 from harness.base.lines import claim_file
 from harness.base.store import claim
 from harness.base.table import Shown
@@ -22,6 +21,7 @@ from harness.cli.entry import BROKEN_PIPE, COMMANDS, main, parse
 from harness.datasets.base import Dataset
 from harness.models.towers import Tower
 from harness.records.record import read_records
+from harness.report import folder
 from zoo.core.files import NoRoomError
 
 ROOT = Path(__file__).parents[3]
@@ -214,7 +214,7 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypat
     def full(path: Path, content: bytes) -> None:
         raise NoRoomError(f"can't write {str(path)!r}: the disk is full; {len(content):,} bytes needed, 3 free")
 
-    monkeypatch.setattr(show, "write_whole", full)
+    monkeypatch.setattr(folder, "write_whole", full)
     assert main([*RANDOM.replace("random", "evit").split(), "--output", str(tmp_path / "run")]) == 2
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
     assert "the disk is full; " in capsys.readouterr().err

@@ -132,11 +132,11 @@ def test_a_stopped_run_goes_on_from_its_last_batch(shipped, tmp_path, monkeypatc
     plan, run, ran = replace(PLAN, batches=()), rows.outcomes, list[tuple[str, ...]]()
     whole = one_group(plan, [])
 
-    def stop_at_the_third(every: Any, split: Any, *args: Any) -> Any:
+    def stop_at_the_third(every: Any, split: Any, *args: Any, **how: Any) -> Any:
         ran.append(split.image_ids)
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return run(every, split, *args)
+        return run(every, split, *args, **how)
 
     def resume(**changes: Any) -> list[Record]:
         [group] = compare(replace(plan, **changes), [], Progress(), folder=tmp_path / "unfinished")
