@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
+from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
 from harness.records.record import GOLDEN
@@ -31,6 +33,7 @@ from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_import
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 NO_CLASSES = "its class is not known (images of a dataset have one, such as folder:DIR:val:0)"
 PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
+FEW, GALLERY_SCALE = 4, 0.62  # images of a gallery, and its size as a share of a sheet's 2000 pixels
 NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 
@@ -120,7 +123,33 @@ def show(
     """
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ValueError(f"--output {str(out)!r}: expected a file's name that ends in .png")
-    tower = load_tower(model)
+    sheet = make_sheet(load_tower(model), subjects, config, progress=progress, device=device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, draw(sheet, scale=config.scale))
+    return sheet
+
+
+def draw_galleries(plan: Plan, folder: Path, progress: Progress) -> None:
+    """Draw what the methods of a comparison leave of a few images of each dataset, at its lowest keep rate."""
+    methods = tuple(name for name in plan.methods if name in METHODS)
+    for model, name in product(plan.models if methods else (), plan.datasets):
+        config = ShowConfig(keeps=(min(plan.keeps),), left=methods, scale=GALLERY_SCALE)
+        whole = len(get_dataset(name).split(plan.split))
+        count = min(FEW, whole)
+        subjects = [find_subject(f"{name}:{plan.split}:{index * whole // count}") for index in range(count)]
+        tower = load_tower(model)
+        sheet = make_sheet(tower, subjects, config, progress=progress, device=plan.device)
+        title = f"{name} {plan.split}, {tower.name}"
+        alt = f"What is left of {count} images at keep {100 * config.keeps[0]:g} % by {', '.join(methods)}"
+        how = {"pil_kwargs": {"quality": 80, "comment": f"{title}\n{alt}".encode()}}
+        slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{name}_{tower.name}")[:120]
+        write_whole(folder / f"gallery_{slug}.jpg", draw(sheet, config.scale, "jpg", **how))
+
+
+def make_sheet(
+    tower: Tower, subjects: Sequence[Subject], config: ShowConfig, *, progress: Progress, device: str
+) -> PatchSheet:
+    """Lay out images beside what a dense tower makes of them."""
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
     rows, columns = tower.vit.patch_embed.dynamic_feat_size(images.shape[-2:])
@@ -135,8 +164,6 @@ def show(
         _add_leavings(scene, sheet)
     else:
         _add_rankings(scene, sheet, progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, draw(sheet, scale=config.scale))
     return sheet
 
 

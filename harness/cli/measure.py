@@ -55,6 +55,7 @@ def _compare_flags(parser: CommandParser) -> None:
     )
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh", "halves")
+    flags.add(files, "--no-gallery", False, "draw no pictures of what methods leave")
     flags.output(files, "results", "folder of the run")
 
 
@@ -88,6 +89,7 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
+    from harness.apps.show import draw_galleries
     from harness.base.lines import require_appendable
     from harness.base.store import claim
     from harness.measure.bench import compare
@@ -112,6 +114,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
                     table = comparison_table(part, plan.match_to, plan.batches)
                     yield table
                     yield from table.notes
+        if not args.no_gallery and records:
+            draw_galleries(plan, args.output, progress)
         drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
         report = write_report({str(args.output): records}, args.output, progress, drawn=drawn, by_half=args.halves)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")

@@ -21,7 +21,7 @@ STYLES = (
 )  # fmt: skip
 LineStyle = Literal["-", "--", "-.", ":", "none"]
 LINES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
-INK = "#1b1c1d"  # text and axes
+INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
 SMALL = 7.5  # points of a letter beside a marker
 # Where a label may stand: how it is aligned, and points right of the marker and above it; the best place first.
 PLACES = (
@@ -57,13 +57,14 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
 
 
 def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
-    """Return a figure as "png" or "svg" bytes, without the day that it was drawn on."""
+    """Return a figure as "png", "svg" or "jpg" bytes, without the day that it was drawn on."""
     import matplotlib as mpl
 
     buffer = io.BytesIO()
-    undated = {"Date": None} if form == "svg" else {"Software": None}
+    undated = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}}}
+    how = undated.get(form, {"pil_kwargs": {"quality": 80}}) | how
     with mpl.rc_context(OPTIONS):
-        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated, **how)
+        figure.savefig(buffer, format=form, dpi=dpi, **how)
     return buffer.getvalue()
 
 
@@ -103,29 +104,49 @@ class Plot:
         return [name for chart in self.charts for name in chart.series]
 
 
-def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None) -> Any:
-    """Return a figure of charts, two in a row; ``styles`` has one for every series, in the order of the legend."""
+def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
+    """Return a figure of charts, two in a row; a ``small`` one fits a phone, without titles and legend.
+
+    ``styles`` has one for every series, in the order of the legend.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    drawn = {name for chart in charts for name in chart.series}
-    styles = styles or styles_of(drawn)
+    styles = styles or styles_of(name for chart in charts for name in chart.series)
     across = min(2, len(charts))
     down = -(-len(charts) // across)
     with mpl.rc_context(OPTIONS):
-        figure = Figure((4.8 * across + 0.4, 3.4 * down), layout="constrained")
+        figure = Figure((4.5, 3.4) if small else (4.8 * across + 0.4, 3.4 * down), layout="constrained")
         for at, chart in enumerate(charts, start=1):
             axes = figure.add_subplot(down, across, at)
-            axes.set_title("\n".join(textwrap.wrap(chart.title, 44)))
+            if not small:
+                axes.set_title("\n".join(textwrap.wrap(chart.title, 44)))
             _draw(axes, chart, styles)
-        shown = {name: Line2D([], [], **look_of(style)) for name, style in styles.items() if name in drawn}
-        columns = max(1, int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, shown)))))
-        figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(shown) // columns))
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
+        if not small:
+            shown = {name: Line2D([], [], **look_of(styles[name])) for name in names_of(charts, styles)}
+            columns = max(1, int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, shown)))))
+            figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(shown) // columns))
+            figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
         figure.draw_without_rendering()  # so that it is known where everything is
         for axes, chart in zip(figure.axes, charts, strict=True):
-            _label(axes, chart)
+            _label(axes, chart, styles)
+    return figure
+
+
+def names_of(charts: Sequence[Chart], styles: Mapping[str, Style]) -> list[str]:
+    """Return what a legend of charts names, in the order of the styles."""
+    drawn = {name for chart in charts for name in chart.series}
+    return [name for name in styles if name in drawn]
+
+
+def draw_sample(style: Style) -> Any:
+    """Return a figure with the line and the marker of a legend's entry."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure((0.36, 0.18))
+    figure.add_artist(Line2D([0.0, 0.5, 1.0], [0.5] * 3, markevery=[1], **look_of(style)))
     return figure
 
 
@@ -141,7 +162,7 @@ def render(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, f
 
 
 def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
-    """Draw a chart."""
+    """Draw a chart; all that is drawn of a series has its id."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.grid(alpha=0.25)
@@ -157,23 +178,25 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
     for name, dots in sorted(chart.series.items(), key=lambda one: one[0] == chart.aside):
         if name == chart.aside and len(chart.series) > 1:
             axes.set_ylim(axes.get_ylim())  # as the others need it
-        _draw_series(axes, dots, styles[name])
+        for artist in _draw_series(axes, dots, styles[name]):
+            artist.set_gid(id_of(name, styles))
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
 
 
-def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> None:
-    """Draw a line with bars below its markers."""
+def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> list[Any]:
+    """Draw a line with bars below its markers, and return what was drawn."""
     x, y = [dot.x.estimate for dot in dots], [dot.y.estimate for dot in dots]
     line: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "linewidth": 1.3}
     bars = {"xerr": _bars([dot.x for dot in dots]), "yerr": _bars([dot.y for dot in dots])}
-    axes.errorbar(x, y, **bars, **line, elinewidth=0.9, capsize=2.5)
+    drawn = list(axes.errorbar(x, y, **bars, **line, elinewidth=0.9, capsize=2.5).get_children())
     look = look_of(style) | {"linestyle": "none"}
     for dot in dots:
-        axes.plot(dot.x.estimate, dot.y.estimate, **look)
+        drawn += axes.plot(dot.x.estimate, dot.y.estimate, **look)
+    return drawn
 
 
-def _label(axes: Any, chart: Chart) -> None:
+def _label(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
     """Write labels beside their markers, clear of markers and of each other, those without room not at all.
 
     Of places with room the first that crosses no line is taken, or as little of lines as can be.
@@ -182,13 +205,13 @@ def _label(axes: Any, chart: Chart) -> None:
 
     point = axes.figure.dpi / 72
     frame = Bbox(axes.bbox.get_points() / point)
-    centres, lines = list[tuple[Dot, NDArray[np.float64]]](), list[NDArray[np.float64]]()
-    for dots in chart.series.values():
+    centres, lines = list[tuple[str, Dot, NDArray[np.float64]]](), list[NDArray[np.float64]]()
+    for name, dots in chart.series.items():
         places = axes.transData.transform([(dot.x.estimate, dot.y.estimate) for dot in dots]) / point
-        centres += zip(dots, places, strict=True)
+        centres += [(name, *one) for one in zip(dots, places, strict=True)]
         lines += [np.linspace(start, end, 60) for start, end in pairwise(places)]
-    taken = [Bbox.from_bounds(x - 3.5, y - 3.5, 7, 7) for _, (x, y) in centres]
-    for dot, (x, y) in centres:
+    taken = [Bbox.from_bounds(x - 3.5, y - 3.5, 7, 7) for *_, (x, y) in centres]
+    for name, dot, (x, y) in centres:
         free = list[tuple[int, Any, Mapping[str, Any]]]()
         width = 0.64 * SMALL * len(dot.label)
         for align, right, up in PLACES if dot.label else ():
@@ -201,8 +224,13 @@ def _label(axes: Any, chart: Chart) -> None:
             _, box, where = min(free, key=lambda place: place[0])
             at = (dot.x.estimate, dot.y.estimate)
             text = axes.annotate(dot.label, at, textcoords="offset points", va="center", fontsize=SMALL, **where)
-            text.set_in_layout(False)
+            text.set(in_layout=False, gid=id_of(name, styles))
             taken.append(box)
+
+
+def id_of(name: str, styles: Mapping[str, Style]) -> str:
+    """Return the id of all that is drawn of a series, by its place among the styles."""
+    return f"series-{list(styles).index(name)}"
 
 
 def _bars(values: Sequence[Interval]) -> list[list[float]] | None:

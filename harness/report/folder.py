@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
+from html import escape
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from markupsafe import Markup
 from harness.base.table import Shown, Table
 from harness.base.terminal import Progress
 from harness.records.record import RECORDS, Record, halves, read_run
-from harness.report.charts import Plot, render, styles_of
+from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, sections
 from harness.report.highlights import headline, plots_of, standings
+from harness.report.pictures import Gallery, read_galleries
 from harness.report.writers import latex, markdown, records_csv
 from zoo.core.files import write_whole
 
@@ -47,17 +49,18 @@ def write_report(
     all. ``by_half`` adds what there is to show of the `halves` of images by detail.
 
     Raises:
-        ValueError: no records.
+        ValueError: no records, or a gallery that can't be read.
         NotADirectoryError: ``folder`` is a file.
     """
     records = [record for own in runs.values() for record in own]
     groups = group_records([*records, *chain.from_iterable(halves(records))] if by_half else records)
+    pictures = read_galleries(run if run.is_dir() else run.parent for run in map(Path, runs))
     plots, ranked, found = plots_of(groups), standings(groups), list(sections(groups))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     brief, conclusion = [one.table() for one in ranked], headline(ranked)
     files: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(groups, plots, found, brief, conclusion),
+        "report.html": lambda: page(groups, plots, found, brief, conclusion, pictures),
         "table.md": lambda: markdown([*brief, *found]),
         "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
         "table.csv": lambda: records_csv(records, [run for run, own in runs.items() for _ in own]),
@@ -89,6 +92,7 @@ def page(
     tables: Sequence[Table],
     brief: Sequence[Table] = (),
     conclusion: Sequence[str] = (),
+    pictures: Sequence[Gallery] = (),
 ) -> str:
     """Return all as one page; its template, style and script lie beside this."""
     styles = styles_of(name for plot in plots for name in plot.names)
@@ -99,7 +103,15 @@ def page(
         brief=brief,
         tables=[one.wide() for one in tables],
         headline=conclusion,
-        plots=[(plot, chart, render([chart], styles)) for plot, chart in shown],  # each fits a phone
+        legend=[
+            (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
+            for name in names_of([chart for _, chart in shown], styles)
+        ],
+        plots=[  # each chart by itself, small enough for a phone
+            (plot, chart, inline(draw([chart], styles, small=True), f"plot-{at}", chart.alt))
+            for at, (plot, chart) in enumerate(shown, start=1)
+        ],
+        pictures=pictures,
     )
 
 
@@ -123,3 +135,20 @@ def _with_unit(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", value)
+
+
+def inline(figure: Any, name: str, alt: str = "") -> Markup:
+    """Return a figure as an SVG element with the role and the words of a picture, or hidden from those who need words.
+
+    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the drawing's name, so
+    that no other drawing on the page has them, and those of series are classes.
+    """
+    text = encode(figure, "svg", transparent=True).decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'id="(series-\d+)"', r'class="\1"', text)
+    text = re.sub(r'(?<=\s)id="', f'id="{name}-', text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
+    head, _, body = text.partition(">")
+    head += f' role="img" aria-labelledby="{name}-alt"' if alt else ' aria-hidden="true"'
+    words = f'<title id="{name}-alt">{escape(alt)}</title>' if alt else ""
+    return Markup(f"{head}>{words}{body}".replace(INK, "currentColor").strip())

@@ -1,5 +1,12 @@
 "use strict";
-// The page is whole without this. It turns headings into buttons that sort.
+// The page is whole without this. It turns headings into buttons that sort, and names of the legend into some that hide.
+const makeButton = (place) => {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...place.childNodes);
+  place.append(button);
+  return button;
+};
 const after = { ascending: "descending", descending: "" };
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const body = table.tBodies[0];
@@ -20,10 +27,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     body.append(...(way ? [...known, ...unknown] : before));
   };
   heads.forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
+    const button = makeButton(head);
     // A browser is content with what lies below the columns that stay.
     button.addEventListener("focus", () => head.scrollIntoView({ block: "nearest", inline: "nearest" }));
     button.addEventListener("click", () => {
@@ -33,5 +37,20 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       sort(column, way);
       said.textContent = `${button.textContent}: ${way || "as it was"}`;
     });
+  });
+}
+for (const entry of document.querySelectorAll(".legend li")) {
+  const button = makeButton(entry);
+  const name = button.querySelector("span").textContent; // the drawing has words of its own, its style
+  const rows = [...document.querySelectorAll("table[data-sortable] tbody tr")].filter((row) => {
+    const heads = [...row.closest("table").tHead.rows[0].cells];
+    return row.cells[heads.findIndex((head) => /^method/i.test(head.textContent))]?.textContent === name;
+  });
+  const drawn = [...document.getElementsByClassName(entry.dataset.series)];
+  button.setAttribute("aria-pressed", "true");
+  button.addEventListener("click", () => {
+    const hidden = button.getAttribute("aria-pressed") === "true";
+    button.setAttribute("aria-pressed", String(!hidden));
+    for (const one of [...drawn, ...rows]) one.classList.toggle("hidden", hidden);
   });
 }

@@ -1,10 +1,12 @@
 """The painter of patches: images, and which of their patches matter or are kept."""
 
+import io
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +59,14 @@ class PatchSheet:
         return self.grid[0] * self.grid[1]
 
 
-def draw(sheet: PatchSheet, scale: float = 1.0) -> bytes:
-    """Draw a sheet as PNG, about 2000 pixels wide at scale 1."""
+def draw(sheet: PatchSheet, scale: float = 1.0, form: str = "png", **how: Any) -> bytes:
+    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1; ``how`` as `encode` takes it."""
     import matplotlib as mpl
 
     with mpl.rc_context(OPTIONS | {"font.size": 15, "axes.titlesize": 16}), warnings.catch_warnings():
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        return encode(_figure(sheet, scale), "png", round(DPI * scale), bbox_inches="tight")
+        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight", **how)
 
 
 def _figure(sheet: PatchSheet, scale: float) -> Any:
@@ -191,3 +193,27 @@ def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
     """Blow values of patches (rows, columns, channels) up to pixels."""
     rows = cells.repeat(size[0] // cells.shape[0], axis=0)
     return rows.repeat(size[1] // cells.shape[1], axis=1)
+
+
+class Gallery(NamedTuple):
+    """A picture that `compare` drew of what its methods leave of a few images of a dataset."""
+
+    anchor: str  # unique on a page
+    title: str
+    alt: str  # for those who can't see it
+    jpeg: bytes
+
+
+def read_galleries(folders: Iterable[Path]) -> list[Gallery]:
+    """Read the galleries in the folders of runs; raise ValueError for one that can't be read."""
+    found = list[Gallery]()
+    for path in sorted({path for folder in folders for path in folder.glob("gallery_*.jpg")}):
+        try:
+            jpeg = path.read_bytes()
+            title, alt = Image.open(io.BytesIO(jpeg)).info["comment"].decode().split("\n")
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r} is no gallery ({error}); delete it, and `compare` draws it again"
+            ) from error
+        found.append(Gallery(f"gallery-{len(found) + 1}", title, alt, jpeg))
+    return found

@@ -1,5 +1,6 @@
 """The command line as a stranger uses it: results, second runs, JSON, mistakes, exit codes."""
 
+import base64
 import json
 import os
 import subprocess
@@ -208,6 +209,17 @@ def test_warnings_and_lack_of_memory_are_a_line_each(command, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first == "beware"
     assert "out of memory (DefaultCPUAllocator: can't allocate memory: you); free some" in second
+
+
+def test_the_page_has_pictures_of_what_methods_leave(tmp_path: Path, capsys):
+    assert main([*RANDOM.replace("--batches 1 --rounds 6", "--batches").split(), "--output", str(tmp_path)]) == 0
+    [gallery] = tmp_path.glob("gallery_emoji_*.jpg")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert 'alt="What is left of 4 images at keep 60' in page
+    assert base64.b64encode(gallery.read_bytes()).decode() in page
+    gallery.write_bytes(b"torn")
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "page")]) == 2
+    assert repr(str(gallery)) in capsys.readouterr().err
 
 
 def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys):
