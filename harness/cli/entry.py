@@ -41,7 +41,7 @@ def _list_flags(first: str, parser: CommandParser) -> None:
     """Show the commands behind a first word."""
     if not first:
         text = "show versions of the package and its dependencies"
-        parser.add_argument("--version", action="version", version=describe_versions(), help=text)
+        parser.add_argument("--version", action="store_true", help=text)
     group = parser.add_argument_group("commands")
     for name, what in list_commands(first).items():
         group.add_argument(name, nargs="?", help=what)
@@ -66,7 +66,9 @@ def parse(words: Sequence[str]) -> Namespace:
     parser.usage = f"{parser.prog} COMMAND [flags]"
     if rest and not rest[0].startswith("-"):
         parser.error(f"{path or 'command'} {rest[0]!r}: {nearest(rest[0], list_commands(path))}")
-    parser.parse_args([*lead, *rest])
+    if vars(parser.parse_args([*lead, *rest])).get("version"):
+        print(describe_versions())
+        raise SystemExit(0)
     parser.print_help(sys.stderr)
     raise SystemExit(2)
 

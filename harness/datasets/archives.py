@@ -87,7 +87,8 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
             how = "by --download, or by hand" if archive.url else "by hand only"
             lines.append(f"  {archive.holds!r} is missing; get {archive.file!r} {how}, from {archive.page}")
     if lines[1:]:
-        lines.append(f"Put files into {str(folder)!r} as they are; archives are unpacked there.")
+        there = "; archives are unpacked there" if any(one.packed for one in archives) else ""
+        lines.append(f"Put files into {str(folder)!r} as they are{there}.")
         raise FileNotFoundError("\n".join(lines))
 
 

@@ -42,7 +42,7 @@ _UNREAD = (
 )
 UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of images that aren't read
 _NAMED = EXTENSIONS | UNREAD
-KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
+KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}; hidden files and folders don't count"
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
 SHOWN = 3  # images or classes in a line

@@ -15,7 +15,7 @@ import numpy as np
 from harness.base.table import NOT_MEASURED, Cell, Shown, Table, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import MATCHED, Record, read_run
+from harness.records.record import MATCHED, Record, measured_alike, read_run
 from harness.records.statistics import (
     CLEAR,
     FLIPPED,
@@ -29,6 +29,7 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
+from harness.report.groups import count_of
 
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
@@ -268,15 +269,19 @@ def compare_runs(a: Path, b: Path) -> Shown:
         FileNotFoundError: a run isn't there.
         ValueError: a run can't be read.
     """
-    row = attrgetter(*_ROW, "recovered")
-    ours, theirs = ({row(record): record for record in read_run(path)} for path in (a, b))
+    row, runs = attrgetter(*_ROW, "recovered"), [read_run(path) for path in (a, b)]
+    ours, theirs = ({row(record): record for record in run} for run in runs)
     pairs = [Pair(then=record, now=theirs[key]) for key, record in ours.items() if key in theirs]
     groups: dict[Hashable, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault((tower_of(pair.then), *attrgetter(*_TABLE)(pair.then)), []).append(pair)
-    lines = [f"A: {a}", f"B: {b}", f"{len(pairs)} {'row is' if len(pairs) == 1 else 'rows are'} in both runs"]
-    lines += describe_conditions(pairs, ("in A", "in B"))
-    lines += filter(None, [describe_uncounted(*(record for pair in pairs for record in (pair.then, pair.now)))])
+    notes = describe_conditions(pairs, ("in A", "in B"))
+    notes += filter(None, [describe_uncounted(*(record for pair in pairs for record in (pair.then, pair.now)))])
+    for run, every, newest in zip("AB", runs, (ours, theirs), strict=True):
+        if older := len(set(map(measured_alike, every))) - len(newest):
+            many = count_of(older, "older record")
+            notes.append(f"left out of {run}: {many} of its rows, with other conditions or settings")
+    lines = [f"A: {a}", f"B: {b}", f"{len(pairs)} {'row is' if len(pairs) == 1 else 'rows are'} in both runs", *notes]
     alone = [[own[key] for key in own if key not in other] for own, other in ((ours, theirs), (theirs, ours))]
     for run, records in zip("AB", alone, strict=True):
         if records:
@@ -302,7 +307,7 @@ def compare_runs(a: Path, b: Path) -> Shown:
             moved.append(values | {"p_value": one.p_value, "p_value_holm": test.adjusted.get(at)})
         tables += [_table(own, cells)] if cells else []
     facts = {f"only_in_{run}": list(map(_name, own)) for run, own in zip("ab", alone, strict=True)}
-    data = json_values({"a": str(a), "b": str(b), "rows": len(pairs), "moved": moved} | facts)
+    data = json_values({"a": str(a), "b": str(b), "rows": len(pairs), "moved": moved, "notes": notes} | facts)
     return Shown(parts=(*lines, *tables), data=data)
 
 

@@ -345,7 +345,7 @@ def test_llava_without_reduction_is_the_dense_one():
     assert torch.equal(whole(input_ids=words, pixel_values=some_images(1)).logits, wanted)
     unmerged = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1, unmerge=True)
     assert not torch.equal(unmerged(input_ids=words, pixel_values=some_images(1)).logits, wanted)
-    half = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1)
+    half = zoo.reduce(unmerged, method="clsattn", keep=0.5, reduce_at=1)  # of what it was told before nothing stays
     fewer = torch.tensor([[1, *[63] * 8, 5, 6]])
     answer = half(input_ids=fewer, pixel_values=some_images(1)).logits
     assert not torch.allclose(answer[:, -1], wanted[:, -1], atol=1e-4)
@@ -367,6 +367,9 @@ def test_a_dpt_head_runs_unchanged():
     assert [state.shape[1] for state in found.hidden_states] == [17] * 4
     half.backbone.config.reshape_hidden_states = True
     assert half.backbone(images).feature_maps[1].shape == (2, 32, 4, 4)
+    nn.init.ones_(model.backbone.layernorm.bias)
+    pruned = zoo.reduce(model.backbone, method="clsattn", keep=0.5, reduce_at=1)(images, missing="zeros")
+    assert (pruned.feature_maps[1] == 0).all(dim=1).sum(dim=(1, 2)).tolist() == [8, 8]
 
 
 def test_importing_zoo_needs_no_transformers():

@@ -1,4 +1,4 @@
-"""Towers from the hub's cache are measured and ranked as the embedded one is."""
+"""Towers from the hub's cache are measured as the embedded one is."""
 
 from pathlib import Path
 
@@ -8,16 +8,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import zoo
-from harness.base.hints import describe_error
-from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
-from harness.golden.fit import fit
-from harness.golden.rank import RankJob, Source, rank
 from harness.records.record import Record, read_records
-from zoo.learning.fit import FitConfig
-from zoo.ranking.golden import GoldenConfig
 
 COUNT = 12
 
@@ -68,23 +62,3 @@ def test_towers_of_the_hub_and_of_open_clip_give_the_same_answers(small_clip, me
     capsys.readouterr()
     assert main(["eval", "--model", "clip_vit_b32_tome50.openai", "--dataset", "emoji", "--limit", str(COUNT)]) == 0
     assert "clip_vit_b32.openai" in capsys.readouterr().out
-
-
-def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):
-    """`pretrained=True` on b32 without a predictor names `fit predictor`; afterwards it works."""
-    small_clip.cached(small_clip.original())
-    with pytest.raises(FileNotFoundError, match="no predictor") as caught:
-        zoo.create_clip("clip_vit_b32_patchrank60")
-    assert "fit predictor --model clip_vit_b32.openai" in describe_error(caught.value)
-    dataset = get_dataset("emoji")
-    golden = GoldenConfig(window=3, stride=3, score="confidence")
-    files = []
-    for split in ("train", "val"):
-        source = Source.of(dataset, split)
-        job = RankJob(model="clip_vit_b32", source=source, config=golden, limit=3)
-        files.append(rank(job, Progress()).path)
-    config = FitConfig(arch="mlp", width=8, epochs=1)
-    fit("clip_vit_b32", files[:1], files[1:], config, out=None, progress=Progress())
-    model = zoo.create_clip("clip_vit_b32_patchrank60").model.visual
-    with torch.inference_mode():
-        assert model.trace(torch.randn(1, 3, 224, 224)).final_tokens == 29

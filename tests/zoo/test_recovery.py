@@ -127,6 +127,17 @@ def test_saved_and_loaded(tiny: Build, images: Tensor, method: str, what: str, o
 
 
 @torch.no_grad()
+def test_a_named_model_with_options_is_saved_with_its_metric(tiny: Build, images: Tensor, tmp_path: Path):
+    plain = tiny("clip_vit_b16_rankmerge50.openai", distance=0.3)
+    model = add_recovery(plain, lively_file(plain, tmp_path / "r", "metric"))
+    save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}/saved", pretrained=True).eval()
+    assert again.reducer.config == model.reducer.config
+    torch.testing.assert_close(again(images), model(images))
+    assert not torch.allclose(again(images), plain(images), atol=1e-3)
+
+
+@torch.no_grad()
 def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
     plain = timm.create_model("clip_vit_s14_patchrank50", pretrained=True).eval()
     path = lively_file(plain, tmp_path / "r").path

@@ -8,6 +8,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.core.messages import expected
+
 MISSING = ("nearest", "zeros")  # what `Tokens.spread` gives patches whose token was dropped
 
 
@@ -241,7 +243,7 @@ class Tokens(NamedTuple):
             ValueError: another ``missing``.
         """
         if missing not in MISSING:
-            raise ValueError(f"missing={missing!r}: expected one of {', '.join(MISSING)}")
+            raise ValueError(f"missing={missing!r}: {expected(missing, MISSING)}")
         if not self.history:
             return self.x
         token = self.token_of_patch()

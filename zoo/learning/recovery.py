@@ -43,13 +43,8 @@ from zoo.loading.recovery_file import (
 
 CHUNK = 16  # images at a time where nothing is learnt
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 7))  # of the ridge, times the mean square of an input
-METRIC_STRENGTHS = (
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # of a metric beside the residual stream, the mean eigenvalue of J^T J being 1
+# Of a metric beside the residual stream, the mean eigenvalue of J^T J being 1.
+METRIC_STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOTHING = 1e-9  # mean distance of features that are equal up to rounding
 _FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
 _WARM = 0.1  # share of the steps in which the learning rate rises
@@ -252,7 +247,7 @@ class _Trainer:
                 direction = torch.randn(features.shape, generator=generator).to(self.device)
                 gradients = torch.autograd.grad((features * direction).sum(), list(probe.added.values()))
                 for point, gradient in zip(probe.added, gradients, strict=True):
-                    flat = gradient[:, -math.prod(teacher.grid) :].flatten(0, 1).double().cpu()
+                    flat = gradient[:, teacher.prefix_count :].flatten(0, 1).double().cpu()
                     squares[point] = squares[point] + flat.T @ flat
             total = {
                 point: total[point] + square / square.trace().clamp(min=_NOTHING) for point, square in squares.items()

@@ -73,6 +73,7 @@ def reduce(
         return whole
     reduced = host_of(model).adopt(model)
     reduced.reducer = None
+    reduced.__dict__.pop("unmerge", None)  # what the model was told before
     if unmerge:
         if not hasattr(reduced, "unmerge"):
             name = type(model).__name__

@@ -71,7 +71,7 @@ class RecoveryConfig:
 
 
 def trainable(vit: Host, what: str) -> dict[str, str]:
-    """Return the weights that a recovery of this kind changes: of the head, or of the blocks and norms beside them.
+    """Return the weights that a recovery of this kind changes: of the head, the metric, or the blocks and norms.
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
 
@@ -138,7 +138,7 @@ def with_metric(vit: T, what: str) -> T:
     other, like = share_weights(vit, type(vit)), next(vit.block_modules[0].parameters())
     options = reducer.config.plain() | {"channels": min(CHANNELS, vit.embed_dim)}
     other.reducer = build_reducer(reducer.method, options, vit.spec(device=like.device, dtype=like.dtype))
-    other.reducer.load_state_dict(reducer.state_dict(), strict=False)
+    other.reducer.train(reducer.training).load_state_dict(reducer.state_dict(), strict=False)
     describe(other)
     return other
 
@@ -163,10 +163,12 @@ def describe(model: Host) -> None:
         return
     tag = f".{cfg['tag']}" if cfg.get("tag") else ""
     reducer = model.reducer
-    facts["_model_args"] = args | {
+    reduction = {} if reducer is None else asdict(reducer.config)
+    # Without options that a name was built with: `reduced_vit` takes each once.
+    facts["_model_args"] = {name: value for name, value in args.items() if name not in reduction} | {
         "base": args.get("base", cfg["architecture"] + tag),
         "method": None if reducer is None else reducer.method,
-        "reduction": {} if reducer is None else asdict(reducer.config),
+        "reduction": reduction,
     }
     facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
 

@@ -377,8 +377,8 @@ class ReducedDinov2Backbone(DinoHost, Dinov2Backbone):
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
         assert hidden_states is not None
         maps = [x for name, x in zip(self.stage_names, hidden_states, strict=True) if name in self.out_features]
-        if self.config.apply_layernorm:
-            maps = [self.layernorm(x) for x in maps]
+        if self.config.apply_layernorm:  # zeros that stand for a dropped patch stay
+            maps = [self.layernorm(x).where(x.any(dim=2, keepdim=True), 0.0) for x in maps]
         if self.config.reshape_hidden_states:
             maps = [x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous() for x in maps]
         return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states)

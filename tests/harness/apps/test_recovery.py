@@ -115,20 +115,7 @@ def test_refusals(tmp_path: Path):
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")
-    fit = [
-        "fit",
-        "recovery",
-        "--model",
-        NAME,
-        "--dataset",
-        "emoji",
-        "--validations",
-        "1",
-        "--steps",
-        "2",
-        "--batch",
-        "2",
-    ]
+    fit = f"fit recovery --model {NAME} --dataset emoji --validations 1 --steps 2 --batch 2".split()
     assert main([*fit, "--dtype", "float32", "--output", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == path
     assert main(["eval", "--model", NAME, "--dataset", "emoji", "--recovery", path]) == 0

@@ -75,7 +75,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --model clip_vit_s14_patchrank60", "'clip_vit_s14_patchrank60' is reduced; give the dense one"),
     ("compare --methods evti", "method 'evti': did you mean 'evit'?"),
     ("compare --dataset fashion --dataset emoji", "--dataset is given twice: give it once, with all its values"),
-    ("compare clip_vit_a.jsonl b.jsonl", "run 'clip_vit_a.jsonl': there is no such file or folder"),
     ("search '-a shoe' --in gone", "'gone' holds no embeddings"),
     ("latency --model X", "model 'X': "),
     ("compare --batches 1 0", "--batches 0: expected a number from 1"),

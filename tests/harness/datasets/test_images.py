@@ -54,6 +54,9 @@ def test_every_image_below_the_folder_in_the_order_of_names(folder: Path):
     for example, name in zip(found.split, names, strict=True):
         assert (example.image.mode, example.label) == ("RGB", -1)
         assert np.array_equal(example.image, Image.open(folder / name).convert("RGB"))
+    (folder / "b" / "z.webp").unlink()
+    with pytest.raises(ValueError, match=r"no images below this folder; .*; hidden files and folders don't count"):
+        folder_images(folder / "b")
 
 
 def test_the_revision_follows_names_and_sizes_and_nothing_else(folder: Path, tmp_path: Path):

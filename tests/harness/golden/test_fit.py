@@ -29,7 +29,6 @@ from zoo.loading.predictor_file import find_predictor
 
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)
-Write = Callable[..., Path]
 Compute = Callable[..., tuple[torch.Tensor, Split]]
 pytestmark = pytest.mark.usefixtures("miniature")
 fit = partial(module.fit, out=None, progress=Progress())

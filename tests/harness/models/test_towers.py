@@ -7,16 +7,15 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
-from open_clip.model import CLIP
+from lively import lively
 from PIL import Image
 from safetensors.torch import save, save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from harness.apps.check import tower_names
@@ -29,13 +28,6 @@ from zoo.loading.clip import image_transform
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 Saved = Callable[..., str]
-
-
-def lively(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
 
 
 @pytest.fixture
@@ -142,18 +134,6 @@ def test_a_head_is_a_projection_or_goes_and_so_does_a_reduction(name, width, bia
     dense = load_tower(saved(named)).vit
     torch.testing.assert_close(dense(images), zoo.reduce(named, method=None)(images))
     assert not torch.equal(dense(images), named(images))
-
-
-@pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
-@torch.no_grad()
-def test_open_clip_brings_both_towers(foreign, tmp_path, images):
-    theirs = lively(CLIP(**open_clip.factory._MODEL_CONFIGS["tiny"]))
-    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    tower = load_tower(foreign)
-    assert tower.name == "open_clip:tiny/w.safetensors"
-    assert torch.allclose(tower.vit(images), theirs.encode_image(images), atol=1e-5)
-    assert tower.clip.model.visual is tower.vit
-    assert tower.preprocess is tower.clip.preprocess
 
 
 @pytest.mark.parametrize(("name", "match"), [
