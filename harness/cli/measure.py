@@ -218,7 +218,8 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.fields(what, plan, random_weights="load no weights; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (module.CPU_BATCHES, module.CUDA_BATCHES))
-    text = f"images per call; default: {usual}, on CUDA {on_cuda}"
+    cpu, gpu = module.SERVER_BATCHES
+    text = f"images per call; default: {usual}, on CUDA {on_cuda}; of a server {cpu}, on CUDA {gpu}"
     flags.add(how, "--batches", None, text, flags.positive, nargs="+")
     flags.usual(how, "dtypes", default=list(plan.dtypes))
     flags.add(

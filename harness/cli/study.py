@@ -200,7 +200,11 @@ def run_final(args: Namespace, status: Console) -> Work:
     return Shown(parts=(tables[-1],), data={"commit": commit, "records": json_values(records)})
 
 
-USES = {"golden": "fits", "fit": "fits", "train_limit": "fits", "tune": "tunes", "draws": "tunes", "labelled": "tunes"}
+# What a flag matters to.
+USES = {
+    "golden": ("fits",), "fit": ("fits",), "train_limit": ("fits",), "seed": ("fits", "tunes"),
+    "tune": ("tunes",), "draws": ("tunes",), "labelled": ("tunes",),
+}  # fmt: skip
 
 
 def _study_flags(parser: CommandParser) -> None:
@@ -238,7 +242,7 @@ def run_study(args: Namespace, status: Console) -> Work:
 
     study, progress = list_studies()[args.name], Progress(status)
     for name, used in USES.items():
-        if getattr(args, name) is not None and not getattr(study, used):
+        if getattr(args, name) is not None and not any(getattr(study, one) for one in used):
             raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
     made: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
     if made["split"] == FINAL and not study.tunes:

@@ -17,9 +17,9 @@ Patches = Iterable[tuple[str, Tensor, Tensor]]  # a row's key, unit features (B,
 
 
 def iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Return the intersection over the union of sets of patches, (B, N, C) and (B, N) bool, (B, C); NaN of no patch."""
-    both = (predicted & truth.unsqueeze(2)).sum(dim=1)
-    return both / (predicted | truth.unsqueeze(2)).sum(dim=1)
+    """Return the intersection over the union of sets of patches, (B, N, C) and (B, N) bool, (B, C); 1 of empty ones."""
+    both, either = (sets.sum(dim=1) for sets in (predicted & truth.unsqueeze(2), predicted | truth.unsqueeze(2)))
+    return torch.where(either > 0, both / either, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def fit_probes(train: Patches, val: Patches, dense: str) -> Probes:
     candidates = {key: _solve(gram, moments[key]).float() for key, gram in grams.items()}
     sums = {key: torch.zeros(own.shape[1], device=own.device) for key, own in candidates.items()}
     for key, features, truth in val:
-        sums[key] = sums[key] + iou(with_ones(features) @ candidates[key] > 0, truth).nansum(dim=0)
+        sums[key] = sums[key] + iou(with_ones(features) @ candidates[key] > 0, truth).sum(dim=0)
     return Probes(weights={key: own[:, sums[key].argmax()] for key, own in candidates.items()}, dense=dense)
 
 

@@ -127,8 +127,10 @@ def batches_for(device: str, scenario: str, batches: Sequence[int] | None) -> tu
     """Return these batches, or the usual ones of the device where there are none."""
     if batches is not None:
         return tuple(dict.fromkeys(batches))
-    usual = CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
-    return usual if scenario == CALLS else SERVER_BATCHES[:1] if usual is CPU_BATCHES else SERVER_BATCHES[1:]
+    on_cuda = torch.device(device).type == "cuda"
+    if scenario == SERVER:
+        return (SERVER_BATCHES[on_cuda],)
+    return CUDA_BATCHES if on_cuda else CPU_BATCHES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +282,7 @@ def _time(
             found: Mapping[int, Timing | Load] = {}
         else:
             ready, found = time_in_turn(
-                models, images, plan, condition, patience, tick=lambda done: tick(min(done, total))
+                models, images, plan, condition, patience, progress, tick=lambda done: tick(min(done, total))
             )
     if condition.way in (timing.COMPILE, *timing.EXPORTED):
         torch._dynamo.reset()
@@ -315,6 +317,7 @@ def time_in_turn(
     plan: LatencyPlan,
     condition: Condition,
     patience: timing.Patience,
+    progress: Progress,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
     """Make models on the images' device ready and time those that can be timed in turn on these (B, C, H, W).
@@ -338,6 +341,7 @@ def time_in_turn(
     try:
         if plan.scenario == SERVER:
             servers = Servers(calls=calls, images=images, **how)
+            done["progress"] = progress
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=condition.rate, **done)
         how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan)}
         return ready, patience.time(lambda: timing.interleave(calls, images, **how, **done), images.device)

@@ -5,6 +5,7 @@ that is late isn't forgiven (Reddi et al., 2020, "MLPerf Inference Benchmark").
 """
 
 import functools
+import itertools
 import math
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.base.terminal import Progress
 from harness.measure import timing
 from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
 from zoo.towers.vit import ReducedViT
@@ -54,15 +56,16 @@ def serve_queries(
     Returns:
         The latencies (n,), and the number of calls.
     """
-    count, done, calls, begun = len(arrivals), 0, 0, now()
+    count, done, calls, late, begun = len(arrivals), 0, 0, 0, now()
     latencies_s = np.full(count, math.inf)
-    while done < count and (1000 * latencies_s[:done] > bound_ms).sum() <= count // 100:
+    while done < count and late <= count // 100:
         if (ahead := arrivals[done] - (now() - begun)) > 0:
             sleep(ahead)
         waiting = int(np.searchsorted(arrivals, now() - begun, side="right")) - done
         batch = slice(done, done + min(max(waiting, 1), most))
         serve(batch.stop - done)
         latencies_s[batch] = now() - begun - arrivals[batch]
+        late += int((1000 * latencies_s[batch] > bound_ms).sum())
         done, calls = batch.stop, calls + 1
     return latencies_s, calls
 
@@ -173,11 +176,16 @@ class Servers(Generic[K]):
 
 @torch.inference_mode()
 def measure_loads(
-    servers: Servers[K], *, bound_ms: float, rate: float | None, tick: Callable[[int], object] = lambda _: None
+    servers: Servers[K],
+    *,
+    bound_ms: float,
+    rate: float | None,
+    progress: Progress,
+    tick: Callable[[int], object] = lambda _: None,
 ) -> dict[K, Load]:
     """Run servers at a rate, or without one each at the highest that is found to keep p99 within ``bound_ms``.
 
-    A model that has none is missing. ``tick`` takes finished rounds.
+    A model that has none is missing. ``tick`` takes finished rounds; ``progress`` shows the runs of a search.
 
     Raises:
         BusyError: other processes left too little of the CPU.
@@ -187,11 +195,16 @@ def measure_loads(
     if rate is not None:
         loads = servers.run_rounds(dict.fromkeys(starts, rate), tick)
     else:
+        runs = itertools.count(1)
+        with progress.task(f"search for rates within {bound_ms:g} ms", 0, unit="run {}".format) as update:
 
-        def is_within(key: K, rate: float, seed: int) -> bool:
-            return servers.run(key, rate, seed, bound_ms)[0].p99_ms <= bound_ms
+            def is_within(key: K, rate: float, seed: int) -> bool:
+                percentiles, _ = servers.run(key, rate, seed, bound_ms)
+                update(next(runs))
+                return percentiles.p99_ms <= bound_ms
 
-        loads, rates = {}, {key: rate for key, rate in find_rates(is_within, starts).items() if rate}
+            rates = {key: rate for key, rate in find_rates(is_within, starts).items() if rate}
+        loads = {}
         for _ in range(TRIES):
             loads |= servers.run_rounds(rates, tick)
             rates = {key: LOWER * rates[key] for key in rates if loads[key].verdict(bound_ms) != MET}

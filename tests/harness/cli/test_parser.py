@@ -64,6 +64,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("fit predicter", "fit 'predicter': did you mean 'predictor'?"),
     ("study ordre", "STUDY 'ordre': did you mean 'order'?"),
     ("study ablation --golden block=2", "--golden changes nothing in study ablation"),
+    ("study patches --seed 1", "--seed changes nothing in study patches"),
     ("compare --methode evit", "no flag '--methode': did you mean '--methods'?"),
     ("compare --split tset", "--split 'tset': did you mean 'test'?"),
     ("compare --limit x", "--limit 'x': expected a whole number"),

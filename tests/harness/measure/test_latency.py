@@ -90,7 +90,7 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any
     condition = Condition("float32", 1, EAGER, 2)
     with patch.object(timing, "stopwatch", lambda *_: watch):
         images, patience = torch.randn(2, 3, 64, 64), timing.Patience(say=print)
-        return time_in_turn(models, images, PLAN, condition, patience, **options)
+        return time_in_turn(models, images, PLAN, condition, patience, Progress(), **options)
 
 
 def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense, monkeypatch):

@@ -1,5 +1,6 @@
 """A server under load: its queue beside an obvious simulation, with a clock that only sleeping and serving advance."""
 
+import io
 import math
 from dataclasses import replace
 from typing import Any
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 import zoo
+from harness.base import terminal
+from harness.base.terminal import Progress
 from harness.measure import server, timing
 from harness.measure.server import Servers, draw_arrivals, find_rates, measure_loads, prepare_server, serve_queries
 from harness.records.times import LEAST_QUERIES, MET
@@ -107,13 +111,17 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
     monkeypatch.setattr(Servers, "warm", lambda self, key: 1 / costs[key])
     monkeypatch.setattr(timing, "why_crowded", lambda _: "")
     servers = Servers(calls=calls, images=torch.zeros(4, 3, 8, 8), rounds=6, seconds=60.0)
-    loads = measure_loads(replace(servers, seconds=0.0), bound_ms=50, rate=None)
+    monkeypatch.setattr(terminal, "LINE_S", 0.0)
+    said = io.StringIO()
+    how: dict[str, Any] = {"bound_ms": 50, "progress": Progress(Console(file=said))}
+    loads = measure_loads(replace(servers, seconds=0.0), rate=None, **how)
+    assert said.getvalue().startswith("search for rates within 50 ms: run 1\nsearch for rates within 50 ms: run 2\n")
     assert loads.keys() == {"slow", "fast"}
     for key, load in loads.items():
         assert (load.verdict(50), load.queries, len(load.runs)) == (MET, LEAST_QUERIES, 6)
         assert 0.5 < load.rate * costs[key] < 3  # queries that arrive in a call, of four at most
     del order[:]
-    loads = measure_loads(servers, bound_ms=50, rate=40)
+    loads = measure_loads(servers, rate=40, **how)
     assert {(load.rate, load.queries) for load in loads.values()} == {(40, 400)}
     assert [key for key, _ in order[:6]] == ["slow", "fast", "none", "fast", "none", "slow"]
     assert len({rate for _, rate in order[:3]}) == 1  # the same arrivals
