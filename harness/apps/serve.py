@@ -6,13 +6,11 @@ as `embed` does, beside the model, so that a picture that can't be read never en
 
 import asyncio
 import base64
-import binascii
 import contextlib
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +26,11 @@ from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running, require_actors
-from zoo.core.files import strict_json
+from harness.records.times import cores
+from zoo.core.files import is_out_of_memory, strict_json
 
 MOST = 2048  # inputs of a request, as OpenAI allows
+LAST_PORT = 65535
 EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"
 app = FastAPI(title="clip-patchrank")
 
@@ -55,10 +55,12 @@ class ServeConfig:
     random_weights: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in {"replicas": 1, "threads": 1, "batch": 1, "wait_ms": 0, "queue": 0, "port": 1}.items():
+        for name, least in {"replicas": 1, "threads": 1, "batch": 1, "wait_ms": 0, "queue": 1, "port": 1}.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"--{name.replace('_', '-')} {value:g}: expected a number from {least}")
+        if self.port > LAST_PORT:
+            raise ValueError(f"--port {self.port}: expected a number up to {LAST_PORT}")
         if not self.route.startswith("/"):
             raise ValueError(f"--route {self.route!r}: expected a path that starts with '/'")
         require_actors("--replicas", self.replicas, self.device)
@@ -66,7 +68,7 @@ class ServeConfig:
     @property
     def cores(self) -> int:
         """Threads of each replica."""
-        return self.threads or max(1, (os.cpu_count() or 1) // self.replicas)
+        return self.threads or max(1, cores() // self.replicas)
 
     @property
     def name(self) -> str:
@@ -117,7 +119,7 @@ def _read_input(place: int, value: Any) -> PictureFile | str:
         raise ValueError(f"input[{place}] {head[:40]!r}: expected data:image/...;base64,...")
     try:
         return PictureFile(f"input[{place}]", content=base64.b64decode(data, validate=True))
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError(f"input[{place}]: no base64 ({error})") from error
 
 
@@ -155,8 +157,11 @@ class VectorServer:
             return _refusal(404 if isinstance(error, LookupError) else 400, str(error))
         try:
             results: list[Any] = await asyncio.gather(*(self._vector(one) for one in query.inputs))
-        except (ValueError, MemoryError) as error:  # the batch overflows, or takes too much memory
-            return _refusal(503 if isinstance(error, MemoryError) else 500, str(error))
+        except (ValueError, MemoryError, RuntimeError) as error:  # the batch overflows, or takes too much memory
+            short = is_out_of_memory(error.__cause__ or error)
+            if not short and not isinstance(error, ValueError):
+                raise
+            return _refusal(503 if short else 500, str(error))
         if wrong := [f"input[{place}]: {one}" for place, one in enumerate(results) if isinstance(one, str)]:
             return _refusal(400, "; ".join(wrong))
         data = [
@@ -259,7 +264,8 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Endpoint]:
             where = f"{config.host}:{config.port}"
             raise OSError(f"can't listen at {where}: {error.strerror}; use another --host or --port") from error
     setup.load(random_weights=config.random_weights)  # what is missing here is said in one sentence
-    setup = setup.absolute()
+    # The same threads as are asked of Ray, on whatever machine.
+    setup, config = setup.absolute(), replace(config, threads=config.cores)
     logs = {"log_level": "ERROR", "enable_access_log": False}
     gpus = 1 if config.device.startswith("cuda") else 0
     replica: Any = VectorServer
@@ -279,6 +285,7 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Endpoint]:
                 raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
             node = next(one for one in ray.nodes() if one["Alive"])
             metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            yield Endpoint(f"http://{config.host}:{config.port}{config.route.rstrip('/')}", metrics)
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            yield Endpoint(f"http://{host}:{config.port}{config.route.rstrip('/')}", metrics)
         finally:
             serve.delete(config.name)

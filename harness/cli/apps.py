@@ -94,7 +94,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
             if one.time:
                 slow = f"but slower than dense, {setup.dtype}" if one.pays else "not clearly faster"
                 text += f"; {one.candidate.name} in {one.candidate.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
-        if bounds.floors and not reductions:
+        if not reductions:
             text += "; no reduction was found that meets the bounds"
     seconds = setup.certificate["seconds"]
     wrote = f"wrote {args.output} in {seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
@@ -397,7 +397,7 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     from harness.apps.serve import ServeConfig, serving
 
     setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
-    Progress(status).say(f"{setup.name}: starting {config.replicas} replicas of {config.cores} threads")
+    Progress(status).say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
         yield f"{setup.name} is served at {served.url}/v1/embeddings; Ray's metrics are at {served.metrics}"

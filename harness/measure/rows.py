@@ -27,7 +27,7 @@ from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
 from harness.measure.foreground import Patches, Probes
-from harness.models.towers import TIMM, split_method, undo_preprocess
+from harness.models.towers import TIMM, split_method, undo_preprocess, without_folders
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
@@ -213,7 +213,7 @@ def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]
 
 def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
     """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
-    known = {split_method(name)[0].partition(".")[0] for name in models}
+    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in models}
     for path in paths:
         file = RecoveryFile.read(path)
         if file.options.get("keep") is None:

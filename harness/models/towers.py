@@ -140,7 +140,7 @@ def load_tower(name: str) -> Tower:
 
         folder = Path(name.removeprefix(TRANSFORMERS))
         transformed: tuple[Any, Any, ClipParts | None] = load_transformers(folder)
-        return Tower(transformed[0], transformed[1], TRANSFORMERS + folder.resolve().name, transformed[2])
+        return Tower(transformed[0], transformed[1], without_folders(name), transformed[2])
     name = name.removeprefix(TIMM)
     if name.startswith(FOLDER):
         _require_folder(name)
@@ -150,9 +150,15 @@ def load_tower(name: str) -> Tower:
         clip = create_clip(name)
         return Tower(clip.model.visual, clip.preprocess, name, clip)
     vit = _dense(create_pretrained(name), name)
-    if name.startswith(FOLDER):
-        name = FOLDER + Path(name.removeprefix(FOLDER)).resolve().name
-    return Tower(vit, image_transform(vit), name)
+    return Tower(vit, image_transform(vit), without_folders(name))
+
+
+def without_folders(name: str) -> str:
+    """Return a dense tower's name with the last part of its path alone."""
+    for prefix in (FOLDER, TRANSFORMERS):
+        if name.startswith(prefix):
+            return prefix + Path(name.removeprefix(prefix)).resolve().name
+    return name
 
 
 def load_clip(name: str) -> tuple[ClipParts, str, str]:

@@ -397,7 +397,7 @@ def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Pat
         images.append(Image.open(sink))
         contents.append(PictureFile("", content=sink.getvalue()))
     encoder = Encoder(Setup.of(name, **({"method": "tome", "keep": 0.5} if "local-dir" in name else {})))
-    wanted = encoder.pictures(torch.from_numpy(stack(prepare(contents, encoder.preprocess).items)))
+    wanted = encoder.pictures(torch.from_numpy(stack(prepare(contents, encoder.transform).items)))
     np.testing.assert_allclose(model.encode(images), wanted, atol=1e-5)
     assert model.get_embedding_dimension() == wanted.shape[1]
     if model.supports("text"):

@@ -35,7 +35,7 @@ class Codes(NamedTuple):
             return cls(precision, width, np.packbits(embeddings > 0, axis=1))
         if precision == INT8:
             scale = np.abs(embeddings).max(axis=1) / np.float32(127)
-            embeddings = np.rint(embeddings / scale[:, None])
+            embeddings = np.rint(embeddings / np.where(scale > 0, scale, 1)[:, None])
         return cls(precision, width, embeddings.astype(PRECISIONS[precision]), scale)
 
     @classmethod

@@ -188,7 +188,6 @@ class Encoder:
         self.weights = fingerprint(tower.vit)
         own = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
         self.reducer = weights_digest(own) if own else None
-        self.preprocess = tower.preprocess
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
         self.transform, self._scaling = split_preprocessing(tower.preprocess, device)
         if tower.clip is not None:
@@ -214,7 +213,7 @@ class Encoder:
         return weights_digest(self.require_text().model.text.state_dict())
 
     def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
-        """Embed preprocessed pictures (n, C, H, W) as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
+        """Embed pictures as ``transform`` makes them as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
         return self.unit(self.forward(pixels.to(self.device)).cpu())
 
     @torch.inference_mode()

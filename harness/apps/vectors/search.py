@@ -82,11 +82,11 @@ def query_vector(
                 "embed again"
             )
     if is_picture:
-        [picture] = prepare([PictureFile(query, file=query)], encoder.preprocess, way="take another one").items
+        [picture] = prepare([PictureFile(query, file=query)], encoder.transform, way="take another one").items
         if picture.pixels is None:
             raise ValueError(f"query {query!r}: {picture.wrong}")
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
-        return encoder.pictures(torch.from_numpy(picture.pixels).repeat(count, 1, 1, 1))[0]
+        return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     return _embed_words(query, encoder, say)
 
 

@@ -88,7 +88,7 @@ class SentenceTower(nn.Module):
         if all(isinstance(one, Image.Image) for one in inputs):
             return {"pixel_values": torch.stack([self.transform(upright_rgb(one.copy())) for one in inputs])}
         for one in inputs:
-            if not isinstance(one, str) or Path(one).suffix in EXTENSIONS:
+            if not isinstance(one, str) or Path(one).suffix.lower() in EXTENSIONS:
                 raise ValueError(f"{one!r:.80}: expected PIL images, or texts; open pictures with PIL.Image.open")
         if self.text is None:
             raise ValueError(f"{inputs[0]!r:.80}: this model has no text tower; expected PIL images")

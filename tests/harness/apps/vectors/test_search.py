@@ -70,6 +70,7 @@ def test_stored_in_bytes_and_bits(width: int, seed: int):
     error = np.abs(int8.decode() - floats).max(axis=1)
     assert (error <= np.abs(floats).max(axis=1) / 254 * (1 + 1e-5)).all()
     assert (np.abs(int8.codes).max(axis=1) == 127).all()
+    assert not Codes.of(0 * floats, INT8).decode().any()
     for row, stored in zip(floats, bits.codes, strict=True):
         text = "".join(str(int(value > 0)) for value in row)
         assert "".join(f"{byte:08b}" for byte in stored) == text + "0" * (-width % 8)

@@ -1,5 +1,6 @@
 """A real Ray Serve gives embed's vectors, and every client learns what it refused, shed or lost."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -11,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import requests
+import torch
 from numpy.typing import NDArray
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
-    from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
+    from harness.apps.serve import MOST, Query, ServeConfig, VectorServer, serving
 from harness.apps.setup import Setup
 from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import EmbedJob, Encoder, embed, read_vectors
@@ -112,6 +115,7 @@ CUT = b"\x89PNG\r\n\x1a\n cut"
     ({"input": "a", "dimensions": 8}, 400, "dimensions 8"),
     ({"input": "https://x.org/a.png"}, 400, "aren't fetched"),
     ({"input": "data:image/png;base64,?"}, 400, "input[0]: no base64"),
+    ({"input": "data:image/png;base64,é"}, 400, "input[0]: no base64"),
     ({"input": "data:text/plain,a"}, 400, "expected data:image/...;base64"),
     ({"input": ["a dress", "xylophone"]}, 400, "input[1]: the embedded text tower never saw"),
     ({"input": ["a dress", data_url(CUT)]}, 400, "input[1]: image 'input[1]' can't be read"),
@@ -171,6 +175,24 @@ def test_a_tower_without_text_tower_takes_pictures_alone(tower: str):
         read(json.dumps({"input": [data_url(CUT), "a dress"]}).encode(), "application/json")
 
 
+OVERFLOW, NO_MEMORY = ValueError("embeddings overflowed"), ValueError("out of memory on cuda")
+NO_MEMORY.__cause__ = torch.OutOfMemoryError()
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (OVERFLOW, 500), (NO_MEMORY, 503), (MemoryError(), 503), (RuntimeError("can't allocate memory"), 503),
+])  # fmt: skip
+def test_a_lack_of_memory_passes_and_an_overflow_does_not(error: Exception, status: int):
+    async def body() -> bytes:
+        return b""
+
+    read, vector = Mock(return_value=Query(["a"])), Mock(side_effect=error)
+    replica = SimpleNamespace(decoders=None, _read=read, _vector=vector)
+    request: Any = SimpleNamespace(body=body, headers={})
+    answer = asyncio.run(VectorServer.func_or_class.embeddings(replica, request))
+    assert answer.status_code == status
+
+
 def test_in_low_precision_a_vector_does_not_depend_on_its_batch(tower: str, draw: Callable[..., bytes]):
     """Which it would, by the size."""
     encoder = Encoder(Setup.of(tower, dtype="bfloat16"))
@@ -183,6 +205,8 @@ def test_in_low_precision_a_vector_does_not_depend_on_its_batch(tower: str, draw
 
 @pytest.mark.parametrize(("facts", "match"), [
     ({"batch": 0}, "--batch 0: expected a number from 1"),
+    ({"queue": 0}, "--queue 0: expected a number from 1"),  # which Ray refuses
+    ({"port": 70_000}, "--port 70000: expected a number up to 65535"),
     ({"wait_ms": -1.0}, "--wait-ms -1: expected a number from 0"),
     ({"route": "x"}, "--route 'x': expected a path that starts with '/'"),
     ({"device": "cuda:1"}, "--device 'cuda:1' with --replicas: say cuda"),
