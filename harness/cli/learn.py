@@ -202,8 +202,8 @@ def _recovery_flags(parser: CommandParser) -> None:
     _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "what is learned: head (the last linear map) or metric (what rankmerge compares), in closed form; norm "
-    text += "(LayerNorms and biases), lora (low-rank updates), or two in turn: metric+head, head+norm, head+lora"
+    text = "what is learned: head (the last linear map, in closed form), norm (LayerNorms and biases), lora (low-rank "
+    text += "updates), or one after the other, head+norm or head+lora"
     flags.fields(how, config, what=text, rank="rank of lora")
     flags.add(how, "--validations", config.rounds, "validations at most, each after --steps", dest="rounds")
     flags.fields(how, config, steps="steps of the optimiser between validations", batch="images per step")
