@@ -184,3 +184,14 @@ def test_other_heads_and_sizes():
     torch.testing.assert_close(make(num_classes=0)(picture), pooled)
     assert make(num_classes=3)(picture).shape == (1, 3)
     assert make("clip_vit_s14_random50", img_size=224).trace(torch.randn(1, 3, 224, 224)).final_tokens == 128
+
+
+@torch.no_grad()
+def test_a_named_model_with_options_is_reduced_anew_and_saved(tiny: Build, images: Tensor, tmp_path: Path):
+    model = zoo.reduce(
+        tiny("clip_vit_b16_rankmerge50.openai", distance=0.3), method="rankmerge", keep=0.4, distance=0.2
+    )
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.reducer.config == model.reducer.config
+    torch.testing.assert_close(again(images), model(images))

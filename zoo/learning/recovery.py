@@ -15,15 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.core.attention import Attended
 from zoo.core.files import digest, weights_digest
 from zoo.core.host import Host, share_weights
 from zoo.core.prompts import CosineHead
-from zoo.core.reducer import HostSpec, Reducer, ReducerConfig
-from zoo.core.tokens import Tokens
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
-    CHANNELS,
     DOWN,
     FORMAT,
     HEAD,
@@ -37,14 +33,11 @@ from zoo.loading.recovery_file import (
     trainable,
     twin,
     with_head,
-    with_metric,
     with_precision,
 )
 
 CHUNK = 16  # images at a time where nothing is learnt
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 7))  # of the ridge, times the mean square of an input
-# Of a metric beside the residual stream, the mean eigenvalue of J^T J being 1.
-METRIC_STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOTHING = 1e-9  # mean distance of features that are equal up to rounding
 _FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
 _WARM = 0.1  # share of the steps in which the learning rate rises
@@ -76,7 +69,7 @@ class WeightChanges(nn.Module):
         """Begin those of a tower, which leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), {}
-        what = config.what.split("+")[-1]
+        what = config.what.removeprefix("head+")
         for name, own in trainable(vit, what).items():
             like = weights[own]
             if what == "lora":
@@ -134,21 +127,18 @@ def recover(
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
     config = with_precision(config, model)
-    parts = config.what.split("+")
-    teacher, student = twin(model).eval(), with_metric(with_head(model, config.what), config.what)
-    closed = [own for part in {"metric", "head"} & {*parts} for own in trainable(student, part).values()]
-    student = twin(student, closed).eval()
+    teacher, student = twin(model).eval(), with_head(model, config.what)
+    student = twin(student, [trainable(student, "head")[HEAD]] if config.what.startswith("head") else []).eval()
     teacher.reducer = None
     trainer = _Trainer(teacher, student, train, val, config)
     before = start = trainer.begin()
-    solved: dict[str, Tensor] = {}
-    for part in parts:
-        if part in ("metric", "head") and max(before) > _NOTHING:
-            found = trainer.fit_metric() if part == "metric" else trainer.fit_head()
-            fold(student, {trainer.names[name]: value for name, value in found.items()})
-            start, solved = trainer.begin(), solved | found
-    if parts[-1] in ("metric", "head"):
-        return Recovered(solved, before, start)
+    head: dict[str, Tensor] = {}
+    if config.what.startswith("head") and max(before) > _NOTHING:
+        head = trainer.fit_head()
+        fold(student, {trainer.names[name]: value for name, value in head.items()})
+        start = trainer.begin()
+    if config.what == "head":
+        return Recovered(head, before, start)
     changes = WeightChanges.of(student, config)
     state = FitState(
         mark=_mark(model, config, *train, *val),
@@ -167,9 +157,9 @@ def recover(
         checkpoint=checkpoint,
     )
     if state.best == 1.0:
-        return Recovered(solved, before, start)
+        return Recovered(head, before, start)
     tensors = {name: value.detach().cpu().clone() for name, value in changes.tensors().items()}
-    return Recovered(solved | tensors, before, trainer.held_out(additions(changes.tensors())))
+    return Recovered(head | tensors, before, trainer.held_out(additions(changes.tensors())))
 
 
 class _Trainer:
@@ -225,44 +215,6 @@ class _Trainer:
             if (share := self._share(losses)) < best:
                 best, change = share, tried
         return {} if change is None else {HEAD: (change.T if turned else change).float().contiguous()}
-
-    def fit_metric(self) -> dict[str, Tensor]:
-        """Find the channels by which tokens differ to the dense features; nothing where no strength helps every set.
-
-        At a reduction point they are the main axes of the mean of J^T J, where J is the derivative of an image's unit
-        features by the residual stream of one patch token. Each image gives J in one random direction of the features.
-        """
-        reducer = self.student.reducer
-        assert reducer is not None
-        teacher = share_weights(self.teacher, type(self.teacher))
-        probe = _Probe(ReducerConfig(keep=1.0, reduce_at=reducer.points), teacher.spec())
-        teacher.reducer = probe
-        generator = torch.Generator().manual_seed(self.config.seed)
-        nothing = torch.zeros(teacher.embed_dim, teacher.embed_dim, dtype=torch.float64)
-        total = dict.fromkeys(probe.points, nothing)
-        for images in self.train:
-            squares = dict.fromkeys(probe.points, nothing)
-            for rows in _chunks(images):
-                features = F.normalize(teacher.features(images[rows].to(self.device, self.dtype)).float(), dim=-1)
-                direction = torch.randn(features.shape, generator=generator).to(self.device)
-                gradients = torch.autograd.grad((features * direction).sum(), list(probe.added.values()))
-                for point, gradient in zip(probe.added, gradients, strict=True):
-                    flat = gradient[:, teacher.prefix_count :].flatten(0, 1).double().cpu()
-                    squares[point] = squares[point] + flat.T @ flat
-            total = {
-                point: total[point] + square / square.trace().clamp(min=_NOTHING) for point, square in squares.items()
-            }
-        axes = {}
-        for point, square in total.items():
-            values, vectors = torch.linalg.eigh(square)
-            scaled = vectors * (values.clamp(min=0) / values.mean().clamp(min=_NOTHING)).sqrt()
-            axes[f"metric.{point}"] = scaled[:, -CHANNELS:].float().to(self.device)
-        best, kept = 1.0, dict[str, Tensor]()
-        for strength in METRIC_STRENGTHS:
-            tried = {name: strength**0.5 * axis for name, axis in axes.items()}
-            if (share := self._share(self.held_out(tried))) < best:
-                best, kept = share, {name: value.cpu().contiguous() for name, value in tried.items()}
-        return kept
 
     def _pooled(self, vit: Host, images: Images) -> Tensor:
         """Return what enters the last linear map, (n, in) float64."""
@@ -323,20 +275,6 @@ class _Trainer:
 
 def _chunks(images: Images) -> Sequence[Tensor]:
     return torch.arange(len(images)).split(CHUNK)
-
-
-class _Probe(Reducer):
-    """Reduce nothing; ``added`` are zeros added to the tokens at each reduction point, to differentiate by."""
-
-    in_block = True
-
-    def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
-        super().__init__(config, host)
-        self.added: dict[int, Tensor] = {}
-
-    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        self.added[index] = torch.zeros_like(tokens.x, requires_grad=True)
-        return tokens._replace(x=tokens.x + self.added[index])
 
 
 class _Features(nn.Module):

@@ -1,5 +1,6 @@
 """Give a model that exists a reduction method or prompts, keeping its modules and weights."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile, PredictorPath, load_predictor
-from zoo.loading.recovery_file import REBUILT, add_recovery, describe
+from zoo.loading.recovery_file import add_recovery
 from zoo.loading.weights import filter_weights
 from zoo.towers.vit import TimmHost
 
@@ -33,6 +34,7 @@ CONTAINERS = {
     "sentence_transformers.base.modules.transformer.Transformer": "model",
     "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
 }
+REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
 def reduce(
@@ -88,7 +90,7 @@ def reduce(
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
         if file is not None:
             load_predictor(reduced, file)
-    describe(reduced)
+    _describe(reduced, method)
     return reduced if recovery is None else add_recovery(reduced, recovery)
 
 
@@ -124,6 +126,23 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
         facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
     return tuned
+
+
+def _describe(model: Host, method: str | None) -> None:
+    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
+    facts = model.__dict__
+    cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
+    if not cfg or not cfg.get("architecture"):
+        return
+    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
+    reduction = {} if model.reducer is None else dataclasses.asdict(model.reducer.config)
+    # Without options that a name was built with: `reduced_vit` takes each once.
+    facts["_model_args"] = {name: value for name, value in args.items() if name not in reduction} | {
+        "base": args.get("base", cfg["architecture"] + tag),
+        "method": method,
+        "reduction": reduction,
+    }
+    facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
 
 
 @register_model

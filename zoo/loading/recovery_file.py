@@ -23,14 +23,12 @@ from zoo.core.files import (
 from zoo.core.host import FeatureTower, Host, share_weights
 from zoo.core.messages import check_fields, tower_name
 from zoo.core.precision import AUTO, precision_on
-from zoo.core.reducer import Reducer, build_reducer
+from zoo.core.reducer import Reducer
 from zoo.loading.learned_files import check_settings, dataset_names, difference
 
-WHATS = ("head", "metric", "metric+head", "norm", "lora", "head+norm", "head+lora")
-CHANNELS = 64  # of a metric
+WHATS = ("head", "norm", "lora", "head+norm", "head+lora")
 DTYPES = (AUTO, "float32", "bfloat16")
 FORMAT = 3  # of a file
-REBUILT = "reduced_vit"  # the timm name of a saved model that ``zoo.reduce`` made
 HEAD = "head.weight"  # of the linear map that gives the features
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 T = TypeVar("T", bound=Host)
@@ -43,8 +41,7 @@ class RecoveryConfig:
     Attributes:
         what: ``head``: the linear map that gives the features, in closed form, so that no other field counts;
             ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank updates
-            of linear layers' weights, of ``rank``; ``metric``: what ``rankmerge`` compares tokens by, in closed form
-            from gradients of the dense features. With a plus: first one, then the other.
+            of linear layers' weights, of ``rank``. ``head+norm`` and ``head+lora``: first one, then the other.
         rounds: validations at most, each after ``steps`` of the optimiser on ``batch`` images of all sets alike.
         patience: rounds without a better validation loss before stopping.
         learning_rate: of AdamW; it rises for a tenth of the steps, then falls as a cosine to zero.
@@ -71,16 +68,13 @@ class RecoveryConfig:
 
 
 def trainable(vit: Host, what: str) -> dict[str, str]:
-    """Return the weights that a recovery of this kind changes: of the head, the metric, or the blocks and norms.
+    """Return the weights that a recovery of this kind changes: of the head, or of the blocks and norms beside them.
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
 
     Raises:
         ValueError: ``head`` of a tower whose features come from no linear map.
     """
-    if what == "metric":
-        points = () if vit.reducer is None else vit.reducer.points
-        return {f"metric.{point}": f"reducer.metric.{point}" for point in points}
     if "+" in what:
         return {name: own for part in what.split("+") for name, own in trainable(vit, part).items()}
     if what == "head":
@@ -122,30 +116,9 @@ def last_map(vit: Host) -> Any:
     return layer
 
 
-def with_metric(vit: T, what: str) -> T:
-    """Return a tower whose reducer has a metric to learn, which changes nothing yet.
-
-    Raises:
-        ValueError: a method without one, or one that has learned its own already.
-    """
-    if "metric" not in what:
-        return vit
-    reducer = vit.reducer
-    assert reducer is not None
-    if (have := getattr(reducer.config, "channels", None)) != 0:
-        why = "has no metric to learn" if have is None else "has learned its metric already"
-        raise ValueError(f"what={what!r}: {reducer.method!r} {why}; expected 'rankmerge' without channels")
-    other, like = share_weights(vit, type(vit)), next(vit.block_modules[0].parameters())
-    options = reducer.config.plain() | {"channels": min(CHANNELS, vit.embed_dim)}
-    other.reducer = build_reducer(reducer.method, options, vit.spec(device=like.device, dtype=like.dtype))
-    other.reducer.train(reducer.training).load_state_dict(reducer.state_dict(), strict=False)
-    describe(other)
-    return other
-
-
 def with_head(vit: T, what: str) -> T:
     """Return a tower whose features leave through a linear map, the identity of a new one if it has a place for it."""
-    if "head" not in what or not isinstance(getattr(vit, vit.projection or "", None), nn.Identity):
+    if not what.startswith("head") or not isinstance(getattr(vit, vit.projection or "", None), nn.Identity):
         return vit
     other, like = share_weights(vit, type(vit)), next(vit.block_modules[0].parameters())
     other.head = nn.Linear(vit.embed_dim, vit.embed_dim, device=like.device, dtype=like.dtype)
@@ -153,24 +126,6 @@ def with_head(vit: T, what: str) -> T:
     nn.init.zeros_(other.head.bias)
     other.__dict__["num_classes"] = vit.embed_dim
     return other
-
-
-def describe(model: Host) -> None:
-    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
-    facts = model.__dict__
-    cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
-    if not cfg or not cfg.get("architecture"):
-        return
-    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
-    reducer = model.reducer
-    reduction = {} if reducer is None else asdict(reducer.config)
-    # Without options that a name was built with: `reduced_vit` takes each once.
-    facts["_model_args"] = {name: value for name, value in args.items() if name not in reduction} | {
-        "base": args.get("base", cfg["architecture"] + tag),
-        "method": None if reducer is None else reducer.method,
-        "reduction": reduction,
-    }
-    facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
 
 
 @torch.no_grad()
@@ -299,7 +254,7 @@ def _stage_counts(reducer: Reducer, patches: int) -> dict[str, int]:
 
 def _weights_mark(model: Host, what: str) -> str:
     blocks = blocks_fingerprint(model.state_dict(), model.blocks_prefix)
-    if "head" not in what:
+    if not what.startswith("head"):
         return blocks
     return digest(blocks, weights_digest({HEAD: model.get_parameter(trainable(model, "head")[HEAD])}))
 
@@ -358,8 +313,7 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
         return model.over(add_recovery(model.bare(), file))
     headed = with_head(model, file.recipe["what"])
     file.require(headed)
-    changing = with_metric(headed, file.recipe["what"])
-    added = file.load(changing)
-    recovered = twin(changing if added else model, added)
+    added = file.load(headed)
+    recovered = twin(headed if added else model, added)
     fold(recovered, added)
     return recovered

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
 from zoo.core.merger import DISTANCE, pair_tokens, scale_places
@@ -36,8 +36,6 @@ class RankMergeConfig(ReducerConfig):
         rank_at: block from which on ranks protect, and before which a predictor scores.
         rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
             exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
-        channels: linear functions of the residual stream, learned for each point, by which tokens are compared beside
-            the stream itself; 0 for none. ``zoo.recover`` with ``what="metric"`` learns them.
         arch: the predictor's network; ``width`` is its width.
     """
 
@@ -49,7 +47,6 @@ class RankMergeConfig(ReducerConfig):
     rank: str = limit("none", RANKS)
     rank_at: int = limit(3, "[0, inf)")
     rank_weight: float = limit(0.5, "[0, inf)")
-    channels: int = limit(0, "[0, inf)")
     arch: str = "conv"
     width: int = limit(64, "[1, inf)")
 
@@ -98,11 +95,6 @@ class RankMerge(Reducer):
 
     def __init__(self, config: RankMergeConfig, host: HostSpec) -> None:
         super().__init__(config, host)
-        self.metric = nn.ParameterDict()  # (D, channels) of each reduction point
-        if config.channels:
-            like = {"device": host.device, "dtype": host.dtype}
-            for point in self.points:
-                self.metric[str(point)] = nn.Parameter(torch.zeros(host.embed_dim, config.channels, **like))
         self.predictor: Predictor | None = None
         if config.rank == "predictor":
             self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
@@ -147,16 +139,9 @@ class RankMerge(Reducer):
                 protection = (self.config.rank_weight * (_shares(tokens.importance, tokens.patch_count) - 0.5)).exp()
             weight = None if tokens.size is None else tokens.size**self.config.size_power
             place, r = scale_places(tokens, self.config.distance), tokens.patch_count - left
-            gone, into, cost = pair_tokens(self._compared(index, tokens), place, weight, r, protection=protection)
+            gone, into, cost = pair_tokens(tokens.patches, place, weight, r, protection=protection)
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
         return tokens.with_bias()
-
-    def _compared(self, index: int, tokens: Tokens) -> Tensor:
-        """Return what patch tokens are compared by, (B, n, D + channels)."""
-        if not self.config.channels:
-            return tokens.patches
-        patches = tokens.patches.float()
-        return torch.cat((patches, patches @ self.metric[str(index)].float()), dim=-1)
 
 
 def _shares(importance: Tensor, count: int) -> Tensor:
