@@ -8,7 +8,6 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.core.messages import expected
 
 MISSING = ("nearest", "zeros")  # what `Tokens.spread` gives patches whose token was dropped
 
@@ -243,7 +242,7 @@ class Tokens(NamedTuple):
             ValueError: another ``missing``.
         """
         if missing not in MISSING:
-            raise ValueError(f"missing={missing!r}: {expected(missing, MISSING)}")
+            raise ValueError(f"missing={missing!r}: expected one of {', '.join(MISSING)}")
         if not self.history:
             return self.x
         token = self.token_of_patch()
