@@ -20,7 +20,7 @@ from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
-from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
+from harness.models.towers import Tower, load_tower, no_text, undo_preprocess, without_folders
 from harness.records.record import GOLDEN
 from harness.report.pictures import Arrays, PatchSheet, draw
 from zoo.core.files import write_whole
@@ -130,20 +130,29 @@ def show(
 
 
 def draw_galleries(plan: Plan, folder: Path, progress: Progress) -> None:
-    """Draw what the methods of a comparison leave of a few images of each dataset, at its lowest keep rate."""
-    methods = tuple(name for name in plan.methods if name in METHODS)
+    """Draw what the methods of a comparison leave of a few images of each dataset, at its lowest keep rate.
+
+    A picture that is there already stays.
+    """
+    methods, keep = tuple(name for name in plan.methods if name in METHODS), min(plan.keeps)
     for model, name in product(plan.models if methods else (), plan.datasets):
-        config = ShowConfig(keeps=(min(plan.keeps),), left=methods, scale=GALLERY_SCALE)
-        whole = len(get_dataset(name).split(plan.split))
+        whole, tower = len(get_dataset(name).split(plan.split)), without_folders(model)
         count = min(FEW, whole)
+        comment = f"{name} {plan.split}, {tower}\nWhat is left of {count} images at keep {100 * keep:g} % by "
+        comment += ", ".join(methods)
+        slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{name}_{tower}")[:120]
+        path = folder / f"gallery_{slug}.jpg"
+        try:
+            with Image.open(path) as image:
+                if image.info.get("comment") == comment.encode():
+                    continue
+        except OSError:  # there is none, or not whole
+            pass
         subjects = [find_subject(f"{name}:{plan.split}:{index * whole // count}") for index in range(count)]
-        tower = load_tower(model)
-        sheet = make_sheet(tower, subjects, config, progress=progress, device=plan.device)
-        title = f"{name} {plan.split}, {tower.name}"
-        alt = f"What is left of {count} images at keep {100 * config.keeps[0]:g} % by {', '.join(methods)}"
-        how = {"pil_kwargs": {"quality": 80, "comment": f"{title}\n{alt}".encode()}}
-        slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{name}_{tower.name}")[:120]
-        write_whole(folder / f"gallery_{slug}.jpg", draw(sheet, config.scale, "jpg", **how))
+        config = ShowConfig(keeps=(keep,), left=methods, scale=GALLERY_SCALE)
+        sheet = make_sheet(load_tower(model), subjects, config, progress=progress, device=plan.device)
+        how = {"pil_kwargs": {"quality": 80, "comment": comment.encode()}}
+        write_whole(path, draw(sheet, config.scale, "jpg", **how))
 
 
 def make_sheet(

@@ -8,7 +8,6 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-
 MISSING = ("nearest", "zeros")  # what `Tokens.spread` gives patches whose token was dropped
 
 

@@ -34,7 +34,7 @@ TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
-    names = "accuracy_gflops.svg fidelity_gflops.svg records.jsonl report.html "
+    names = "accuracy_gflops.svg fidelity_gflops.svg gallery_emoji_clip_vit_s14.jpg records.jsonl report.html "
     names += "table.csv table.md table.tex"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
@@ -76,7 +76,7 @@ def test_the_whole_benchmark_in_miniature(tower: Tower, toy: Dataset, monkeypatc
     assert main(["rank", "--model", "clip_vit_b16", "--dataset", "toy", "--stride", "2", "--limit", "12"]) == 0
     assert "12 of 21 images" in capsys.readouterr().out
     command = "compare --model clip_vit_b16 --dataset toy --limit 12 --shots 0 2 --batches 2"
-    command += " --tokens probe --seeds 1 --match keep"
+    command += " --tokens probe --seeds 1 --match keep --no-gallery"
     command += " --methods clsattn evit golden patchrank random rankmerge tome"
     assert main([*command.split(), "--rounds", "6", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")

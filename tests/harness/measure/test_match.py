@@ -223,7 +223,7 @@ def test_refusals(change, match):
 
 def test_the_main_job_names_equal_time_as_the_next_step(tmp_path, capsys, clock):
     clock()
-    command = "compare --model clip_vit_b16 --dataset toy --keeps 0.5 --batches 8 --limit 8 --output"
+    command = "compare --model clip_vit_b16 --dataset toy --keeps 0.5 --batches 8 --limit 8 --no-gallery --output"
     command += f" {tmp_path} --methods evit"  # no patchrank, so evit is what others meet
     assert main([*command.split(), "random"]) == 0
     [_, *again] = re.search("next, at equal time: (patchrank .*)", capsys.readouterr().err)[1].split()
