@@ -85,7 +85,7 @@ def measure(limit: str) -> None:
         jobs[name] += ["--dtype", dtype]
     for name, flags in jobs.items():
         with TemporaryDirectory() as folder:
-            if code := main(["compare", *flags, "--limit", limit, "--output", folder]):
+            if code := main(["compare", *flags, "--limit", limit, "--no-gallery", "--output", folder]):
                 sys.exit(code)
             content = (Path(folder) / RECORDS).read_bytes()
             write_whole(RESULTS / name, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)

@@ -1,12 +1,11 @@
 """Show images beside the importance of their patches by several rankings, and what is kept."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import product
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from torch import Tensor
 from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
+from harness.datasets.base import Dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess, without_folders
 from harness.records.record import GOLDEN
-from harness.report.pictures import Arrays, PatchSheet, draw
+from harness.report.pictures import Arrays, PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
@@ -69,7 +69,12 @@ def find_subject(place: str) -> Subject:
     if not index.isdecimal() or int(index) >= len(split):
         there = f"images 0 to {len(split) - 1}" if len(split) else "no images"
         raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has {there}")
-    example, name = split[int(index)], f"{dataset.name}:{match['split']}:{index}"
+    return make_subject(dataset, match["split"], int(index))
+
+
+def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
+    """Take an image of a dataset, with its class if it has one."""
+    example, name = dataset.split(split)[index], f"{dataset.name}:{split}:{index}"
     if not dataset.labelled:
         return Subject(name, example.image)
     return Subject(name, example.image, dataset.classes[example.label], dataset.classes, dataset.templates)
@@ -129,30 +134,27 @@ def show(
     return sheet
 
 
-def draw_galleries(plan: Plan, folder: Path, progress: Progress) -> None:
+def draw_galleries(plan: Plan, datasets: Iterable[str], folder: Path, progress: Progress) -> None:
     """Draw what the methods of a comparison leave of a few images of each dataset, at its lowest keep rate.
 
-    A picture that is there already stays.
+    ``datasets`` have been read, and go by their own names. A picture that is there already stays.
     """
     methods, keep = tuple(name for name in plan.methods if name in METHODS), min(plan.keeps)
-    for model, name in product(plan.models if methods else (), plan.datasets):
-        whole, tower = len(get_dataset(name).split(plan.split)), without_folders(model)
-        count = min(FEW, whole)
-        comment = f"{name} {plan.split}, {tower}\nWhat is left of {count} images at keep {100 * keep:g} % by "
-        comment += ", ".join(methods)
-        slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{name}_{tower}")[:120]
-        path = folder / f"gallery_{slug}.jpg"
-        try:
-            with Image.open(path) as image:
-                if image.info.get("comment") == comment.encode():
-                    continue
-        except OSError:  # there is none, or not whole
-            pass
-        subjects = [find_subject(f"{name}:{plan.split}:{index * whole // count}") for index in range(count)]
-        config = ShowConfig(keeps=(keep,), left=methods, scale=GALLERY_SCALE)
-        sheet = make_sheet(load_tower(model), subjects, config, progress=progress, device=plan.device)
-        how = {"pil_kwargs": {"quality": 80, "comment": comment.encode()}}
-        write_whole(path, draw(sheet, config.scale, "jpg", **how))
+    config = ShowConfig(keeps=(keep,), left=methods, scale=GALLERY_SCALE)
+    for model in plan.models if methods else ():
+        load, name = cache(partial(load_tower, model)), without_folders(model)
+        for dataset in map(get_dataset, datasets):
+            slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{dataset.name}_{name}")[:120]
+            path, whole = folder / f"gallery_{slug}.jpg", len(dataset.split(plan.split))
+            count = min(FEW, whole)
+            alt = f"What is left of {count} images at keep {100 * keep:g} % by {', '.join(methods)}"
+            comment = f"{dataset.name} {plan.split}, {name}\n{alt}"
+            if path.is_file() and read_comment(path) == comment:
+                continue
+            subjects = [make_subject(dataset, plan.split, at * whole // count) for at in range(count)]
+            sheet = make_sheet(load(), subjects, config, progress=progress, device=plan.device)
+            jpeg = {"quality": 80, "comment": comment.encode()}
+            write_whole(path, draw(sheet, config.scale, "jpg", pil_kwargs=jpeg))
 
 
 def make_sheet(

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(words)
         args.argv = words
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
-        with _warnings_as_notes(args):
+        with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -139,6 +139,21 @@ def require_own_packages() -> None:
                 f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
                 f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
             )
+
+
+@contextlib.contextmanager
+def _no_empty_folders(args: Namespace) -> Iterator[None]:
+    """Remove what the body leaves of a new output but empty folders."""
+    outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
+    folders = [folder for output in outputs if output for folder in (output, *output.parents)]
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    finally:
+        for made in new:
+            for folder, _, _ in os.walk(made, topdown=False):
+                with contextlib.suppress(OSError):  # it holds something
+                    Path(folder).rmdir()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.base.table import NOT_MEASURED, Cell, Shown, Table, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
-from harness.records.metrics import METRICS, Metric
+from harness.records.metrics import METRICS, Measured, Metric
 from harness.records.record import MATCHED, Record, measured_alike, read_run
 from harness.records.statistics import (
     CLEAR,
@@ -63,7 +63,7 @@ class Tolerances:
         cosine: difference in mean cosines: to dense, and in the margin.
         divergence: difference in mean KL to dense, in nats, and in neighbours that are dense's, too.
         probe: difference in any direction of the mean feature, which isn't relative to dense.
-        tau: difference in Kendall's tau.
+        tau: difference in Kendall's tau, which must also stay in the expected 95 % interval.
         slower: factor on the expected ratio of time to dense, which the least of the ratio's
             interval may not exceed; None not to judge latency. Faster is never wrong.
     """
@@ -222,7 +222,7 @@ def _answers(pair: Pair, bounds: Tolerances) -> Iterator[Movement]:
 def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
     """Compare what rounding may move; of several numbers the one that moved most."""
     limits = [
-        (name, own.mean, now.mean(name), *_limit(METRICS[name], then.image_count, bounds))
+        (name, own.mean, now.mean(name), *_limits(METRICS[name], own, then.image_count, bounds))
         for name, own in then.metrics.items()
         if name in METRICS and METRICS[name].bound not in ("", "exact")
     ]
@@ -230,19 +230,25 @@ def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
         here = now.feature_probe
         most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())
         found = None if here is None else here[most]
-        limits.append(("feature_probe", probe[most], found, bounds.probe, f"±{bounds.probe:g}"))
-    for name, value, found, limit, words in limits:
-        if found is None or not abs(found - value) <= limit:
+        ends = probe[most] - bounds.probe, probe[most] + bounds.probe, f"±{bounds.probe:g}"
+        limits.append(("feature_probe", probe[most], found, *ends))
+    for name, value, found, low, high, words in limits:
+        if found is None or not low <= found <= high:
             by = None if found is None else found - value
             yield Movement(name.replace("_", " "), value, found, by, words)
 
 
-def _limit(metric: Metric, images: int, bounds: Tolerances) -> tuple[float, str]:
-    """Return how far a metric's mean may move, and the same in words."""
+def _limits(metric: Metric, then: Measured, images: int, bounds: Tolerances) -> tuple[float, float, str]:
+    """Return how low and how high a metric's mean may be, and the same in words."""
     by = getattr(bounds, metric.bound) if isinstance(metric.bound, str) else metric.bound
     if metric.bound == "flips":  # of images, and half of one for rounding
-        return (by + 0.5) / images, f"±{(by + 0.5) / images:.4f}"
-    return by, f"±{by:g}"
+        by = (by + 0.5) / images
+    low, high = then.mean - by, then.mean + by
+    if metric.bound != "tau" or then.low is None or then.high is None:
+        return low, high, f"±{by:.4f}" if metric.bound == "flips" else f"±{by:g}"
+    # It also has to stay in the expected interval. The golden row's has no width, and rounding is no news.
+    low, high = min(max(then.low, low), then.mean - SHOWN_DIGITS), max(min(then.high, high), then.mean + SHOWN_DIGITS)
+    return low, high, f"{low:.4f} to {high:.4f}"
 
 
 def find_changes(pair: Pair) -> Iterator[Movement]:

@@ -1,6 +1,5 @@
 """The painter of patches: images, and which of their patches matter or are kept."""
 
-import io
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
@@ -208,12 +207,18 @@ def read_galleries(folders: Iterable[Path]) -> list[Gallery]:
     """Read the galleries in the folders of runs; raise ValueError for one that can't be read."""
     found = list[Gallery]()
     for path in sorted({path for folder in folders for path in folder.glob("gallery_*.jpg")}):
-        try:
-            jpeg = path.read_bytes()
-            title, alt = Image.open(io.BytesIO(jpeg)).info["comment"].decode().split("\n")
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no gallery ({error}); delete it, and `compare` draws it again"
-            ) from error
-        found.append(Gallery(f"gallery-{len(found) + 1}", title, alt, jpeg))
+        title, separator, alt = read_comment(path).partition("\n")
+        if not separator:
+            raise ValueError(f"{str(path)!r} is no gallery; delete it, and `compare` draws it again")
+        found.append(Gallery(f"gallery-{len(found) + 1}", title, alt, path.read_bytes()))
     return found
+
+
+def read_comment(path: Path) -> str:
+    """Return what a picture says of itself, an empty string where it says nothing or can't be read."""
+    try:
+        with Image.open(path) as image:
+            comment: bytes = image.info.get("comment", b"")
+            return comment.decode()
+    except (OSError, ValueError):
+        return ""

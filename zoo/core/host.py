@@ -5,13 +5,14 @@ A family of towers is one file with a ``HostBlock`` and a ``Host``, a subclass o
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.fx
+from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
@@ -291,12 +292,21 @@ class Host(nn.Module):
         return tokens._replace(x=block.add_mlp(tokens.x))
 
     def feature_maps(
-        self, tapped: Sequence[Tokens], *, norm: bool, output_fmt: str, missing: str
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return features of all patches, as timm's ``forward_intermediates`` has them, and of the prefix tokens.
+        self,
+        embedded: Tokens,
+        indices: int | list[int] | None,
+        *,
+        stop_early: bool,
+        norm: bool,
+        output_fmt: str,
+        missing: str,
+    ) -> tuple[Tokens, list[Tensor], list[Tensor]]:
+        """Run the blocks, and return what is left, features of all patches after some blocks, and of prefix tokens.
 
         Args:
-            tapped: the tokens that left some blocks.
+            embedded: the tokens that enter the first block.
+            indices: these blocks, or how many of the last, as timm's ``forward_intermediates`` takes them.
+            stop_early: run no block behind the last of these.
             norm: normalise them as those that leave the tower.
             output_fmt: ``NCHW`` for (B, D, rows, columns), ``NLC`` for (B, N, D).
             missing: see ``Tokens.spread``.
@@ -306,12 +316,14 @@ class Host(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
+        take, last = feature_take_indices(self.depth, indices)
+        left, tapped = self.advance(embedded, stop=last + 1 if stop_early else None, taps=take)
         if norm:
             tapped = [tokens._replace(x=self.normalise(tokens.x)) for tokens in tapped]
         maps = [tokens.spread(missing)[:, tokens.prefix :] for tokens in tapped]
         if output_fmt == "NCHW":
             maps = [m.transpose(1, 2).unflatten(2, t.grid).contiguous() for m, t in zip(maps, tapped, strict=True)]
-        return maps, [tokens.x[:, : tokens.prefix] for tokens in tapped]
+        return left, maps, [tokens.x[:, : tokens.prefix] for tokens in tapped]
 
     def features(self, images: Tensor) -> Tensor:
         """Return what ``finish`` makes of images (B, C, H, W), whatever the library's own output is."""

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, PatchDropout, ResidualAttentionBlock, VisionTransformer
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended, split_heads, torch_attention
@@ -131,9 +130,14 @@ class ReducedOpenClip(Host, VisionTransformer):
         missing: str = "nearest",
     ) -> dict[str, Any]:
         """Return open_clip's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
-        take, last = feature_take_indices(self.depth, indices)
-        tokens, tapped = self.advance(self.embed(x), stop=last + 1 if stop_early else None, taps=take)
-        maps, prefixes = self.feature_maps(tapped, norm=normalize_intermediates, output_fmt=output_fmt, missing=missing)
+        tokens, maps, prefixes = self.feature_maps(
+            self.embed(x),
+            indices,
+            stop_early=stop_early,
+            norm=normalize_intermediates,
+            output_fmt=output_fmt,
+            missing=missing,
+        )
         output: dict[str, Any] = {"image_intermediates": maps}
         if output_extra_tokens:
             output["image_intermediates_prefix"] = prefixes

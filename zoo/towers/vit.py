@@ -11,7 +11,6 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
-from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block as PlainBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -229,10 +228,10 @@ class TimmHost(Host):
         missing: str = "nearest",
     ) -> Any:
         """Return timm's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
-        take, last = feature_take_indices(self.depth, indices)
         embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
-        tokens, tapped = self.advance(embedded, stop=last + 1 if stop_early else None, taps=take)
-        maps, prefixes = self.feature_maps(tapped, norm=norm, output_fmt=output_fmt, missing=missing)
+        tokens, maps, prefixes = self.feature_maps(
+            embedded, indices, stop_early=stop_early, norm=norm, output_fmt=output_fmt, missing=missing
+        )
         with_prefix = return_prefix_tokens and tokens.prefix > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}

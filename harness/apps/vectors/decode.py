@@ -7,7 +7,6 @@ waits for ever for the rest of what the dead one was sending. So neither is used
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import time
 import warnings
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
 from harness.datasets.images import LEAVE_OUT, decode_image
+from harness.records.times import cores
 from zoo.core.files import digest, is_out_of_memory
 
 AHEAD = 3  # chunks per process that wait for the model at most
@@ -98,8 +98,7 @@ def stack(items: Sequence[Item], out: NDArray[Any] | None = None) -> NDArray[Any
 
 def processes_beside(device: str) -> int:
     """Return how many processes decode: a quarter of the cores beside a model on the CPU, else all, up to `MOST`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST, cores // 4 if device.startswith("cpu") else cores))
+    return max(1, min(MOST, cores() // 4 if device.startswith("cpu") else cores()))
 
 
 NO_MEMORY = 0  # exit code of a process that finds none for a picture, or for what it receives or sends

@@ -150,7 +150,6 @@ def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped():
     *(({}, {field: then + sign * 4e-4}, {field: then + sign * 6e-4}, field.replace("_", " "))
       for field, then in (("margin", 0.05), ("cosine_distance", 0.1)) for sign in (-1, 1)),
     ({}, {"dense_agreement": 0.95}, {"dense_agreement": 0.925}, "dense agreement"),  # 2 and 3 of 40 images
-    ({}, {"tau": 0.3015}, {"tau": 0.303}, "tau"),
     ({}, {"kl_to_dense": 0.0015}, {"kl_to_dense": 0.0025}, "kl to dense"),
     ({}, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.1, 0.20022)}, "feature probe"),
     (UNLABELLED, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.10022, 0.2)}, "feature probe"),
@@ -165,6 +164,21 @@ def test_fidelity_and_the_probe_may_move_by_their_bounds(fields: Any, small: Any
     assert quantities(near(), near(**large)) == [name]
     if name in ("margin", "cosine distance"):
         assert quantities(near(), near(**large), cosine=1e-3) == []
+
+
+def test_tau_stays_within_its_bound_and_within_its_interval():
+    def now(tau: float) -> Record:
+        return record(tau=tau, tau_low=-1.0, tau_high=1.0)
+
+    assert quantities(record(), now(0.3015)) == []
+    assert quantities(record(), now(0.303)) == ["tau"]
+    assert quantities(record(), now(0.297)) == ["tau"]
+    assert quantities(record(), now(0.309), tau=0.5) == []
+    assert quantities(record(), now(0.311), tau=0.5) == ["tau"]  # beyond the interval
+    # Rounding is no news where the interval has no width.
+    golden = record(tau=1.0, tau_low=1.0, tau_high=1.0)
+    assert quantities(golden, replace(golden, tau=0.99997, tau_low=0.9)) == []
+    assert quantities(golden, replace(golden, tau=0.9999, tau_low=0.9)) == ["tau"]
 
 
 def test_other_images_are_told_and_nothing_else_of_them_is_compared():

@@ -137,6 +137,26 @@ def test_a_closed_pipe_is_quiet():
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
 
 
+@pytest.mark.parametrize("left", ["nothing", "folders", "a file"])
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException, tmp_path, monkeypatch):
+    """Whatever the function of the command made before it failed."""
+    place = tmp_path / "new" / "out"
+
+    def fail(runs: Any, output: Path, *_: Any, **_flags: Any) -> None:
+        if left != "nothing":
+            (output / "empty" / "deeper").mkdir(parents=True)
+        if left == "a file":
+            (output / "records.jsonl").touch()
+        raise error
+
+    monkeypatch.setattr("harness.report.folder.read_runs", Mock())
+    monkeypatch.setattr("harness.report.folder.write_report", fail)
+    assert main(["report", "run", "--output", str(place)]) == (2 if isinstance(error, ValueError) else 130)
+    expected = [place.parent, place, place / "records.jsonl"] if left == "a file" else []
+    assert sorted(tmp_path.rglob("*")) == expected
+
+
 @pytest.mark.parametrize("name", ["baselines", "zoo"])
 def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
     """PyPI has a ``baselines``, and ``python -m`` looks into the folder first."""
