@@ -18,8 +18,8 @@ from harness.apps.vectors.sentence import CODE, SentenceTower
 from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.record import DENSE, RECOVERY, Record, conditions, lacking
-from harness.report.groups import group_records, sections
-from harness.report.writers import markdown
+from harness.report.folder import markdown
+from harness.report.tables import group_records, sections
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce

@@ -173,8 +173,8 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness import git_commit
     from harness.measure.plan import Plan
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
+    from harness.report.folder import markdown
     from harness.report.tables import comparison_table
-    from harness.report.writers import markdown
     from harness.studies.final import judge, summarise
     from zoo.core.files import write_whole
 
@@ -233,7 +233,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     from harness.datasets.few_shot import OURS
     from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
-    from harness.report.writers import csv_text
+    from harness.report.folder import csv_text
     from harness.studies.answer import answer, take_stock
     from harness.studies.questions import list_studies
     from harness.studies.workshop import StudyConfig

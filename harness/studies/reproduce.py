@@ -19,7 +19,7 @@ from harness.datasets.base import SplitName
 from harness.records.averages import Average
 from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
-from harness.report.writers import markdown
+from harness.report.folder import markdown
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,

@@ -16,8 +16,8 @@ from harness.apps.push import FILES, Publishable, load_publishable, model_card
 from harness.cli.entry import main
 from harness.measure.cost import gflops
 from harness.records.record import Record, read_records
-from harness.report.groups import group_records, sections
-from harness.report.writers import markdown
+from harness.report.folder import markdown
+from harness.report.tables import group_records, sections
 from zoo.core.files import blocks_fingerprint, digest
 from zoo.loading.learned_files import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
