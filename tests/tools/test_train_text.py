@@ -56,9 +56,7 @@ def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
     source = {"train": (np.concatenate(parts), np.concatenate(labels))}
     monkeypatch.setattr(build_fashion, "read_parts", lambda _: source)
     taken = []
-    monkeypatch.setattr(
-        train_text, "sample_item", lambda items, _, i, rng: (taken.append(items[i].tobytes()),) * 2
-    )
+    monkeypatch.setattr(train_text, "sample_item", lambda items, _, i, rng: (taken.append(items[i].tobytes()),) * 2)
     source = train_text.fashion_source(tmp_path)
     for index in range(300):
         source.draw(index)
