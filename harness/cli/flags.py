@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
 DENSE = "clip_vit_s14"
-DTYPES = outline("zoo.core.precision").PRECISIONS
+DTYPES = outline("zoo.core.messages").PRECISIONS
 FASHION_AND_EMOJI = ["fashion", "emoji"]
 
 
