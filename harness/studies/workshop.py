@@ -57,7 +57,6 @@ class StudyConfig:
     # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
-    halves: bool = False  # tables of the images' halves by detail, too
     device: str = "cpu"
     dtype: str = "float32"
 
