@@ -26,7 +26,7 @@ from harness.models.towers import Tower, load_tower, no_text
 from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.tables import StudyTable
 from zoo.core.files import cache_file, digest, fingerprint
-from zoo.core.precision import AUTO, precision_on
+from zoo.core.messages import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
