@@ -21,14 +21,13 @@ from harness.records.record import DENSE, RECOVERY, Record, conditions, lacking
 from harness.report.folder import markdown
 from harness.report.tables import group_records, sections
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
-from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_clip, read_weights
-from zoo.towers.vit import TimmHost
+from zoo.towers.vit import CosineHead, TimmHost
 
 TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
 FORMATS = (TIMM_FORMAT, SENTENCE)
