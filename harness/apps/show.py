@@ -179,15 +179,15 @@ def make_sheet(
     for keep in config.keeps:
         for method in left:
             if method == GOLDEN:
-                own = np.stack([most_important(each, keep) for each in rankings[PRESERVATION].values()])
+                tokens = np.stack([most_important(each, keep) for each in rankings[PRESERVATION].values()])
                 count = final_count(patches, keep)
             else:
                 outcome = _run_method(tower, images, method, keep, golden.block)
-                own, count = tokens_at_end(outcome, patches), outcome.final_tokens
-            merges |= bool(((own >= 0) & (own != np.arange(patches))).any())
+                tokens, count = tokens_at_end(outcome, patches), outcome.final_tokens
+            merges |= bool(((tokens >= 0) & (tokens != np.arange(patches))).any())
             column = f"{method} {100 * keep:g}"
             sheet.columns[column] = f"{column} %\n{count} of {patches} tokens"
-            sheet.panels[column] = dict(enumerate(own))
+            sheet.panels[column] = dict(enumerate(tokens))
     if merges:
         sheet.notes[0] += " Patches that share a token have their mean colour and no line between them."
     return sheet
