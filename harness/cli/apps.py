@@ -481,7 +481,6 @@ def _push_flags(parser: CommandParser) -> None:
     flags.add(where, "--folder", None, "write to this folder and upload nothing", Path, metavar="DIR")
     flags.add(where, "--dry-run", False, "upload nothing; show the card and what would be uploaded")
     what = parser.add_argument_group("what goes with it")
-    flags.add(what, "--records", None, "a run with measurements of this model, for the card", Path)
     flags.add(what, "--predictor", None, "file that `fit predictor` wrote, for patchrank", Path)
     flags.add(what, "--prompts", None, "file that `fit prompts` wrote", Path)
     flags.add(what, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
@@ -491,17 +490,14 @@ def _push_flags(parser: CommandParser) -> None:
 def run_push(args: Namespace, status: Console) -> Shown:
     """Write a model with its card, and upload it unless only a folder is asked for."""
     from harness.apps import push
-    from harness.records.record import read_run
 
     push.check_repo(args.to)
-    records = read_run(args.records) if args.records is not None else []
     model = push.load_publishable(args.model, args.predictor, args.prompts, args.recovery)
     uploads = args.folder is None and not args.dry_run
     push.check_license(model, args.accept_license, uploads=uploads)
-    rows = model.rows(records, args.records) if args.records is not None else []
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
-        card = push.write_folder(model, folder, args.to, rows, args.format)
+        card = push.write_folder(model, folder, args.to, args.format)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         where = None if args.folder is None else str(args.folder)
         if uploads:
