@@ -39,8 +39,7 @@ from harness.records.statistics import LEAST_ROUNDS, median_interval
 from harness.records.times import Machine, Timing
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
-from zoo.core.messages import check_fields, expected
-from zoo.core.precision import best_precision
+from zoo.core.messages import best_precision, check_fields, expected
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
 from zoo.loading.learned_files import dataset_names

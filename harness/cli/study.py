@@ -1,6 +1,5 @@
 """Research: ``study reproduce``, ``final``, and each study by its name."""
 
-import json
 import shlex
 from argparse import Namespace
 from dataclasses import replace
@@ -13,51 +12,10 @@ from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import CommandParser, command
-from harness.cli.outline import HOUSE, decorated, outline
+from harness.cli.outline import decorated
 
 if TYPE_CHECKING:
-    from harness.studies.reproduce import PaperTable
     from harness.studies.workshop import StudyConfig
-
-
-def _fit_flags(group: Any) -> None:
-    """Add how golden rankings are made and predictors fitted."""
-    text = "ranked images to learn from, per dataset; default: 500"
-    flags.add(group, "--train-limit", None, text, flags.positive)
-    text = "changes of golden rankings, such as block=2,window=2,stride=1"
-    flags.add(group, "--golden", None, text, metavar="CHANGES")
-    text = "changes of how predictors are fitted, such as arch=mlp,width=32"
-    flags.add(group, "--fit", None, text, metavar="CHANGES")
-
-
-def _token_flags(group: Any, text: str) -> None:
-    """Add how tokens are learned."""
-    flags.tokens_recipe(group, None, text)
-    flags.add(group, "--labelled", None, "labelled images per class; default: 16", flags.positive, metavar="K")
-
-
-def _run_flags(parser: CommandParser, folder: str) -> None:
-    """Add conditions and files of what may take hours."""
-    how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device", "dtype", "fresh")
-    flags.output(how, folder, "folder of records and tables")
-    flags.add(how, "--dry-run", False, "list what is cached and what is missing; measure nothing")
-
-
-def _reproduce_flags(parser: CommandParser) -> None:
-    names = list(json.loads((HOUSE / "harness/studies/paper.json").read_text("utf-8"))["tables"])
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "datasets", text="default: the paper's with a root, else fashion and emoji")
-    text = "a dense model with a text tower; default: the paper's with a root, else clip_vit_s14"
-    flags.usual(what, "model", default=None, text=text)
-    flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
-    flags.data(parser)
-    made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
-    flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
-    _fit_flags(made)
-    _token_flags(made, "; default: coop with a root, else ours")
-    _run_flags(parser, "results/reproduce")
 
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
@@ -74,7 +32,7 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
             steps = [step for part in table.groups(config) for step in take_stock(table.study, part, progress)]
             part, facts = _stock_table(name, reproduce.paper(name)["title"], config.model, steps)
         else:
-            part, facts = _measure_table(args, table, config, progress)
+            part, facts = _measure_table(args, name, config, progress)
         data.append(json_values(facts))
         yield part
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
@@ -89,16 +47,16 @@ def _stock_table(name: str, title: str, model: str, steps: list[dict[str, Any]])
 
 
 def _measure_table(
-    args: Namespace, table: "PaperTable", config: "StudyConfig", progress: Progress
+    args: Namespace, name: str, config: "StudyConfig", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
     from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
     from harness.studies.answer import answer, get_tower
-    from harness.studies.reproduce import compare_rows
+    from harness.studies.reproduce import TABLES, compare_rows
     from zoo.core.files import write_whole
 
-    path = args.output / f"{table.name}.jsonl"
+    table, path = TABLES[name], args.output / f"{name}.jsonl"
     known = earlier(path, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
     folder = path.with_suffix(UNFINISHED)
@@ -107,7 +65,7 @@ def _measure_table(
     ):
         keep_new(path, records, known)
         tables.append(measured)
-        comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
+        comparison = compare_rows(name, config, tower.vit.depth, tower.name, tables)
         command, words = f"patchrank {shlex.join(args.argv)}", config.describe(tunes=table.study.tunes)
         page = f"```\n{command}\n```\n\n{comparison.markdown()}- {words}\n"
         write_whole(path.with_suffix(".md"), page.encode())
@@ -132,7 +90,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
     rooted |= not args.datasets and root_of(args.root) is not None
     draws = args.draws or (COOP if rooted else OURS)
-    datasets = args.datasets or (paper(name)["columns"] if rooted else flags.FASHION_AND_EMOJI)
+    datasets = args.datasets or (paper(name)["columns"] if rooted else ("fashion", "emoji"))
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
     # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
@@ -140,7 +98,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     return flags.settings(
         StudyConfig,
         args,
-        model=args.model or (MODEL if rooted else flags.DENSE),
+        model=args.model or (MODEL if rooted else StudyConfig.model),
         datasets=tuple(dict.fromkeys(datasets)),
         split="test",
         limit=None if args.full else args.limit or (None if rooted else StudyConfig.limit),
@@ -149,23 +107,6 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         tune=flags.tune_config(args, draws, count=16, anchor=0.0),
         draws=draws,
     )
-
-
-def _final_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "models", default=[flags.DENSE], text="dense models' names, see `list`")
-    flags.usual(what, "methods", text="default: the usual ones but golden")
-    flags.usual(what, "keeps", default=[0.6, 0.5, 0.3], text="keep rates of --match-to")
-    text, method = "method whose GFLOPs the others meet", outline("harness.studies.final").MATCH_TO
-    flags.add(what, "--match-to", method, text, metavar="METHOD")
-    datasets = [*flags.FASHION_AND_EMOJI, "photos", "frames"]
-    flags.usual(what, "datasets", default=datasets, text="datasets with the split")
-    flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
-    flags.limits(what, None, "images per dataset; default: all")
-    flags.usual(what, "halves")
-    how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device", "dtype", "fresh")
-    flags.output(how, "results/final", "folder")
 
 
 def run_final(args: Namespace, status: Console) -> Work:
@@ -207,24 +148,10 @@ USES = {
 }  # fmt: skip
 
 
-def _study_flags(parser: CommandParser) -> None:
+def _name_of_study(parser: CommandParser) -> None:
     questions = decorated("harness.studies.questions", "study")
     parser.add_argument("name", metavar="STUDY", choices=questions, help="a name of those below")
     parser.add_argument_group("studies", "\n".join(f"{name}: {question}" for name, question in questions.items()))
-    what = parser.add_argument_group("what is studied")
-    flags.usual(what, "model", text="a dense model with a text tower")
-    flags.usual(what, "datasets", default=list(outline("harness.measure.plan").Plan.datasets))
-    flags.usual(what, "keeps", text="keep rates in (0, 1]; default: the study's own")
-    text = "split to judge by; default: val, of learned tokens and of patches test; final is for learned tokens"
-    flags.add(what, "--split", None, text, choices=("val", "test", "final"))
-    flags.limits(what, 300)
-    flags.usual(what, "halves")
-    flags.data(parser)
-    made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
-    flags.add(made, "--seeds", 3, "repetitions from other seeds", flags.positive)
-    _fit_flags(made)
-    _token_flags(made, "; default: ours")
-    _run_flags(parser, "results/studies")
 
 
 def run_study(args: Namespace, status: Console) -> Work:
@@ -275,7 +202,7 @@ def run_study(args: Namespace, status: Console) -> Work:
 
 
 COMMANDS = (
-    command("study", run_study, _study_flags),
-    command("study reproduce", run_reproduce, _reproduce_flags),
-    command("study final", run_final, _final_flags),
+    command("study", run_study, _name_of_study),
+    command("study reproduce", run_reproduce),
+    command("study final", run_final),
 )

@@ -64,8 +64,7 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
-from zoo.core.messages import tower_name
-from zoo.core.precision import best_precision
+from zoo.core.messages import best_precision, tower_name
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.models.towers import Tower, load_tower, no_text
 from harness.records.averages import judged_on
-from harness.records.record import DTYPES, Record, Tuning, halves
+from harness.records.record import DTYPES, Record, Tuning
 from harness.studies.tables import StudyTable, compare_lines
 from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
 from zoo.core.files import fingerprint
@@ -56,13 +55,8 @@ def answer(
         every = [list(study.lines(case)) for case in cases]
         for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):
             bench, (dense, *others) = _judge(case, lines, study.foreground, known, folder)
-            records = sum(others, dense)
-            for part in (records, *(halves(records) if config.halves else ())):
-                left = iter(part)
-                [base], *parts = [list(islice(left, len(own))) for own in (dense, *others)]
-                rows = compare_lines([(o.labels, o.group, own) for o, own in zip(lines, parts, strict=True)], base)
-                table = StudyTable(title=_title(study, case, base), dense=base, rows=rows)
-                yield table, records if part is records else []
+            rows = compare_lines([(o.labels, o.group, own) for o, own in zip(lines, others, strict=True)], dense[0])
+            yield StudyTable(title=_title(study, case, dense[0]), dense=dense[0], rows=rows), sum(others, dense)
             bench.outcomes.forget()  # records are written by now
             update(done)
 

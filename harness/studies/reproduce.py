@@ -174,7 +174,6 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
 class PaperTable:
     """A table or measured figure: a study under the paper's conditions."""
 
-    name: str
     study: Study
     keeps: tuple[float, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of ``StudyConfig`` that are this table's
@@ -237,18 +236,15 @@ OWN = {"own_predictors": True}
 # Table 3 reports no accuracy, so few images will do.
 COST = {"batches": (1, 32), "seeds": 1, "limit": 64, "train_limit": 64}
 TABLES = {
-    one.name: one
-    for one in (
-        PaperTable(name="figure1", study=curves, keeps=curves.keeps, changes=OWN, plot=("GFLOPs", "method", "tuned")),
-        PaperTable(name="figure5", study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5), plot=("keep", "ranking")),
-        PaperTable(name="table1", study=scores, keeps=(0.8, 0.7, 0.6, 0.5, TOP_100)),
-        PaperTable(name="table2", study=transfer, keeps=(0.5,), joint=True),
-        PaperTable(name="table3", study=cost, keeps=cost.keeps, changes=COST),
-        PaperTable(name="table4", study=stages, keeps=stages.keeps, joint=True, general=GENERAL),
-        PaperTable(name="table5", study=tuning, keeps=(0.6,), changes=OWN),
-        PaperTable(name="table6", study=architectures, keeps=(0.6,)),
-        PaperTable(name="table7", study=points, keeps=(0.6,), changes=OWN),
-    )
+    "figure1": PaperTable(study=curves, keeps=curves.keeps, changes=OWN, plot=("GFLOPs", "method", "tuned")),
+    "figure5": PaperTable(study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5), plot=("keep", "ranking")),
+    "table1": PaperTable(study=scores, keeps=(0.8, 0.7, 0.6, 0.5, TOP_100)),
+    "table2": PaperTable(study=transfer, keeps=(0.5,), joint=True),
+    "table3": PaperTable(study=cost, keeps=cost.keeps, changes=COST),
+    "table4": PaperTable(study=stages, keeps=stages.keeps, joint=True, general=GENERAL),
+    "table5": PaperTable(study=tuning, keeps=(0.6,), changes=OWN),
+    "table6": PaperTable(study=architectures, keeps=(0.6,)),
+    "table7": PaperTable(study=points, keeps=(0.6,), changes=OWN),
 }
 
 
@@ -351,18 +347,16 @@ def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
     return figure(None if ours is None or theirs is None else ours.estimate - theirs, form)
 
 
-def compare_rows(
-    target: PaperTable, config: StudyConfig, depth: int, tower: str, tables: Sequence[StudyTable]
-) -> Comparison:
+def compare_rows(name: str, config: StudyConfig, depth: int, tower: str, tables: Sequence[StudyTable]) -> Comparison:
     """Put what a study measured on some datasets beside the paper's rows."""
     by_dataset = {table.dense.dataset: table for table in tables}
     results: dict[str, PaperResult] = {}
     records: dict[str, dict[str, Sequence[Record]]] = {}
-    for row in paper_rows(target.name, config, depth):
+    for row in paper_rows(name, config, depth):
         others, reference = records.get(row.against or "", {}), results.get(row.against or "")
         own = records[row.name] = row.records(by_dataset)
-        ours = {name: read(row.measure, part) for name, part in own.items()}
-        to = {name: read(row.measure, part, others[name]) for name, part in own.items() if name in others}
+        ours = {dataset: read(row.measure, part) for dataset, part in own.items()}
+        to = {each: read(row.measure, part, others[each]) for each, part in own.items() if each in others}
         mean, base = row.mean_over([*by_dataset]), None if reference is None else reference.paper[MEAN]
         paper_to = None
         if mean is not None and base is not None:
@@ -371,8 +365,8 @@ def compare_rows(
             row=row, unit=MEASURES[row.measure][2], ours=_add_mean(ours, by_dataset), to=_add_mean(to, by_dataset),
             paper={**row.by_dataset, MEAN: mean}, paper_to=paper_to,
         )  # fmt: skip
-    images = {name: table.dense.image_count for name, table in by_dataset.items()}
-    return Comparison(name=target.name, tower=tower, results=tuple(results.values()), images=images)
+    images = {dataset: table.dense.image_count for dataset, table in by_dataset.items()}
+    return Comparison(name=name, tower=tower, results=tuple(results.values()), images=images)
 
 
 def _add_mean(values: Mapping[str, Interval | None], datasets: Collection[str]) -> dict[str, Interval]:

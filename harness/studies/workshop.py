@@ -23,7 +23,7 @@ from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import cache_file, digest
-from zoo.core.precision import AUTO, precision_on
+from zoo.core.messages import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
@@ -57,7 +57,6 @@ class StudyConfig:
     # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
-    halves: bool = False  # tables of the images' halves by detail, too
     device: str = "cpu"
     dtype: str = "float32"
 

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from zoo.core.files import cache_file, digest, write_whole
-from zoo.core.host import FeatureTower
+from zoo.core.host import give_features
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
 from zoo.loading.adopt import reduce
@@ -189,7 +189,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     visual: Any
     try:
         if isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None:
-            visual = FeatureTower(reduce(model.visual, method=None))  # CoCa: timm has no such pool
+            visual = give_features(reduce(model.visual, method=None))  # CoCa: timm has no such pool
         else:
             visual = from_open_clip(model)
         visual.spec()

@@ -192,7 +192,7 @@ def filter_weights(
             the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
-    weights = model.convert_weights({k: v for k, v in state_dict.items() if k not in reducer})
+    weights = type(model).filter_fn({k: v for k, v in state_dict.items() if k not in reducer}, model)
     facts: Any = model.pretrained_cfg
     headless = not any(name.startswith("head.") for name in weights)
     if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):

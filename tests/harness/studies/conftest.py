@@ -112,7 +112,7 @@ def reproduced(staged: dict[str, Dataset]) -> Reproduced:
         config = target.conditions(config)
         parts = [one for part in target.groups(config) for one in answer(target.study, part, [], Progress())]
         records = [record for _, group in parts for record in group]
-        return compare_rows(target, config, 6, NAME, [table for table, _ in parts]), records
+        return compare_rows(name, config, 6, NAME, [table for table, _ in parts]), records
 
     return call
 

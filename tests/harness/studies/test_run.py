@@ -235,16 +235,6 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     assert {other: other.stat().st_mtime_ns for other in others} == before
 
 
-@pytest.mark.usefixtures("quick_costs")
-def test_a_study_has_tables_of_halves_without_records_of_their_own(few: StudyConfig, studied):
-    found = studied("baselines", replace(few, seeds=1, halves=True))
-    assert [own != [] for _, own in found.values()] == [True, False, False]
-    whole, *parts = [[row.average for row in sheet.rows] for sheet, _ in found.values()]
-    for row, *own in zip(whole, *parts, strict=True):
-        apart = np.concatenate([part.per_image("cosine_distance") for part in own])
-        assert sorted(apart) == sorted(row.per_image("cosine_distance"))
-
-
 @pytest.mark.usefixtures("staged", "quick_costs")
 def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_path: Path):
     kept = tmp_path / "other"
