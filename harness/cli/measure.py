@@ -187,7 +187,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
         records += rows
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
     progress.say(f"records: {path}; tables: {page}" if path.exists() else f"tables: {page}")
-    if busy := [row.failed for row in records if row.too_busy]:
+    if busy := [row.failed for row in records if (row.failed or "").startswith(times.TOO_BUSY)]:
         progress.say(f"{len(busy)} of {len(records)} rows: {busy[-1]}")
         progress.say(times.AGAIN)
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})

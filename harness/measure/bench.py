@@ -72,7 +72,7 @@ from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
-COST_FIELDS = ("gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "latency")
+COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 

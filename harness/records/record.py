@@ -357,7 +357,7 @@ def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, r
     """
     same, untimed = measured_alike(blank), None
     for record in reversed(known):
-        compared = "weighted_tau" in record.metrics or not ranked or record.keep == 1
+        compared = "tau" in record.metrics or not ranked or record.keep == 1
         alone = record.method == DENSE or record.tuning is not None  # a tuned row may have no dense one beside it
         near = "cosine_distance" in record.metrics or alone
         if compared and near and measured_alike(record) == same:

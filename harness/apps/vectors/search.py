@@ -91,7 +91,7 @@ def query_vector(
                 "embed again"
             )
     if is_picture:
-        [picture] = prepare([PictureFile(query, file=query)], encoder.transform, way="take another one").items
+        [picture] = prepare([PictureFile(query, file=query)], encoder.transform).items
         if picture.pixels is None:
             raise ValueError(f"query {query!r}: {picture.wrong}")
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != FLOAT32 else 1
