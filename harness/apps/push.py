@@ -190,7 +190,7 @@ def load_publishable(
     tower, tag = split_name(split_method(name)[0])
     files = {"predictor": predictor, "prompts": prompts}
     addition = None if recovery is None else RecoveryFile.read(recovery)
-    options = {what: str(path) for what, path in files.items() if path is not None}
+    options: dict[str, Any] = {what: str(path) for what, path in files.items() if path is not None}
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
     block = None if vit.reducer is None else vit.reducer.config.predictor_block(vit.depth)
     if block is not None and predictor is None:
