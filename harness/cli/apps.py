@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shlex
 import signal
 import tempfile
@@ -327,7 +328,7 @@ def run_check(args: Namespace, status: Console) -> Shown:
 
     plan, bounds = ({field.name: getattr(args, field.name) for field in fields(one)} for one in (CheckPlan, Tolerances))
     if args.no_latency:
-        bounds["slower"] = None
+        bounds["slower"] = math.inf
     return check(CheckPlan(**plan), Tolerances(**bounds), Progress(status))
 
 
