@@ -11,7 +11,8 @@ from harness.datasets.base import FINAL
 from harness.datasets.few_shot import require_apart, require_labels
 from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.cost import costs
-from harness.measure.plan import Plan, tuning_of
+from harness.measure.plan import Plan
+from harness.measure.tuning import tuning_of
 from harness.models.towers import Tower, load_tower, no_text
 from harness.records.averages import judged_on
 from harness.records.record import DTYPES, Record, Tuning

@@ -16,8 +16,7 @@ from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
 from harness.measure.cost import gflops
-from harness.measure.match import KeepSolver
-from harness.measure.plan import Plan
+from harness.measure.plan import KeepSolver, Plan
 from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower
