@@ -1,7 +1,7 @@
 """Show emoji of two art styles, Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
 
 Tasks differ in the labels of the same images. Splits are disjoint by group of near-duplicates (rule:
-`tools.build_emoji`). The drawing has 96 to 160 of 196 px.
+`tools.build_data`). The drawing has 96 to 160 of 196 px.
 """
 
 import functools
@@ -58,7 +58,7 @@ class EmojiCategory(Dataset):
     classes: tuple[str, ...] = tuple(CATEGORIES.values())
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
-    build_command = "python -m tools.build_emoji"
+    build_command = "python -m tools.build_data emoji"
     studied = True
     templates: tuple[str, ...] = (
         "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",

@@ -89,7 +89,7 @@ class Fashion(Dataset):
     title = "Fashion-MNIST items on cluttered canvases"
     license = "MIT"
     files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
-    build_command = "python -m tools.build_fashion"
+    build_command = "python -m tools.build_data fashion"
     shots_from = "val"
     studied = has_final = captions_seen = True
     classes = CLASSES

@@ -1,7 +1,7 @@
 """Show natural photographs, whole and in crops, without labels.
 
 Crops of one photograph, or of one series of an author, are one group; a group is in one split of both datasets
-(`tools.build_photos`, which also says whose each photograph is). Other variants than 0
+(`tools.build_data`, which also says whose each photograph is). Other variants than 0
 are smaller crops of the image, at random places, half of them mirrored.
 """
 
@@ -35,7 +35,7 @@ class Photos(Dataset):
     title = "Crops of 61 natural photographs, without labels"
     license = "CC0-1.0, CC-BY-4.0, CC-BY-2.0 or public domain, each photograph in NOTICE"
     files = ("photos.pack", "photos-index.json")
-    build_command = "python -m tools.build_photos"
+    build_command = "python -m tools.build_data photos"
     templates: tuple[str, ...] = ()
     classes = ()
     has_final = True
