@@ -17,7 +17,7 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
-from harness.datasets.images import LEAVE_OUT, read_image
+from harness.datasets.images import decode_image
 from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess, without_folders
@@ -60,7 +60,7 @@ def find_subject(place: str) -> Subject:
             raise FileNotFoundError(
                 f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
             )
-        return Subject(Path(place).name, read_image(Path(place), way=LEAVE_OUT))
+        return Subject(Path(place).name, decode_image(Path(place).read_bytes(), repr(place)))
     dataset, index = get_dataset(match["dataset"]), match["index"]
     try:
         split = dataset.split(match["split"])  # type: ignore[arg-type]  # checked there
