@@ -30,7 +30,7 @@ from harness.cli.entry import main, parse
 from harness.datasets import get_dataset
 from harness.measure import match
 from harness.records.record import read_records
-from harness.report.writers import csv_text
+from harness.report.folder import csv_text
 from harness.studies.questions import list_studies
 from harness.studies.tables import StudyTable
 from tools import write_results
