@@ -141,9 +141,7 @@ def load_tower(name: str) -> Tower:
         transformed: tuple[Any, Any, ClipParts | None] = load_transformers(folder)
         return Tower(transformed[0], transformed[1], without_folders(name), transformed[2])
     name = name.removeprefix(TIMM)
-    if name.startswith(FOLDER):
-        _require_folder(name)
-    elif not name.startswith(HUB):
+    if not name.startswith((FOLDER, HUB)):
         name = _full_name(name)
     if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
@@ -312,7 +310,9 @@ def create_pretrained(name: str) -> Any:
     """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
     otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
     source = ""
-    if name.startswith(HUB):
+    if name.startswith(FOLDER):
+        _require_folder(name)
+    elif name.startswith(HUB):
         source = f"{name.removeprefix(HUB)}/config.json"
     elif (cfg := get_pretrained_cfg(name)) is not None and name.partition(".")[0] not in MODELS:
         source = timm_source(cfg)
