@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
+from zoo.core.learned import Predictor, architecture
 from zoo.core.merger import DISTANCE, pair_tokens, scale_places
-from zoo.core.predictor import Predictor, architecture
 from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens, every_position, rows
 
