@@ -23,6 +23,7 @@ from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.record import DENSE, RECOVERY, lacking
 from zoo.core.files import read_facts, write_whole
+from zoo.core.learned import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
 from zoo.loading.open_clip import FOLDER, HUB
@@ -30,7 +31,7 @@ from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_clip, read_weights
-from zoo.towers.vit import CosineHead, TimmHost
+from zoo.towers.vit import TimmHost
 
 TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
 FORMATS = (TIMM_FORMAT, SENTENCE)
