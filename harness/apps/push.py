@@ -38,7 +38,7 @@ FORMATS = (TIMM_FORMAT, SENTENCE)
 FILES = ("README.md", "config.json", "model.safetensors")
 TEXT, CODE = "text.safetensors", "modeling_patchrank.py"  # the former where there is a text tower that doesn't ship
 SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
-SENTENCE_CODE = '''"""What sentence-transformers, and AutoModel and AutoProcessor of transformers, open this folder with."""
+SENTENCE_CODE = '''"""What sentence-transformers and the Auto classes of transformers open this folder with."""
 
 from transformers import PretrainedConfig
 
