@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
-from harness.apps.vectors.decode import DecodedChunk, Decoders, Item, processes_beside
+from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
@@ -30,6 +30,7 @@ from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
 from harness.records.record import DTYPES
+from harness.records.times import cores
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
 from zoo.loading.clip import CompactText
@@ -38,6 +39,7 @@ IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
+MOST = 16  # processes that decode, unless more are asked for
 FLOAT32, INT8, BINARY = "float32", "int8", "binary"
 PRECISIONS = {FLOAT32: np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
@@ -332,10 +334,11 @@ class EmbedJob(ShardJob):
 
     @property
     def processes(self) -> int:
-        """How many processes decode for each model."""
+        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
         if self.decoders is not None:
             return self.decoders
-        return max(1, processes_beside(self.device) // (self.workers or 1))
+        share = cores() // 4 if self.device.startswith("cpu") else min(MOST, cores())
+        return max(1, share // (self.workers or 1))
 
 
 class Embedded(NamedTuple):
@@ -505,17 +508,12 @@ class Embedder:
 
     def _pictures(self, indices: Sequence[int]) -> Iterator[EmbeddedBatch]:
         """Yield the batches of shards; pictures are decoded ahead of the model, across shards."""
-        self.decoders.start()
         sizes = [len(group) for index in indices for group in self._groups(index)]
         chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
         files = self._files(indices)
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
 
-        def join(count: int) -> DecodedChunk:
-            items, seconds = zip(*islice(prepared, count), strict=True)
-            return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
-
-        yield from self.ring.run(join(len(batch)) for batch in chunks)
+        yield from self.ring.run(join(islice(prepared, len(batch))) for batch in chunks)
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards, of consecutive ones at once: a start may read much of a Parquet file."""
