@@ -2,7 +2,6 @@
 
 import time
 from argparse import Namespace
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,15 @@ from harness.cli.command import command
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import RankJob, Source, rank_by_scores
+    from harness.golden.rank import RankJob, Source, rank
 
-    config = replace(flags.golden_config(args), score=args.scores[0])
-    folder = args.images
-    source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
+    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
     progress = Progress(status)
     for note in source.notes:
         progress.say(note)
-    stores = rank_by_scores(flags.settings(RankJob, args, source=source, config=config), progress)
-    lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
-    data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
-    several = {"stores": [{"score": score} | one for score, one in zip(stores, data, strict=True)]}
-    return Shown(parts=tuple(lines), data=several if len(data) > 1 else data[0])
+    path, images, total = rank(flags.settings(RankJob, args, source=source, config=flags.golden_config(args)), progress)
+    text = f"wrote {path}: {images} of {total} images"
+    return Shown(parts=(text,), data={"path": str(path), "images": images, "images_there": total})
 
 
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
