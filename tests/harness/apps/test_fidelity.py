@@ -58,7 +58,7 @@ def test_no_loss_among_few_pictures_is_not_taken_for_none():
 class Series(Dataset):
     """Photographs with three crops each, in all splits."""
 
-    name, title, license, source, files, build_command = "series", "", "", "", (), "true"
+    name, title, license, source, files = "series", "", "", "", ()
     templates, classes = (), ()
 
     def group_of(self, image_id: str) -> str:
