@@ -158,7 +158,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from harness.base.lines import require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.records import times
-    from harness.report.writers import markdown
+    from harness.report.folder import markdown
     from zoo.core.files import write_whole
 
     progress = Progress(status)

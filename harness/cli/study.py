@@ -53,7 +53,7 @@ def _show_stock(
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.report.charts import render
-    from harness.report.writers import markdown
+    from harness.report.folder import markdown
     from harness.studies.reproduce import TABLES, compare_rows, paper, require_readable
     from zoo.core.files import write_whole
 
@@ -120,8 +120,8 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness import git_commit
     from harness.measure.plan import Plan
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
+    from harness.report.folder import markdown
     from harness.report.tables import comparison_table
-    from harness.report.writers import markdown
     from harness.studies.final import judge, summarise
     from zoo.core.files import write_whole
 
@@ -163,7 +163,7 @@ def _name_of_study(parser: CommandParser) -> None:
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
     from harness.report.charts import render
-    from harness.report.writers import csv_text
+    from harness.report.folder import csv_text
     from harness.studies.questions import list_studies
     from zoo.core.files import write_whole
 

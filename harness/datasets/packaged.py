@@ -152,7 +152,7 @@ class Emoji(NamedTuple):
 class EmojiCategory(Dataset):
     """Eight categories, in two art styles: Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
 
-    Splits are disjoint by group of near-duplicates (rule: `tools.build_emoji`). The drawing has 96 to 160 of 196 px.
+    Splits are disjoint by group of near-duplicates (rule: `tools.build_data`). The drawing has 96 to 160 of 196 px.
     """
 
     name = images_of = "emoji"
