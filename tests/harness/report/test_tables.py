@@ -17,7 +17,7 @@ from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import CONDITIONS, Record, Times, names_of, read_records, read_run
-from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
+from harness.records.statistics import holm, paired_difference, paired_p, sign_flip
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
 from harness.report.folder import latex, markdown, page, records_csv
 from harness.report.highlights import plots_of
@@ -123,7 +123,7 @@ def test_means_over_seeds_are_judged_by_sign_flips():
     dense, *rows = averages(records)
     found = judge_rows([dense, *rows])
     assert found is not None
-    alone = {row.identity: sign_flip_exact(row.hits - dense.hits) for row in rows}
+    alone = {row.identity: paired_p(row.hits, dense.hits) for row in rows}
     assert found.families["diff_to_dense"].alone == alone
     assert [found.mark(row) for row in (dense, *rows)] == ["", "", "*"]
     assert marked(records) == ["30"]
