@@ -16,7 +16,7 @@ from scipy import stats
 from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
-from harness.records.record import CONDITIONS, Record, Times, names_of, read_records, read_run
+from harness.records.record import CONDITIONS, MEASURED, Record, Times, read_records, read_run
 from harness.records.statistics import holm, paired_difference, paired_p, sign_flip
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
 from harness.report.folder import latex, markdown, page, records_csv
@@ -25,7 +25,7 @@ from harness.report.tables import comparison_table, group_records, sections
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
-NOTHING = dict.fromkeys(names_of(Record, "measurement")) | {"latency": ()}
+NOTHING = dict.fromkeys(MEASURED) | {"latency": ()}
 EIGHT = {"image_count": 8, "correct_bits": "bits:eb", "top1": 0.75, "top1_low": 0.409}
 NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
 DENSE = replace(KNOWN, **NOTHING | NAMED | EIGHT | {"top1_high": 0.929})
