@@ -12,7 +12,7 @@ import torch
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, SplitName
-from harness.datasets.few_shot import COOP, OURS, require_apart, require_labels, subset
+from harness.datasets.few_shot import OURS, require_apart, require_labels, subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
@@ -61,17 +61,6 @@ class StudyConfig:
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
     device: str = "cpu"
     dtype: str = "float32"
-
-    def describe(self, *, tunes: bool = False) -> str:
-        """Describe what models are made of where a study doesn't vary it."""
-        images = "all" if self.train_limit is None else f"up to {self.train_limit}"
-        text = f"Where nothing else is said: golden {self.golden.describe()}; predictors {self.fit.arch} of width "
-        text += f"{self.fit.width}, {self.fit.loss}, fitted to {images} ranked training images of each dataset"
-        if tunes:
-            drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
-            text += f"; {self.tune.learned}, learned from {self.labelled} labelled images per class, {drawn}, in "
-            text += self.tune.describe()
-        return f"{text}; {self.seeds} seeds."
 
 
 class RankingSpec(NamedTuple):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
+from zoo.core.learned import REMOVE, Predictor, architecture
 from zoo.core.messages import check_fields
-from zoo.core.predictor import REMOVE, Predictor, architecture
 
 _PARTS = ("model", "optimiser", "generator")  # of a checkpoint
 _FACTS = ("mark", "epoch", "since", "best", "best_weights")
@@ -195,7 +195,7 @@ class FitConfig:
     """Recipe of a predictor.
 
     Attributes:
-        arch: a key of ``zoo.core.predictor.ARCHITECTURES``.
+        arch: a key of ``zoo.core.learned.ARCHITECTURES``.
         loss: a key of ``LOSSES``.
         steps: least steps per epoch: images that make fewer are gone through again in it, so that
             a few of them are learnt from as long as many.
