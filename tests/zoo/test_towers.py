@@ -205,7 +205,7 @@ def test_pools_count_a_token_as_often_as_it_stands_for(kind: str):
     size = torch.ones(2, 16)
     size[:, 3], size[:, 7] = 3, 2
     x = torch.cat((tokens.x, tokens.patches[:, [3, 3, 7]]), dim=1)
-    wanted = model.finish(tokens._replace(x=x, patch_count=19))
+    wanted = model.finish(tokens._replace(x=x))
     assert torch.allclose(model.finish(tokens._replace(size=size)), wanted, atol=1e-5)
     assert torch.allclose(model.finish(tokens), wanted, atol=1e-5) == model.pools_first
 
@@ -256,7 +256,7 @@ def test_golden_rankings_watch_the_pooled_output(kind: str, action: str):
     for index, window in enumerate(cells):
         if action == "merge":
             gone, zero = window.expand(2, 1), torch.zeros(2, 1)
-            tokens = start.merge(1, gone, merges.into[:, index], zero, 15, rescale=True)._replace(mass=None)
+            tokens = start.merge(1, gone, merges.into[:, index], zero, rescale=True)._replace(mass=None)
         else:
             keep = outside(members(window[None], 16)).expand(2, -1)
             tokens = start.select(1, torch.zeros(2, 16), keep)

@@ -9,15 +9,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
+from zoo.core.learned import REMOVE, Predictor, architecture
 from zoo.core.messages import check_fields
-from zoo.core.predictor import REMOVE, Predictor, architecture
 
 _PARTS = ("model", "optimiser", "generator")  # of a checkpoint
 _FACTS = ("mark", "epoch", "since", "best", "best_weights")
@@ -109,16 +109,6 @@ class FitState:
             setattr(self, name, state[name])
 
 
-class TokenRows(Protocol):
-    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads those of ``rows`` (k,) int64 when asked."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """(n, prefix + N, D)."""
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class RankedTokens:
     """What a predictor learns from: n images at the reduction point.
@@ -126,7 +116,7 @@ class RankedTokens:
     ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
     """
 
-    tokens: TokenRows
+    tokens: Tensor
     importance: Tensor
     prefix: int
     grid: tuple[int, int]
@@ -195,7 +185,7 @@ class FitConfig:
     """Recipe of a predictor.
 
     Attributes:
-        arch: a key of ``zoo.core.predictor.ARCHITECTURES``.
+        arch: a key of ``zoo.core.learned.ARCHITECTURES``.
         loss: a key of ``LOSSES``.
         steps: least steps per epoch: images that make fewer are gone through again in it, so that
             a few of them are learnt from as long as many.

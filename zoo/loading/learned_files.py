@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from zoo.core.files import from_json, load_learned, read_learned, strict_json, wanting, write_learned, write_whole
+from zoo.core.learned import PromptShape
 from zoo.core.messages import tower_name
 from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
-from zoo.towers.vit import PromptShape
 
 FORMAT = 1  # of a schedule
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned, wanting
 from zoo.core.host import Host
+from zoo.core.learned import REMOVE
 from zoo.core.messages import tower_name
-from zoo.core.predictor import REMOVE
 from zoo.core.reducer import configure
 from zoo.loading.learned_files import difference
 from zoo.loading.sizes import EMBEDDED

@@ -101,7 +101,7 @@ def _merge_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
     away = torch.ones_like(importance, dtype=torch.bool).scatter(1, stay, False)
     gone = away.nonzero()[:, 1].reshape(len(stay), -1)
     into = distances(tokens).masked_fill(away.unsqueeze(1), torch.inf).argmin(dim=-1).gather(1, gone)
-    return tokens.merge(0, gone, into, importance.gather(1, gone), stay.shape[1], rescale=True)
+    return tokens.merge(0, gone, into, importance.gather(1, gone), rescale=True)
 
 
 @dataclass(frozen=True, kw_only=True)

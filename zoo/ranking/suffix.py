@@ -81,7 +81,6 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
     return start._replace(
         x=start.x[images.unsqueeze(1), idx],
         patch_idx=start.patch_idx[images.unsqueeze(1), keep_idx],
-        patch_count=keep_idx.shape[1],
         place=None if start.place is None else start.place[images.unsqueeze(1), keep_idx],
         size=None,
         mass=None,
@@ -144,7 +143,7 @@ def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor
         y = torch.cat((prefix, merges.merged[rows]), dim=2).flatten(0, 1)
         idx = part.patch_idx.gather(1, into.squeeze(2)).reshape(-1, 1)
         place = None if merges.place is None else merges.place[rows].reshape(-1, 1, 2)
-        short = part._replace(x=y, patch_idx=idx, patch_count=1, place=place, size=None, mass=None)
+        short = part._replace(x=y, patch_idx=idx, place=place, size=None, mass=None)
         new = F.pad(merges.size[rows].log(), (start.prefix, 0))
         targets.append(target)
         features.append(_recompute(suffix, pairs, short, old, new))

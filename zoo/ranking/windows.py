@@ -72,7 +72,7 @@ class Merges(NamedTuple):
         x = torch.cat((tokens.x, self.merged.reshape(batch, -1, dim)), dim=1)
         patch_idx = torch.cat((tokens.patch_idx, tokens.patch_idx.gather(1, self.into.flatten(1))), dim=1)
         places = None if self.place is None else torch.cat((tokens.places(), self.place.flatten(1, 2)), dim=1)
-        return tokens._replace(x=x, patch_idx=patch_idx, patch_count=x.shape[1] - tokens.prefix, place=places), idx
+        return tokens._replace(x=x, patch_idx=patch_idx, place=places), idx
 
 
 def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:

@@ -5,41 +5,22 @@ Methods without a docstring do what ``Host``, ``HostBlock`` or timm's class says
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
 from timm.models.vision_transformer import Block as PlainBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from zoo.core.attention import PoolingQuery, is_plain, mean_share, split_heads
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
+from zoo.core.learned import CosineHead, PromptShape, VisualPrompts, for_head
 from zoo.core.reducer import build_reducer
 from zoo.core.tokens import Tokens
 
 _FILES = ("predictor", "prompts")  # arguments that may name a file whose weights come along
-
-
-class _Recorder(torch.fx.Tracer):
-    """Record our own code call by call, and timm's and torch's modules as one call each."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("timm.") or super().is_leaf_module(m, module_qualified_name)
-
-
-def straight_line(model: nn.Module) -> GraphModule:
-    """Record ``model`` as a module that shares its weights and names, for torch.fx and TorchScript.
-
-    It has no branches, and holds for one input size and for the mode, training or not, of the recording.
-    """
-    recorded = GraphModule(model, _Recorder().trace(model), type(model).__name__)
-    recorded.graph.eliminate_dead_code()  # the history of reductions is no output
-    recorded.recompile()
-    return recorded
 
 
 def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -47,58 +28,6 @@ def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     if mask is not None or is_causal:
         raise ValueError("attn_mask and is_causal need all tokens in place; use timm's own tower")
     return images
-
-
-torch.fx.wrap("refuse_mask")  # one call in a graph, where arguments have no values
-
-
-class PromptShape(NamedTuple):
-    """What a tuned model is built from, as JSON values."""
-
-    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
-    classes: int  # of the head; 0: it stays the tower's
-    features: int  # width of the joint space of images and text
-
-
-def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
-    """Return a tuned model's shape, and whether the caller wants logits of its classes.
-
-    In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
-    """
-    if prompts is None:
-        return None, False
-    shape = PromptShape(**prompts)
-    classify = shape.classes > 0 and vit_args.get("num_classes") == shape.classes
-    if classify:
-        vit_args["num_classes"] = shape.features
-    return shape, classify
-
-
-class VisualPrompts(nn.Module):
-    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block; zeros at first."""
-
-    def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
-        super().__init__()
-        self.count = count
-        self.tokens = nn.Parameter(torch.zeros(count, dim, device=device, dtype=dtype))
-
-    def forward(self) -> Tensor:
-        """Return the tokens, (count, D)."""
-        return self.tokens
-
-
-class CosineHead(nn.Module):
-    """Classify as CLIP does: by the scaled cosine of image and text features."""
-
-    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
-        super().__init__()
-        self.projection = projection  # from pooled tokens to the joint space, the dense tower's head
-        # Its weights (classes, D) are unit text features times the logit scale.
-        self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map pooled tokens (B, D) to logits (B, classes)."""
-        return self.classes(F.normalize(self.projection(x), dim=-1))
 
 
 class TimmHost(Host):
@@ -270,10 +199,6 @@ class TimmHost(Host):
             return result | ({} if intermediates_only else {"image_features": self.norm(tokens.x)})
         intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
         return intermediates if intermediates_only else (self.norm(tokens.x), intermediates)
-
-    def __prepare_scriptable__(self) -> GraphModule:
-        """Give ``torch.jit.script`` what this model does in its present mode, free of branches."""
-        return straight_line(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group parameters as timm does; a reducer's own weights go with the last block."""

@@ -11,8 +11,8 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.report.folder import page
-from harness.report.groups import group_records, sections
 from harness.report.highlights import plots_of
+from harness.report.tables import group_records, sections
 
 Make = Callable[..., Record]
 IMAGES = 100
