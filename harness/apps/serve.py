@@ -144,7 +144,7 @@ class VectorServer:
         run = asyncio.get_running_loop().run_in_executor
         inputs, packed = await run(self.decoders, self._read, content, kind)
         try:
-            results = await asyncio.gather(*(self._vector(one) for one in inputs))
+            results: list[Any] = await asyncio.gather(*(self._vector(one) for one in inputs))
         except (ValueError, MemoryError, RuntimeError) as error:  # the batch overflows, or takes too much memory
             short = is_out_of_memory(error.__cause__ or error)
             raise HTTPException(503 if short else 500, str(error)) from error
