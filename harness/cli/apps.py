@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shlex
 import signal
 import tempfile
@@ -41,15 +42,15 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     dataset = args.dataset or f"images:{args.images}"
     with claim_file(args.output):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
-        if selection.met:
+        if not selection.why:
             selection.setup.write(args.output)
     setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
-    path = args.output if selection.met else None
+    path = None if selection.why else args.output
     data = json_values({"path": path, "why": selection.why, "setup": setup, "judged": selection.judged})
     total = f"{_faster(time[TOTAL])} dense in eager float32"
     rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
     alike = "dense in the same precision and runtime"
-    if not selection.met:
+    if selection.why:
         text = f"nothing meets {bounds.words}; the nearest is {setup.name} in {setup.dtype}, {total}: {selection.why}"
         return Shown(parts=(table, text), data=data, code=1)
     if setup.method is not None:
@@ -295,10 +296,10 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     Progress(status).say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
-        yield f"{setup.name} is served at {served.url}/v1/embeddings; Ray's metrics are at {served.metrics}"
+        yield f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}"
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-    return Shown(parts=("stopped; requests that were accepted are answered",), data=json_values(served._asdict()))
+    return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
 
 
 def run_show(args: Namespace, status: Console) -> Shown:
@@ -319,7 +320,7 @@ def run_check(args: Namespace, status: Console) -> Shown:
     from harness.apps.check import CheckPlan, check
     from harness.report.changes import Tolerances
 
-    untimed = {"slower": None} if args.no_latency else {}
+    untimed = {"slower": math.inf} if args.no_latency else {}
     plan, bounds = flags.settings(CheckPlan, args), flags.settings(Tolerances, args, **untimed)
     return check(plan, bounds, Progress(status))
 
