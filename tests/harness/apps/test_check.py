@@ -26,7 +26,7 @@ from harness.cli.entry import parse
 from harness.measure.plan import Plan
 from harness.measure.timing import BusyError
 from harness.records.metrics import pack
-from harness.records.record import Record, Times, names_of, read_records, write_records
+from harness.records.record import MEASURED, Record, Times, read_records, write_records
 from harness.report.changes import EXACT, Movement, Tolerances, find_movements
 from zoo.core.reducer import METHODS
 from zoo.loading.clip import ClipParts
@@ -40,7 +40,7 @@ RIGHT = np.arange(40) % 4 > 0  # 30 of 40
 def record(right: Any = RIGHT, **changed: Any) -> Record:
     """Make a record; ``right`` are the images that were."""
     flags = np.asarray(right, dtype=bool)
-    facts: dict[str, Any] = dict.fromkeys(names_of(Record, "measurement")) | {
+    facts: dict[str, Any] = dict.fromkeys(MEASURED) | {
         **{"model": "clip_vit_s14_tome30", "method": "tome", "keep": 0.3},
         **{"method_config": {"keep": 0.3, "reduce_at": None}, "dataset_revision": "12ab34cd"},
         **{"image_count": len(flags), "correct_bits": pack(flags)},
