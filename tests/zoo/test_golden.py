@@ -14,8 +14,7 @@ import zoo
 from zoo.core.tokens import Tokens
 from zoo.methods.rankmerge import RankMergeConfig
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
-from zoo.ranking.suffix import Suffix, follow, run_whole
-from zoo.ranking.windows import members, outside, windows
+from zoo.ranking.suffix import Suffix, follow, members, outside, run_whole, windows
 from zoo.towers.lean import LeanBlock, Product
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -22,7 +22,7 @@ from zoo.core.host import Host
 from zoo.core.tokens import Tokens
 from zoo.loading.recovery_file import RecoveryConfig
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
-from zoo.ranking.windows import members, merge_windows, outside, windows
+from zoo.ranking.suffix import members, merge_windows, outside, windows
 from zoo.towers.eva import rotation
 
 pytestmark = pytest.mark.usefixtures("no_grad")
