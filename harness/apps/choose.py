@@ -233,10 +233,10 @@ class Lab:
         """Return the file of a setup's predictor; none of a method without."""
         if setup.method is None:
             return []
-        config = configure(setup.method, setup.options, self.eager.vit.depth)
-        block = config.predictor_block(self.eager.vit.depth)
+        depth = self.eager.vit.depth
+        block = configure(setup.method, setup.options, depth).predictor_block(depth)
         arch, tag = self.tower.arch, self.tower.tag
-        return [] if block is None else [find_predictor(arch, tag, block, action=config.action).path]
+        return [] if block is None else [find_predictor(arch, tag, block).path]
 
     def serve(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights.

@@ -29,7 +29,6 @@ def _rank_flags(parser: CommandParser) -> None:
     how = parser.add_argument_group("golden rankings")
     text = "preservation, label, confidence; several share the passes"
     flags.add(how, "--score", [config.score], text, dest="scores", metavar="SCORE")
-    flags.fields(how, config, action="remove patches, or merge each into its nearest")
     flags.fields(how, config, block="rank at the input of this block, from 0")
     flags.fields(how, config, window="window side in patches", stride="step of the window in patches")
     flags.add(how, "--greedy", None, "search round by round; K patches go in each", int, metavar="K")
@@ -70,7 +69,6 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.usual(what, "dataset", text="datasets whose shipped rankings are used; others are ranked first", nargs="*")
     flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
     flags.add(what, "--block", None, "reduction point, from 0; default: 3", int)
-    flags.add(what, "--action", None, "remove or merge, as in the rankings; default: remove")
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "rankings for early stopping; default: a fifth of the others"),
@@ -101,9 +99,8 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from zoo.learning.fit import FitConfig
     from zoo.ranking.golden import GoldenConfig
 
-    config, progress, removes = flags.settings(FitConfig, args), Progress(status), args.action != "merge"
-    sizes: dict[str, Any] = {"window": 2, "stride": 2} if removes else {"window": 1, "approximate": "follow:0"}
-    way = flags.settings(GoldenConfig, args, **sizes)
+    config, progress = flags.settings(FitConfig, args), Progress(status)
+    way = flags.settings(GoldenConfig, args, window=2, stride=2)
     files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
     names = args.dataset or []
     for dataset in names:  # refuses before anything is loaded
@@ -113,7 +110,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     jobs: list[tuple[SplitName, RankJob]] = []
     tower = load_tower(args.model).name if names else ""
     for dataset, split in product(names, flags.SPLITS[:2]):
-        path = shipped_rankings(tower, dataset, split, way.block) if removes else None
+        path = shipped_rankings(tower, dataset, split, way.block)
         source = Source.of(get_dataset(dataset), split)
         if path is not None:
             files[split].append(path)
@@ -123,7 +120,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
             progress.say(f"{source.name} has no {split} images; none decides when to stop")
     if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset or --rankings")
-    limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
+    limits = {"shots": args.shots, "block": args.block, "folders": args.images}
     with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
             files[split].append(rank(job, progress).path)

@@ -169,12 +169,8 @@ class StudyCase:
     ) -> list[Variant]:
         """Reduce by each predictor, compared with golden rankings, at the cost of another model; see `rows`."""
         golden = predictors[0].golden
-        method: str = PREDICTED
-        own: dict[str, Any] = {"reduce_at": (golden.block,)}
-        if golden.action == "merge":
-            method, own = MERGED, {"rank": "predictor", "rank_at": golden.block}
-        settings = tuple((own | options).items())
-        return self.rows([Kind(method, settings, one) for one in predictors], keep, truth, cost)
+        settings = tuple(({"reduce_at": (golden.block,)} | options).items())
+        return self.rows([Kind(PREDICTED, settings, one) for one in predictors], keep, truth, cost)
 
     def oracle(self, golden: GoldenConfig, keep: float, **options: Any) -> list[Variant]:
         """Prune by golden rankings."""

@@ -97,7 +97,7 @@ def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path:
 
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
+RANKED = {"rank": "cls", "rank_at": 1}
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
         (EXPORTED_PROGRAM, "clsattn", {"source": "previous"}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
-        (EXPORTED_PROGRAM, "rankmerge", PREDICTOR),
-        pytest.param(AOTI, "rankmerge", PREDICTOR, marks=[pytest.mark.slow, COMPILER]),
+        (EXPORTED_PROGRAM, "rankmerge", RANKED),
+        pytest.param(AOTI, "rankmerge", RANKED, marks=[pytest.mark.slow, COMPILER]),
     ],
 )
 def test_programs_of_torch(format: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from zoo.core.messages import expected
 
-REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
-
 
 def _require_patches(patches: Tensor, count: int) -> Tensor:
     """Return ``patches`` (B, n, D) if n is ``count``, that of a mixer, else raise ValueError."""

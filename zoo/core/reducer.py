@@ -98,8 +98,6 @@ class ReducerConfig:
     schedule: str | tuple[float, ...] = "geometric"
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
-    # What a predictor ranks patches for, of ``zoo.ranking.golden.ACTIONS``.
-    action: ClassVar[str] = "remove"
 
     def __post_init__(self) -> None:
         # JSON lists and single numbers become tuples.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
 from zoo.core.messages import check_fields
-from zoo.core.predictor import REMOVE, Predictor, architecture
+from zoo.core.predictor import Predictor, architecture
 
 _PARTS = ("model", "optimiser", "generator")  # of a checkpoint
 _FACTS = ("mark", "epoch", "since", "best", "best_weights")
@@ -320,18 +320,16 @@ def save_predictor(
     config: FitConfig,
     provenance: dict[str, Any],
     weights: str | None = None,
-    action: str = REMOVE,
 ) -> None:
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
     The tower goes by its dense timm name, weight ``tag`` and ``weights``, its ``blocks_fingerprint``, None for a file
-    that serves any of this name. ``provenance`` is JSON-able facts about the rankings, ``action`` what they ranked for.
+    that serves any of this name. ``provenance`` is JSON-able facts about the rankings.
     """
     facts = {
         "model": model,
         "tag": tag,
         "block": block,
-        "action": action,
         "options": {"arch": config.arch, "width": config.width},
         "recipe": asdict(config),
         "provenance": provenance,

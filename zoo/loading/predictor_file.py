@@ -13,7 +13,6 @@ from torch import Tensor
 from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned, wanting
 from zoo.core.host import Host
 from zoo.core.messages import tower_name
-from zoo.core.predictor import REMOVE
 from zoo.core.reducer import configure
 from zoo.loading.learned_files import difference
 from zoo.loading.sizes import EMBEDDED
@@ -29,7 +28,7 @@ class PredictorFile:
 
     It was fitted at reduction point ``block`` to the tower of dense timm name ``model``, weight ``tag`` and
     ``blocks_fingerprint`` ``weights``, None in files that serve any of this name. ``options`` are those that shape
-    the network (``arch``, ``width``), ``action`` is what it ranks patches for.
+    the network (``arch``, ``width``).
     """
 
     path: Path
@@ -38,7 +37,6 @@ class PredictorFile:
     block: int
     options: dict[str, str | int]
     weights: str | None = None
-    action: str = REMOVE
     recipe: dict[str, Any] | None = None  # fields of ``FitConfig``
     provenance: dict[str, Any] | None = None  # facts about the rankings
 
@@ -55,7 +53,7 @@ class PredictorFile:
                 raise self.refusal(f"has {key}={value!r}, not {key}={option!r}", options={**self.options, key: option})
 
     def require(self, **other: Any) -> None:
-        """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``block``, ``action`` or ``weights``."""
+        """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``block`` or ``weights``."""
         own = {name: getattr(self, name) for name in other}
         if self.weights is None and "weights" in own:
             own["weights"] = other["weights"]
@@ -65,7 +63,7 @@ class PredictorFile:
 
     def refusal(self, reason: str, **other: Any) -> ValueError:
         """Make an error that one like this, but for ``other`` facts, would mend."""
-        facts = {name: getattr(self, name) for name in ("model", "tag", "block", "options", "action")}
+        facts = {name: getattr(self, name) for name in ("model", "tag", "block", "options")}
         return wanting(ValueError(f"the predictor {str(self.path)!r} {reason}"), "predictor", **facts | other)
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
@@ -73,17 +71,16 @@ class PredictorFile:
         return {prefix + name: tensor for name, tensor in load_learned(self.path, "predictor").items()}
 
 
-def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> str:
-    """Return the file name of a predictor for a tower (dense timm name, weight tag), block and action."""
+def predictor_name(model: str, tag: str, block: int) -> str:
+    """Return the file name of a predictor for a tower (dense timm name, weight tag) and block."""
     # Names of other libraries' towers may hold slashes and colons.
     tower = re.sub(r"[^\w.,-]+", "-", tower_name(model, tag))
-    role = "patchrank" if action == REMOVE else "rankmerge"
-    return f"{tower}.{role}.block{block}.safetensors"
+    return f"{tower}.patchrank.block{block}.safetensors"
 
 
-def find_fitted(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
+def find_fitted(model: str, tag: str) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
-    start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
+    start, end = predictor_name(model, tag, 0).rsplit("0", 1)
     names = [path.name for folder in _folders() for path in folder.glob(f"{start}*{end}")]
     blocks = {name.removeprefix(start).removesuffix(end) for name in names}
     return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
@@ -93,28 +90,25 @@ def _folders() -> tuple[Path, Path]:  # the user's own predictors, and those of 
     return cache_folder() / "predictors", EMBEDDED
 
 
-def find_predictor(
-    model: str, tag: str, block: int, *, shape: Mapping[str, Any] | None = None, action: str = REMOVE
-) -> PredictorFile:
+def find_predictor(model: str, tag: str, block: int, *, shape: Mapping[str, Any] | None = None) -> PredictorFile:
     """Find the predictor for a tower: the user's own, else the packaged one.
 
-    ``shape`` holds ``arch`` and ``width`` of the one that is wanted where there is none; ``action`` is what patches are
-    ranked for.
+    ``shape`` holds ``arch`` and ``width`` of the one that is wanted where there is none.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is no predictor.
     """
-    name = predictor_name(model, tag, block, action)
+    name = predictor_name(model, tag, block)
     found = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
     if not found:
-        others = ", ".join(map(str, find_fitted(model, tag, action)))
+        others = ", ".join(map(str, find_fitted(model, tag)))
         there = f" (fitted so far: block {others})" if others else ""
         message = (
             f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in the user's "
             f"cache{there}; pass predictor=PATH, or use pretrained=False"
         )
-        facts = {"model": model, "tag": tag, "block": block, "options": dict(shape or {}), "action": action}
+        facts = {"model": model, "tag": tag, "block": block, "options": dict(shape or {})}
         raise wanting(FileNotFoundError(message), "predictor", **facts)
     if len(found) > 1:
         _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
@@ -130,13 +124,11 @@ def with_predictor(
         FileNotFoundError: it is missing.
         ValueError: options or a predictor that don't fit the model.
     """
-    config = configure(method, options, depth)
-    block = config.predictor_block(depth)
+    block, completed = configure(method, options, depth).predictor_block(depth), dict(options)
     if block is None:
-        return dict(options), None
-    action, completed = config.action, dict(options)
-    file = find_predictor(model, tag, block, shape=options, action=action) if path is None else PredictorFile.read(path)
-    file.require(model=model, tag=tag, block=block, action=action)
+        return completed, None
+    file = find_predictor(model, tag, block, shape=options) if path is None else PredictorFile.read(path)
+    file.require(model=model, tag=tag, block=block)
     file.fill(completed)
     return completed, file
 
@@ -151,10 +143,8 @@ def load_predictor(model: Host, file: PredictorFile) -> None:
     reducer = model.reducer
     block = None if reducer is None else reducer.config.predictor_block(model.depth)
     if reducer is None or block is None:
-        raise ValueError(
-            "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
-        )
-    file.require(block=block, action=reducer.config.action)
+        raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
+    file.require(block=block)
     state, loaded = model.state_dict(), file.tensors(PREFIX)
     ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
     if ours != theirs:

@@ -1,6 +1,5 @@
 """Rankmerge: at a few points of the tower, merge patch tokens into their nearest, the least important first."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,8 @@ class RankMergeConfig(ReducerConfig):
         distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
-        rank: what protects tokens: ``none``, or ``cls``, the class token's attention in the merging block.
+        rank: what protects tokens: ``none``, or ``cls``, the class token's attention in the merging block, with which
+            that of the reduction point before counts in equal parts.
         rank_at: block from which on ranks protect.
         rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
             exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
@@ -86,7 +86,9 @@ class RankMerge(Reducer):
         count = self.count_after(index, tokens)
         ranked = self.config.rank != "none" and index >= self.config.rank_at and tokens.patch_count > count
         if ranked and attended.pooling is not None:
-            tokens = tokens._replace(importance=_shares(cls_attention(*attended.pooling()), tokens.patch_count))
+            carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
+            attention = _shares(cls_attention(*attended.pooling()), tokens.patch_count)
+            tokens = tokens._replace(importance=attention + carried)
         while tokens.patch_count > count:
             left, protection = max(count, tokens.patch_count - tokens.patch_count // 2), None
             if tokens.importance is not None:

@@ -150,7 +150,7 @@ class GoldenEngine:
         return labels.to(self.suffix.device)
 
     def _encode(self, tokens: Tokens, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute unit features of what is there, (B, D), and without each window of ``cells`` (W, r * r), (B, W, D)."""
+        """Compute unit features of what is there (B, D) and without each window of ``cells`` (W, r * r), (B, W, D)."""
         suffix, count = self.suffix, tokens.patch_count
         if self.config.approximate is not None:
             return follow(suffix, tokens, cells, followed(self.config.approximate))

@@ -72,7 +72,7 @@ class Suffix:
 
     @torch.inference_mode()
     def features(self, start: Tokens, images: Tensor, keep_idx: Tensor) -> Tensor:
-        """Compute unit features (S, D) of ``images`` (S,) of ``start`` with patch tokens at ``keep_idx`` (S, k) alone."""
+        """Compute unit features (S, D) of ``images`` (S,) of ``start`` with patch tokens ``keep_idx`` (S, k) alone."""
         every = torch.arange(len(images), device=images.device).split(self.batch)
         return torch.cat([self._through(sequences(start, images[part], keep_idx[part])) for part in every])
 

@@ -39,11 +39,6 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
     assert (found.arch, found.width, found.loss, found.epochs) == ("mixer", 384, "ranknet", 7)
     assert (found.seed, found.patience, found.batch, found.learning_rate) == (3, 2, 8, 0.001)
     assert fit.call_args.kwargs["shots"] == 4
-
-    assert main(["fit", "predictor", "--dataset", "fashion", "--action", "merge"]) == 0
-    assert fit.call_args.args[1:3] == ([Path("ranked")], [Path("ranked")])
-    config = rank.call_args.args[0].config
-    assert (config.window, config.stride, config.action) == (1, 1, "merge")
     assert shipped_rankings(EMBEDDED, "fashion", "val", 3).is_file()
     assert shipped_rankings(EMBEDDED, "fashion", "val", 2) is None
     assert shipped_rankings("clip_vit_b16.openai", "fashion", "val", 3) is None

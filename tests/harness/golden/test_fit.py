@@ -73,7 +73,7 @@ def test_equals_fitting_by_hand(tower, write):
 @pytest.mark.parametrize(("val", "options", "match"), [
     ({"block": 2}, {}, "rankings of several reduction points: [2, 3]; one at a time"),
     ({"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
-    ({}, {"action": "merge"}, "--action merge: these rankings are of action remove; leave it out"),
+    ({}, {"block": 2}, "--block 2: these rankings are of block 3; leave it out"),
     ({"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
     ({"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
     ({}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),

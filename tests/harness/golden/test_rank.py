@@ -93,13 +93,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("part-*")}
 
 
-@pytest.mark.parametrize("options", [{}, {"action": "merge"}], ids=str)
-def test_several_scores_are_ranked_in_the_passes_of_one(options, run, counted, named, tmp_path):
-    config = GoldenConfig(window=2, stride=2, **options)
+def test_several_scores_are_ranked_in_the_passes_of_one(run, counted, named, tmp_path):
+    config = GoldenConfig(window=2, stride=2)
     assert run(config, scores=SCORES, out=tmp_path / "all") == (tmp_path / "all" / "preservation", 10, 21)
     assert counted == [4, 4, 2]
     for score in SCORES:
-        alone = run(GoldenConfig(score=score, window=2, stride=2, **options), out=tmp_path / score).path
+        alone = run(GoldenConfig(score=score, window=2, stride=2), out=tmp_path / score).path
         assert files_of(alone) == files_of(tmp_path / "all" / score)
         assert len(files_of(alone)) == 3
 
