@@ -43,8 +43,7 @@ from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
-from zoo.loading.learned_files import dataset_names
-from zoo.loading.predictor_file import PredictorFile, find_predictor
+from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run

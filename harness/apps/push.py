@@ -23,8 +23,8 @@ from harness.report.writers import markdown
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
+from zoo.loading.learned_files import find_predictor
 from zoo.loading.open_clip import FOLDER, HUB
-from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_clip, read_weights

@@ -26,7 +26,7 @@ from harness.models.towers import Tower, load_tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint, partial_of
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
-from zoo.loading.predictor_file import predictor_name
+from zoo.loading.learned_files import predictor_name
 from zoo.towers.vit import ReducedViT
 
 HELD_OUT = 5  # one image in so many

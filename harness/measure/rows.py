@@ -37,7 +37,7 @@ from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
 from zoo.loading.adopt import reduce
-from zoo.loading.predictor_file import load_predictor, with_predictor
+from zoo.loading.learned_files import load_predictor, with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig

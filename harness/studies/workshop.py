@@ -26,8 +26,7 @@ from zoo.core.files import cache_file, digest
 from zoo.core.precision import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile
+from zoo.loading.learned_files import PredictorFile, PromptFile
 from zoo.methods.patchrank import PatchRank
 from zoo.methods.rankmerge import RankMerge
 from zoo.ranking.golden import GoldenConfig

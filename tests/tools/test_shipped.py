@@ -12,7 +12,7 @@ from harness.measure.rows import outcomes, variants
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.loading.clip import ClipParts, create_clip
-from zoo.loading.predictor_file import find_predictor
+from zoo.loading.learned_files import find_predictor
 from zoo.loading.sizes import EMBEDDED
 from zoo.ranking.golden import GoldenConfig, golden_importance
 

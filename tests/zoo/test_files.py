@@ -22,8 +22,7 @@ import zoo
 from zoo.core.files import NoRoomError, cache_file, read_facts, write_learned, write_whole
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading.learned_files import PromptFile, ScheduleFile, read_schedule, save_prompts
-from zoo.loading.predictor_file import PredictorFile
+from zoo.loading.learned_files import PredictorFile, PromptFile, ScheduleFile, read_schedule, save_prompts
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +102,7 @@ def make(kind: str, folder: Path) -> Path:
 
 
 def load(kind: str, path: Path) -> dict[str, Tensor]:
-    return PredictorFile.read(path).tensors() if kind == "predictor" else PromptFile.read(path).load()
+    return (PredictorFile if kind == "predictor" else PromptFile).read(path).load()
 
 
 def contents(kind: str, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

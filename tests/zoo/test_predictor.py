@@ -18,8 +18,8 @@ import zoo
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading import predictor_file
-from zoo.loading.predictor_file import (
+from zoo.loading import learned_files
+from zoo.loading.learned_files import (
     PredictorFile,
     find_fitted,
     find_predictor,
@@ -154,7 +154,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the user's cache at an empty folder, and the packaged weights at another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "packaged").mkdir()
-    monkeypatch.setattr(predictor_file, "EMBEDDED", tmp_path / "packaged")
+    monkeypatch.setattr(learned_files, "EMBEDDED", tmp_path / "packaged")
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from zoo.core.files import blocks_fingerprint
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile, PredictorPath, load_predictor
+from zoo.loading.learned_files import PredictorFile, PredictorPath, PromptFile, load_predictor
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.weights import filter_weights
 from zoo.towers.vit import TimmHost
@@ -48,18 +47,15 @@ def reduce(
 ) -> Any:
     """Give any tower of a known family a token reduction method.
 
-    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is: training one trains the
-    other, and ``copy.deepcopy`` separates them. Of a model that holds an image tower, such as CLIP of open_clip or
-    transformers, the result is another of the same class with the reduced tower in place.
+    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is; ``copy.deepcopy``
+    separates them. Of a model that holds an image tower the result is another one of its class with the reduced tower.
 
     Args:
-        model: a tower of timm, open_clip or transformers (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...),
-            or a model that holds one, see docs/towers.md.
+        model: a tower of timm, open_clip or transformers, or a model that holds one, see docs/towers.md.
         method: name of a registered method, None for the dense tower in our class.
         predictor: the file of its predictor, which determines the network's shape; None for random weights.
         recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
-        unmerge: have a tower of transformers return hidden states of all patches, as whatever reads them expects. Those
-            of timm and open_clip have ``forward_intermediates`` for it.
+        unmerge: have a tower of transformers return hidden states of all patches.
         options: the method's options, ``keep`` first of all.
 
     Raises:
@@ -67,11 +63,10 @@ def reduce(
             predictor or recovery of another tower, block or setting.
         FileNotFoundError: no such predictor or recovery.
     """
-    place = image_tower(model)
-    if place is not None:
+    if (place := image_tower(model)) is not None:
         whole, inner = share_weights(model, type(model)), model.get_submodule(place)
-        files: dict[str, Any] = {"predictor": predictor, "recovery": recovery}
-        whole._modules[place] = reduce(inner, method=method, unmerge=unmerge, **files, **options)
+        how: dict[str, Any] = {"predictor": predictor, "recovery": recovery, "unmerge": unmerge}
+        whole._modules[place] = reduce(inner, method=method, **how, **options)
         return whole
     reduced = host_of(model).adopt(model)
     reduced.reducer = None
@@ -110,11 +105,12 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         ValueError: prompts of another tower, or not a file of prompts.
         FileNotFoundError: no such file.
     """
-    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
+    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(prompts)
     vit = model if isinstance(model, Host) else reduce(model, method=None)
     if not isinstance(vit, TimmHost):
         raise ValueError(f"{type(vit).__name__} takes no prompts: expected a tower of timm's")
-    file.require_tower(vit.embed_dim, blocks_fingerprint(vit.state_dict()))
+    own, other = {"width": file.width, "weights": file.weights}, {"width": vit.embed_dim}
+    file.compare(own, {**other, "weights": blocks_fingerprint(vit.state_dict())})
     tuned, shape = type(vit).adopt(vit), file.shape
     like = next(tuned.blocks.parameters())
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
@@ -129,7 +125,7 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
 
 
 def _describe(model: Host, method: str | None) -> None:
-    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
+    """Tell timm how to build the model again."""
     facts = model.__dict__
     cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
     if not cfg or not cfg.get("architecture"):

@@ -19,7 +19,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-from zoo.loading.predictor_file import with_predictor
+from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, split_options, unknown_model
 from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
 from zoo.towers.vit import ReducedViT
@@ -48,18 +48,16 @@ def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
 
 
 class CompactText(nn.Module):
-    """A CLIP text tower that stores table rows only for known tokens.
+    """A CLIP text tower, open_clip's TextTransformer of some ``geometry``, with table rows for known tokens only.
 
-    ``token_ids`` (V,) of open_clip's tokenizer are ascending, with 0 (padding) and the end-of-text id; ``geometry`` is
-    ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of open_clip's TextTransformer.
+    ``token_ids`` (V,) of open_clip's tokenizer are ascending, with 0 (padding) and the end-of-text id.
     """
 
     token_ids: Tensor
 
     def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
         super().__init__()
-        if list(token_ids) != sorted(set(token_ids)):
-            raise ValueError("token_ids: expected ascending ids, each once")
+        assert list(token_ids) == sorted(set(token_ids))
         self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
         # Rows keep the order of ids, so the end-of-text token, which open_clip finds as the highest
         # id of a prompt, is the highest row as well.
@@ -77,10 +75,9 @@ class CompactText(nn.Module):
 
 
 class OpenClipText(nn.Module):
-    """The text side of an open_clip model, as a module from token ids to features."""
+    """The text side of open_clip's CLIP or CustomTextCLIP, which loses image tower and logit scale."""
 
     def __init__(self, model: Any) -> None:
-        """Take over open_clip's CLIP or CustomTextCLIP, which loses image tower and logit scale."""
         super().__init__()
         del model.visual
         del model.logit_scale
@@ -92,10 +89,7 @@ class OpenClipText(nn.Module):
 
 
 def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> TextSide:
-    """Build a text tower of open_clip.
-
-    ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
-    """
+    """Build a text tower of open_clip, from weights of both towers in its names or OpenAI's, None for random ones."""
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)
     text, least = config["text_cfg"], {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
@@ -152,10 +146,7 @@ def tokenizer(context_length: int) -> Any:
 
 
 class Clip(nn.Module):
-    """Image tower, text tower and the log of the factor on their cosine similarities.
-
-    The towers have equal output width; the image tower's head is the projection.
-    """
+    """Image tower, whose head projects to the joint space, text tower, and the log of the factor on their cosines."""
 
     def __init__(self, visual: ReducedViT, text: nn.Module, logit_scale: float) -> None:
         super().__init__()
@@ -189,8 +180,8 @@ class ClipParts(NamedTuple):
 def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) -> ClipParts:
     """Create a CLIP model around a registered image tower, its preprocessing and its tokenizer.
 
-    Both towers come from one file: the embedded one; open_clip's on the Hugging Face hub; or one in
-    the user's cache, ``weights/NAME.TAG.pt`` (or ``.safetensors``).
+    Both towers come from one file: the embedded one, open_clip's on the hub, or ``weights/NAME.TAG.pt`` (or
+    ``.safetensors``) in the user's cache.
 
     Args:
         name: a model's name, with weight tag or without, such as ``clip_vit_b16_patchrank60.openai``.
@@ -199,8 +190,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        The model, in evaluation mode, with the interface of open_clip's; open_clip's own preprocessing; and a callable
-        from texts to token ids.
+        The model in evaluation mode, open_clip's preprocessing, and a callable from texts to token ids.
 
     Raises:
         ValueError: unknown name or tag, prompts, or a file of another architecture.
@@ -228,14 +218,13 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     else:
         visual, text = _create_pretrained(model, tag, pretrained, kwargs)
     assert isinstance(visual, ReducedViT)
-    module, logit_scale, context = text
-    return ClipParts(Clip(visual, module, logit_scale).eval(), clip_transform(visual), tokenizer(context))
+    *clip, context = text
+    return ClipParts(Clip(visual, *clip).eval(), clip_transform(visual), tokenizer(context))
 
 
 def _create_pretrained(
     name: ModelName, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, TextSide]:
-    """Build an image tower and its text side from one file."""
     if kwargs.get("predictor") is None:  # refuse what is unknown or missing before a download
         options, arguments = split_options(name, kwargs)
         if name.method is not None:

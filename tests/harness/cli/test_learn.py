@@ -19,7 +19,7 @@ from harness.datasets.base import Dataset
 from harness.golden.store import shipped_rankings
 from harness.models.towers import Tower, load_tower
 from zoo.core.files import cache_folder
-from zoo.loading.predictor_file import PredictorFile
+from zoo.loading.learned_files import PredictorFile
 
 EMBEDDED = "clip_vit_s14.imgfocus_lit"
 

@@ -25,7 +25,7 @@ from harness.golden.store import Rankings
 from harness.models.towers import Tower
 from zoo.core.files import cache_folder
 from zoo.learning.fit import FitConfig, fit_predictor
-from zoo.loading.predictor_file import find_predictor
+from zoo.loading.learned_files import find_predictor
 
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)
@@ -62,7 +62,7 @@ def test_equals_fitting_by_hand(tower, write):
     stored = find_predictor("clip_vit_b16", "openai", 3)
     assert stored.path == path
     assert (stored.block, stored.options) == (3, {"arch": "mlp", "width": 16})
-    for name, tensor in stored.tensors().items():
+    for name, tensor in stored.load().items():
         assert torch.equal(tensor, slow.state_dict()[name].half())
     with torch.no_grad():
         predicted = slow(data[1].tokens[torch.arange(9)].float(), 1, (8, 8))
