@@ -19,8 +19,7 @@ from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
 from zoo.core.messages import check_fields
 from zoo.core.predictor import Predictor, architecture
 
-_PARTS = ("model", "optimiser", "generator")  # of a checkpoint
-_FACTS = ("mark", "epoch", "since", "best", "best_weights")
+_FACTS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 
 
 @dataclass(kw_only=True)
@@ -48,8 +47,8 @@ class FitState:
     ) -> None:
         """Learn and validate in turn; leave the model with the weights of its best epoch.
 
-        It stops after ``patience`` epochs without a better validation loss. ``checkpoint`` keeps
-        the state after each epoch, and the fit goes on from it.
+        It stops after ``patience`` epochs without a better validation loss. ``on_epoch`` is called with epoch, training
+        loss and validation loss. ``checkpoint`` keeps the state after each epoch, and the fit goes on from it.
 
         Raises:
             ValueError: a loss that is NaN, or a checkpoint of another fit.
@@ -80,9 +79,10 @@ class FitState:
         return loss.item()
 
     def _save(self, path: Path) -> None:
-        parts = (self.model.state_dict(), self.optimiser.state_dict(), self.generator.get_state())
+        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"generator": self.generator.get_state()} | {name: getattr(self, name) for name in _FACTS}
         content = io.BytesIO()
-        torch.save(dict(zip(_PARTS, parts, strict=True)) | {name: getattr(self, name) for name in _FACTS}, content)
+        torch.save(state, content)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
 
@@ -101,10 +101,9 @@ class FitState:
             raise ValueError(
                 f"checkpoint {str(path)!r} is of another recipe or of other rankings; delete it, or give another path"
             )
-        model, optimiser, generator = (state[name] for name in _PARTS)
-        self.model.load_state_dict(model)
-        self.optimiser.load_state_dict(optimiser)
-        self.generator.set_state(generator)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
         for name in _FACTS:
             setattr(self, name, state[name])
 
@@ -176,11 +175,7 @@ def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def paper(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return -sum_i sigmoid(t_i) log sigmoid(p_i), as printed in arXiv 2409.14607, section 3.3.
-
-    Degenerate: every prediction lowers it by growing, whatever its target, so that its infimum 0 says nothing of the
-    ranking.
-    """
+    """Return -sum_i sigmoid(t_i) log sigmoid(p_i), as printed in the paper: it falls as any prediction grows."""
     return -(target.sigmoid() * F.logsigmoid(predicted)).sum(dim=1).mean()
 
 
@@ -197,8 +192,7 @@ class FitConfig:
     Attributes:
         arch: a key of ``zoo.core.predictor.ARCHITECTURES``.
         loss: a key of ``LOSSES``.
-        steps: least steps per epoch: images that make fewer are gone through again in it, so that
-            a few of them are learnt from as long as many.
+        steps: least steps per epoch: few images are gone through several times in it.
         patience: epochs without a better validation loss before stopping.
         learning_rate: of AdamW, cosine to zero.
         weight_decay: of AdamW.
@@ -232,20 +226,17 @@ def fit_predictor(
 ) -> Predictor:
     """Fit a predictor; keep the weights of the epoch with the best validation loss.
 
-    The same data, recipe, machine and number of threads give the same weights bit for bit, whether
-    or not the fit was stopped in between. ``val`` decides on early stopping only. ``on_epoch`` is called with epoch,
-    training loss and validation loss; ``checkpoint`` is that of ``FitState.run``.
+    The same data, recipe, machine and number of threads give the same weights bit for bit, whether or not the fit was
+    stopped in between. ``val`` is for early stopping; ``on_epoch`` and ``checkpoint`` are those of ``FitState.run``.
 
     Raises:
         ValueError: no images, a loss that is NaN, or a checkpoint of another fit.
     """
     if not len(train) or not len(val):
         raise ValueError("nothing to fit: no images to learn from, or none for early stopping")
-    # The caller's random numbers are left alone.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
         torch.manual_seed(config.seed)
-        dim = train.tokens.shape[-1]
-        predictor = Predictor(config.arch, dim, config.width, train.grid, None, None)
+        predictor = Predictor(config.arch, train.tokens.shape[-1], config.width, train.grid, None, None)
     # What its scale and shift could do, the linear layer behind it can, in up to 39 % less time.
     predictor.norm.requires_grad_(False)
     rate, decay = config.learning_rate, config.weight_decay
@@ -274,7 +265,6 @@ def _mark(config: FitConfig, *data: RankedTokens) -> str:
 
 
 def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConfig) -> float:
-    """Go through the training images once, or more often if they are few; return the mean loss."""
     rate = config.learning_rate * (0.5 * (1 + math.cos(math.pi * state.epoch / config.epochs)))
     total, count = 0.0, 0
     for _ in range(math.ceil(config.steps / math.ceil(len(target) / config.batch))):
@@ -321,19 +311,7 @@ def save_predictor(
     provenance: dict[str, Any],
     weights: str | None = None,
 ) -> None:
-    """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
-
-    The tower goes by its dense timm name, weight ``tag`` and ``weights``, its ``blocks_fingerprint``, None for a file
-    that serves any of this name. ``provenance`` is JSON-able facts about the rankings.
-    """
-    facts = {
-        "model": model,
-        "tag": tag,
-        "block": block,
-        "options": {"arch": config.arch, "width": config.width},
-        "recipe": asdict(config),
-        "provenance": provenance,
-    }
-    if weights is not None:
-        facts["weights"] = weights
+    """Write a predictor as fp16 safetensors with the facts of ``PredictorFile``, whole or not at all."""
+    facts: dict[str, Any] = {"model": model, "tag": tag, "block": block, "provenance": provenance, "weights": weights}
+    facts |= {"options": {"arch": config.arch, "width": config.width}, "recipe": asdict(config)}
     write_learned(path, "predictor", {name: value.half() for name, value in predictor.state_dict().items()}, facts)

@@ -218,8 +218,8 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     else:
         visual, text = _create_pretrained(model, tag, pretrained, kwargs)
     assert isinstance(visual, ReducedViT)
-    *clip, context = text
-    return ClipParts(Clip(visual, *clip).eval(), clip_transform(visual), tokenizer(context))
+    module, logit_scale, context = text
+    return ClipParts(Clip(visual, module, logit_scale).eval(), clip_transform(visual), tokenizer(context))
 
 
 def _create_pretrained(
