@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
-from harness.records.times import LatencyRecord, Machine, Timing, time_fields
+from harness.records.times import LatencyRecord, Timing, describe_machine, time_fields
 from zoo.loading.open_clip import offer
 from zoo.loading.sizes import SIZES
 
@@ -203,7 +203,7 @@ def small_clip(fill: Fill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S
 @pytest.fixture
 def latency_record() -> Callable[..., LatencyRecord]:
     """Make a time of a dense model; ``samples`` and ``dense`` give it times and a ratio."""
-    machine = dataclasses.replace(Machine.here(torch.device("cpu")), device_name="A CPU", cores=2)
+    machine = describe_machine(torch.device("cpu")) | {"device_name": "A CPU", "cores": 2}
 
     def make(samples: tuple[float, ...] = SAMPLES, dense: tuple[float, ...] = (), **facts: Any) -> LatencyRecord:
         batch = facts.get("batch", 1)

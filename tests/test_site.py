@@ -30,9 +30,9 @@ from harness.cli.entry import main, parse
 from harness.datasets import get_dataset
 from harness.measure import match
 from harness.records.record import read_records
-from harness.report.writers import csv_text
+from harness.report.folder import csv_text
 from harness.studies.questions import list_studies
-from harness.studies.tables import StudyTable, compare_lines
+from harness.studies.tables import StudyTable
 from tools import write_results
 from zoo.core.reducer import METHODS
 from zoo.loading.registry import default_cfgs
@@ -218,7 +218,7 @@ def test_the_figures_of_a_study_are_those_of_its_records(name: str):
             labels = dict(list(line.items())[4 : list(line).index("group")])
             rows.append((labels, line["group"], list(islice(records, int(line["seeds"])))))
         assert list(records) == []
-        found += StudyTable(title=name, dense=dense, rows=compare_lines(rows, dense)).lines()
+        found += StudyTable.of(name, dense, rows).lines()
     assert csv_text(found) == text
 
 

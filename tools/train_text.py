@@ -24,9 +24,7 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from harness.datasets.canvas import seeded
-from harness.datasets.emoji import CATEGORIES, STYLES, Emoji, EmojiCategory
-from harness.datasets.fashion import CLASSES, Fashion, sample
+from harness.datasets.packaged import CATEGORIES, CLOTHES, STYLES, Emoji, EmojiCategory, Fashion, sample_item, seeded
 from tools import build_fashion
 from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText, image_transform, tokenizer
@@ -66,7 +64,7 @@ def fashion_source(package: Path | None) -> Source:
     with tempfile.TemporaryDirectory() as scratch:
         items, labels = build_fashion.read_parts(package or build_fashion.fetch(Path(scratch)))["train"]
     dataset = Fashion()
-    held_out = {item.tobytes() for name in ("val", "test") for item in dataset.items(name)}
+    held_out = {item.tobytes() for name in ("val", "test") for item in dataset.items[name]}
     free = np.array([i for i, item in enumerate(items) if item.tobytes() not in held_out])
     items, labels = items[free], labels[free]
 
@@ -74,10 +72,10 @@ def fashion_source(package: Path | None) -> Source:
         return int(np.random.PCG64(index).random_raw() % len(items))
 
     def draw(index: int) -> Image.Image:
-        return sample(items, labels, position(index), seeded(77, index))[0]
+        return sample_item(items, labels, position(index), seeded(77, index))[0]
 
     def captions(index: int) -> list[str]:
-        name = CLASSES[int(labels[position(index)])]
+        name = CLOTHES[int(labels[position(index)])]
         return [template.format(name) for template in dataset.templates]
 
     return Source(FASHION_CANVASES, draw, captions)
@@ -86,7 +84,7 @@ def fashion_source(package: Path | None) -> Source:
 def emoji_source() -> Source:
     """The shipped training emoji, several canvases each."""
     dataset = EmojiCategory()
-    members = [emoji for emoji, _ in dataset.members("train")]
+    members = dataset.members("train")
     split = dataset.split("train")
 
     def draw(index: int) -> Image.Image:

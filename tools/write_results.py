@@ -16,9 +16,9 @@ from harness.base.table import Table, figure
 from harness.cli.entry import main
 from harness.records.averages import averages, levels, tower_of
 from harness.records.record import RECORDS, halves, read_records
-from harness.report.groups import group_records
+from harness.report.folder import markdown
 from harness.report.highlights import standings
-from harness.report.writers import markdown
+from harness.report.tables import group_records
 from harness.studies.final import MATCH_TO, summarise
 from zoo.core.files import write_whole
 

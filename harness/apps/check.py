@@ -49,7 +49,7 @@ from harness.report.changes import (
     find_movements,
     movement_text,
 )
-from harness.report.groups import count_of
+from harness.report.tables import count_of
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import tower_name
 from zoo.core.reducer import METHODS

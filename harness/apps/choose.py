@@ -36,11 +36,10 @@ from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, median_interval
-from harness.records.times import Machine, Timing
+from harness.records.times import Timing, describe_machine
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
-from zoo.core.messages import check_fields, expected
-from zoo.core.precision import best_precision
+from zoo.core.messages import best_precision, check_fields, expected
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
@@ -333,7 +332,7 @@ class Lab:
             "judged": order,
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
             "model": {"name": self.tower.name, "weights": self.weights},
-            "machine": dataclasses.asdict(Machine.here(torch.device(self.config.device))),
+            "machine": describe_machine(torch.device(self.config.device)),
             "optimised": self._is_optimised(setup.dtype),
             "seed": self.config.seed,
             "left_out": self.left_out,

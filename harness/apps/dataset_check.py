@@ -27,12 +27,12 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     problems = dataset.problems() if isinstance(dataset, RootedDataset) else dataset.differences()
     notes = [f"{name} has no images" for name in SPLITS if not counts[name].any()]
     facts = _find_uneven(dataset, counts)
-    unreadable: list[str] = []
+    unreadable: list[Decoded] = []
     bad: NDArray[np.int64] | None = None
     if not fast:
         decoded = decode_all(dataset, progress, known=False)
-        unreadable = list(decoded.bad.values())
-        lost = {name: [not digest for digest in decoded.digests[name]] for name in SPLITS}
+        unreadable = [image for name in SPLITS for image in decoded[name] if image.wrong]
+        lost = {name: [not image.pixels for image in decoded[name]] for name in SPLITS}
         bad = np.sum([_count_images(dataset, dataset.labels(name)[lost[name]]) for name in SPLITS], axis=0)
         if unreadable:
             problems.append(f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out")
@@ -54,7 +54,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     lines = [
         *(f"note: {line}" for line in notes),
         *(f"problem: {line}" for line in problems),
-        *(f"  {line}" for line in unreadable[:LISTED]),
+        *(f"  {image.wrong}" for image in unreadable[:LISTED]),
         *([f"  and {more} more"] if more > 0 else []),
         f"{dataset.name}, revision {dataset.revision}: {total:,} images {'listed' if fast else 'read'}, {outcome}",
     ]
@@ -62,7 +62,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         **{"name": dataset.name, "revision": dataset.revision, "classes": list(dataset.classes)},
         "counts": {name: own.tolist() for name, own in counts.items()},
         "bad": None if bad is None else bad.tolist(),
-        **{"problems": problems, "notes": notes, "unreadable": unreadable},
+        **{"problems": problems, "notes": notes, "unreadable": [image.wrong for image in unreadable]},
     }
     return Shown(parts=(class_table(dataset, counts, bad), *lines), data=data, code=1 if problems else 0)
 
@@ -83,14 +83,13 @@ def _find_uneven(dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]]) -
     return found
 
 
-def _find_copies(dataset: Dataset, decoded: Decoded) -> list[str]:
+def _find_copies(dataset: Dataset, decoded: dict[SplitName, list[Decoded]]) -> list[str]:
     """Tell images with equal pixels that are in two splits, or in two classes of one."""
     places: dict[str, list[tuple[SplitName, int, str]]] = defaultdict(list)
     for name in SPLITS:
-        split = dataset.split(name)
-        for digest, label, image_id in zip(decoded.digests[name], split.labels.tolist(), split.image_ids, strict=True):
-            if digest:
-                places[digest].append((name, label, image_id))
+        for image, label in zip(decoded[name], dataset.labels(name).tolist(), strict=True):
+            if image.pixels:
+                places[image.pixels].append((name, label, image.image_id))
     lines = []
     for what, at in (("two splits", 0), ("two classes", 1)):
         copies = [group for group in places.values() if len({place[at] for place in group}) > 1]

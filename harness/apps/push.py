@@ -1,45 +1,130 @@
-"""Publish a model: its weights and where they are from, its card, a folder, and the upload."""
+"""Publish a model, for timm or for sentence-transformers: weights, where they are from, a card, and the upload."""
 
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
+from torch import Tensor, nn
 
-from harness.apps.vectors.sentence import CODE, SentenceTower
+from harness.datasets.images import EXTENSIONS, upright_rgb
 from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
-from harness.records.record import DENSE, RECOVERY, Record, conditions, lacking
-from harness.report.groups import group_records, sections
-from harness.report.writers import markdown
-from zoo.core.files import digest, fingerprint, read_facts, write_whole
-from zoo.core.prompts import CosineHead
+from harness.records.record import DENSE, RECOVERY, lacking
+from zoo.core.files import read_facts, write_whole
 from zoo.loading.adopt import reduce
+from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
 from zoo.loading.learned_files import find_predictor
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_clip, read_weights
-from zoo.towers.vit import TimmHost
+from zoo.towers.vit import CosineHead, TimmHost
 
 TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
 FORMATS = (TIMM_FORMAT, SENTENCE)
 FILES = ("README.md", "config.json", "model.safetensors")
-# What sentence-transformers' format has, too; text.safetensors where there is a text tower that doesn't ship.
-SENTENCE_FILES = ("config_sentence_transformers.json", "modeling_patchrank.py", "modules.json", "text.safetensors")
+TEXT, CODE = "text.safetensors", "modeling_patchrank.py"  # the former where there is a text tower that doesn't ship
+SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
+SENTENCE_CODE = '''"""What sentence-transformers opens this folder with."""
+
+try:
+    from harness.apps.push import SentenceTower
+except ImportError as error:
+    raise ImportError("this model needs: pip install clip-patchrank") from error
+'''
 FREE = ("apache-2.0", "bsd-3-clause", "mit")
 UNKNOWN = "unknown"
 PROVENANCE = "provenance"  # its key in config.json
 _HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_name
-COMPARE = "patchrank compare --model TOWER --methods METHOD --dataset NAME"
+
+
+class SentenceTower(nn.Module):
+    """An image tower, and a text tower where one belongs to it, of a folder that ``write_folder`` wrote.
+
+    It makes `embed`'s vectors, and has the interface of a first module of sentence-transformers, whose classes differ
+    from release to release.
+    """
+
+    save_in_root = True
+
+    def __init__(
+        self, visual: TimmHost, size: str = "", tag: str = "", weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Take an image tower; its text tower has a size and tag of ours, and ``weights`` unless these ship."""
+        super().__init__()
+        self.visual, self.size, self.tag = visual, size, tag
+        self.text: Any = None
+        self.transform: Any = image_transform(visual)
+        if size:
+            self.transform = clip_transform(visual)
+            self.text, self.logit_scale, context = (
+                load_text() if weights is None else open_clip_text(size, tag, weights)
+            )
+            self.words = tokenizer(context)
+
+    @classmethod
+    def load(cls, folder: str) -> "SentenceTower":
+        """Load what ``save`` wrote."""
+        visual: Any = timm.create_model(f"{FOLDER}{folder}", pretrained=True)
+        text = json.loads(Path(folder, "config.json").read_text("utf-8")).get("text", {})
+        ships = not text or SIZES[text["size"]].open_clip is None
+        return cls(visual, **text, weights=None if ships else load_file(Path(folder, TEXT))).eval()
+
+    def save(self, folder: str, facts: Mapping[str, Any] | None = None, **_: Any) -> None:
+        """Write the towers' weights and settings; ``facts`` join them in config.json."""
+        text = {"text": {"size": self.size, "tag": self.tag}} if self.size else {}
+        save_for_hf(self.visual, folder, model_config={**(facts or {}), **text}, safe_serialization=True)
+        if self.size and SIZES[self.size].open_clip is not None:
+            tensors = {"logit_scale": torch.tensor(self.logit_scale), **self.text.model.state_dict()}
+            save_file(tensors, Path(folder, TEXT))
+
+    @property
+    def modalities(self) -> list[str]:
+        """What can be embedded."""
+        return ["image"] if self.text is None else ["text", "image"]
+
+    def get_embedding_dimension(self) -> int:
+        """Return the number of a vector's components."""
+        return self.visual.num_classes or self.visual.num_features
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # its name in older releases
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
+        """Turn PIL images, or texts, into a tensor for ``forward``; sentence-transformers mixes no batch of both.
+
+        Raises:
+            ValueError: something else, or texts where there is no text tower or whose words it never saw.
+        """
+        if all(isinstance(one, Image.Image) for one in inputs):
+            return {"pixel_values": torch.stack([self.transform(upright_rgb(one.copy())) for one in inputs])}
+        for one in inputs:
+            if not isinstance(one, str) or Path(one).suffix.lower() in EXTENSIONS:
+                raise ValueError(f"{one!r:.80}: expected PIL images, or texts; open pictures with PIL.Image.open")
+        if self.text is None:
+            raise ValueError(f"{inputs[0]!r:.80}: this model has no text tower; expected PIL images")
+        return {"input_ids": self.words([f"{prompt or ''}{one}" for one in inputs])}
+
+    tokenize = preprocess  # its name in older releases
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Add ``sentence_embedding``, (n, D) of unit length."""
+        if "pixel_values" in features:
+            vectors = self.visual(features["pixel_values"])
+        else:
+            vectors = self.text(features["input_ids"])
+        return {**features, "sentence_embedding": F.normalize(vectors.float(), dim=-1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +132,14 @@ class Publishable:
     """A model in evaluation mode with its weights, and where these are from.
 
     Attributes:
-        provenance: JSON values: metadata of the files that the weights came from, in
-            ``predictors`` (one entry each), ``prompts`` and ``recovery``, and hashes of these files in
-            ``digests``; with a recovery, ``tower`` is the fingerprint before it. Empty where nobody wrote that down.
+        provenance: metadata of the files that the weights came from, as JSON values, in ``predictor``, ``prompts`` and
+            ``recovery``; empty where nobody wrote that down.
     """
 
     vit: TimmHost
     arch: str  # timm name, without a tag
     tag: str  # of its tower's weights
     provenance: dict[str, Any]
-
-    @property
-    def dense(self) -> TimmHost:
-        """The model without its reduction; shares its modules."""
-        dense: TimmHost = reduce(self.vit, method=None)
-        return dense
 
     @property
     def method(self) -> str:
@@ -81,46 +159,10 @@ class Publishable:
         tuned = isinstance(self.vit.head, CosineHead)
         return tuple(facts.get("label_names") or ()) if tuned else ()
 
-    def settings(self) -> dict[str, Any]:
-        """Return the method's settings as records keep them, its predictor left out."""
-        return {} if self.vit.reducer is None else self.vit.reducer.config.plain()
-
-    def weights(self) -> str:
-        """Return the fingerprint of the tower as records keep it: without what was tuned or recovered."""
-        if RECOVERY in self.provenance:
-            return str(self.provenance["tower"])
-        tower = self.dense
-        tower.prompts = None
-        if isinstance(tower.head, CosineHead):
-            tower.head = tower.head.projection
-        return fingerprint(tower)
-
-    def rows(self, records: Sequence[Record], path: Path) -> list[Record]:
-        """Choose what was measured of this model, and of its dense tower beside it.
-
-        Raises:
-            ValueError: the records of ``path`` have none with these weights and settings.
-        """
-        weights, settings = self.weights(), self.settings()
-        mine = [record for record in records if self._is_of(record, weights, settings)]
-        if not mine:
-            models = ", ".join(sorted({record.model for record in records})) or "nothing"
-            raise ValueError(
-                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights ({weights}) and settings; "
-                f"it has {models}; measure it with: {COMPARE}, or leave --records out"
-            )
-        same = {conditions(record) for record in mine}
-        dense = [r for r in records if r.method == DENSE and conditions(r) in same]
-        return [*(r for r in dense if r not in mine), *mine]
-
-    def _is_of(self, record: Record, weights: str, settings: dict[str, Any]) -> bool:
-        values = {**settings, **(self.provenance.get("digests") or {})}
-        return (
-            (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
-            and all(record.method_config.get(key) == value for key, value in values.items())
-            and (record.shots > 0) == bool(self.classes)
-            and record.recovered == (RECOVERY in self.provenance)
-        )
+    @property
+    def predicted(self) -> bool:
+        """Whether a predictor ranks its patches."""
+        return self.vit.reducer is not None and self.vit.reducer.config.predictor_block(self.vit.depth) is not None
 
 
 def load_publishable(
@@ -146,36 +188,20 @@ def load_publishable(
             )
         raise unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
     tower, tag = split_name(split_method(name)[0])
-    options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
-    if predictor is not None:
-        options["predictor"] = str(predictor)
-    file = None if recovery is None else RecoveryFile.read(recovery)
+    files = {"predictor": predictor, "prompts": prompts}
+    addition = None if recovery is None else RecoveryFile.read(recovery)
+    options: dict[str, Any] = {what: str(path) for what, path in files.items() if path is not None}
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
-    provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
     block = None if vit.reducer is None else vit.reducer.config.predictor_block(vit.depth)
-    if block is not None:
-        path = predictor or find_predictor(tower, tag, block).path
-        provenance["predictors"] = [read_facts(path, "predictor")]
-        provenance["digests"]["predictor"] = digest(path)
-    if prompts is not None:
-        provenance["prompts"] = read_facts(prompts, "prompts")
-        provenance["digests"]["prompts"] = digest(prompts)
-    model = Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
-    if file is None:
-        return model
-    provenance["tower"] = model.weights()
-    provenance[RECOVERY] = read_facts(file.path, RECOVERY)
-    provenance["digests"][RECOVERY] = digest(file.path)
-    return replace(model, vit=add_recovery(vit, file).eval())
+    if block is not None and predictor is None:
+        files["predictor"] = find_predictor(tower, tag, block).path
+    if addition is not None:
+        vit, files[RECOVERY] = add_recovery(vit, addition), addition.path
+    provenance = {what: read_facts(path, what) for what, path in files.items() if path is not None}
+    return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
 def _load_saved(name: str) -> Publishable:
-    folder = Path(name.removeprefix(FOLDER))
-    if name.startswith(FOLDER) and not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) or "
-            "patchrank push --folder FOLDER writes one"
-        )
     vit = create_pretrained(name)
     if not isinstance(vit, TimmHost):
         raise ValueError(
@@ -183,26 +209,23 @@ def _load_saved(name: str) -> Publishable:
             "zoo.reduce(model, method=METHOD, keep=RATE), FOLDER)"
         )
     facts: Any = vit.pretrained_cfg
-    config = folder / "config.json"
+    config = Path(name.removeprefix(FOLDER), "config.json")
     if name.startswith(HUB):
         repo, _, revision = name.removeprefix(HUB).partition("@")
-        config = Path(str(try_to_load_from_cache(repo, "config.json", revision=revision or None)))
+        config = Path(str(try_to_load_from_cache(repo, config.name, revision=revision or None)))
     provenance = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
     arch = str(vit.__dict__["_model_args"].get("base") or facts["architecture"]).partition(".")[0]
-    tag = str(facts.get("tag") or "")
-    return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
+    return Publishable(vit=vit.eval(), arch=arch, tag=str(facts.get("tag") or ""), provenance=provenance)
 
 
-def model_card(model: Publishable, repo: str, records: Sequence[Record], sentence: SentenceTower | None = None) -> str:
-    """Write the card of a model; it says only what is recorded or computed.
+def model_card(model: Publishable, repo: str, sentence: SentenceTower | None = None) -> str:
+    """Write the card of a model for ``OWNER/NAME`` on the hub; it says only what is recorded or computed.
 
-    ``repo`` is ``OWNER/NAME`` on the hub; records are of the model and of its dense tower; ``sentence`` is what
-    sentence-transformers opens, None in timm's format.
+    ``sentence`` is what sentence-transformers opens, None in timm's format.
     """
-    reducer, known, recovery = model.vit.reducer, MODELS.get(model.arch), model.provenance.get(RECOVERY)
+    known = MODELS.get(model.arch)
     weights = None if known is None else SIZES[known.size].weights
-    facts, uncounted = _facts(model)
-    reduction = ["token reduction"] if reducer is not None else []
+    facts, uncounted = _count_facts(model)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True)
     environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
     return environment.get_template("model_card.md").render(
@@ -213,22 +236,14 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record], sentenc
         free=FREE,
         clip=known is not None or "_clip_" in model.arch,
         base=f"timm/{weights}.{model.tag}" if weights else None,
-        parts=reduction + ["learned tokens"] * bool(model.classes) + [RECOVERY] * bool(recovery),
+        embedded=known is not None and weights is None,
         facts=facts,
         uncounted=uncounted,
-        table=markdown([one.wide(summary=True) for one in sections(group_records(records))]).strip() if records else "",
-        version=records[0].version if records else "",
-        commits=sorted({record.git_commit for record in records if record.git_commit}),
-        predicted=reducer is not None and reducer.config.predictor_block(model.vit.depth) is not None,
-        predictors=model.provenance.get("predictors") or [],
-        prompts=model.provenance.get("prompts"),
-        recovery=recovery,
-        embedded=known is not None and weights is None,
-        compare=COMPARE,
+        **{what: model.provenance.get(what) for what in ("predictor", "prompts", RECOVERY)},
     )
 
 
-def _facts(model: Publishable) -> tuple[dict[str, str], str]:
+def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
     """Return the rows of the card's first table, and which operators GFLOPs lack."""
     vit = model.vit
     config: Any = vit.pretrained_cfg
@@ -241,11 +256,11 @@ def _facts(model: Publishable) -> tuple[dict[str, str], str]:
     facts = {"input": " x ".join(map(str, size))}
     dense = ""
     if vit.reducer is not None:
-        about = next(iter((sys.modules[type(vit.reducer).__module__].__doc__ or "").strip().splitlines()), "")
-        dense = f" (dense: {gflops(model.dense, size[1:], size[0]).gflops:.2f})"
+        about = (sys.modules[type(vit.reducer).__module__].__doc__ or "").strip().partition("\n")[0]
+        dense = f" (dense: {gflops(reduce(vit, method=None), size[1:], size[0]).gflops:.2f})"
         facts |= {
             "method": f"{model.method}. {about}",
-            "settings": f"`{json.dumps(model.settings())}`",
+            "settings": f"`{json.dumps(vit.reducer.config.plain())}`",
             "keep rate": f"{100 * trace.final_tokens / patches:.1f} %",
         }
     classes = len(model.classes)
@@ -259,9 +274,7 @@ def _facts(model: Publishable) -> tuple[dict[str, str], str]:
     return facts, lacking(cost.unsupported)
 
 
-def write_folder(
-    model: Publishable, folder: Path, repo: str, records: Sequence[Record], format: str = TIMM_FORMAT
-) -> str:
+def write_folder(model: Publishable, folder: Path, repo: str, format: str = TIMM_FORMAT) -> str:
     """Write weights, config and card, which ``local-dir:`` loads, and return the card.
 
     In the format of sentence-transformers these are joined by what ``SentenceTransformer`` opens.
@@ -270,22 +283,22 @@ def write_folder(
         ValueError: the folder has other files, which an upload would take along; or the model's output is no vector.
         FileNotFoundError: the weights of its text tower are missing.
     """
-    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     allowed = (*FILES, *SENTENCE_FILES) if format == SENTENCE else FILES
-    if strange := sorted(set(others) - set(allowed)):
+    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if strange := sorted(others.difference(allowed)):
         raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
     sentence = None if format == TIMM_FORMAT else _sentence_tower(model)
-    card = model_card(model, repo, records, sentence)
+    card = model_card(model, repo, sentence)
     config = {PROVENANCE: model.provenance} if model.provenance else {}
     if sentence is None:
         save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
     else:
         sentence.save(str(folder), config)
         about = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
-        modules = [{"idx": 0, "name": "0", "path": "", "type": "modeling_patchrank.SentenceTower"}]
+        modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(CODE).stem}.{SentenceTower.__name__}"}]
         write_whole(folder / "config_sentence_transformers.json", json.dumps(about, indent=2).encode())
         write_whole(folder / "modules.json", json.dumps(modules, indent=2).encode())
-        write_whole(folder / "modeling_patchrank.py", CODE.encode())
+        write_whole(folder / CODE, SENTENCE_CODE.encode())
     write_whole(folder / "README.md", card.encode())
     return card
 
@@ -315,11 +328,9 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     try:
         api = HfApi(library_name="clip-patchrank")
         api.create_repo(repo, private=private, exist_ok=True)
+        files = [name for name in (*FILES, *SENTENCE_FILES) if (folder / name).is_file()]
         api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            allow_patterns=[name for name in (*FILES, *SENTENCE_FILES) if (folder / name).is_file()],
-            commit_message="Upload model and card",
+            repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Upload model and card"
         )
     except Exception as error:  # the client raises what its transport does, release by release
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -40,30 +40,6 @@ class LearningSet:
     train: Split
     held_out: Split
 
-    @classmethod
-    def load(cls, sources: Sources) -> "list[LearningSet]":
-        """Return one of each dataset.
-
-        Raises:
-            ValueError: an unknown dataset, or one without images.
-        """
-        return [cls._of(get_dataset(name), sources) for name in sources.datasets]
-
-    @classmethod
-    def _of(cls, dataset: Dataset, sources: Sources) -> "LearningSet":
-        require_images(dataset, "train", "images to learn from asked for")
-        train, val = dataset.split("train"), dataset.split("val")
-        if not len(val):
-            order, count = seeded_order(len(train), 0), len(train) // HELD_OUT
-            train, val = train.subset(order[count:]), train.subset(order[:count])
-        own = cls(dataset, subset(train, sources.limit), subset(val, sources.held_out))
-        if not len(own.train) or not len(own.held_out):
-            raise ValueError(
-                f"dataset {dataset.name!r} has {len(own.train)} images to learn from and {len(own.held_out)} to stop "
-                "by; it needs both, from its train and val splits"
-            )
-        return own
-
     @property
     def facts(self) -> dict[str, Any]:
         """What a file that was learned from it says of it."""
@@ -74,6 +50,25 @@ class LearningSet:
     def image_ids(self) -> list[Any]:
         """The images of both parts."""
         return [self.train.image_ids, self.held_out.image_ids]
+
+
+def learning_sets(sources: Sources) -> list[LearningSet]:
+    """Return the images of each dataset; ValueError for an unknown one, or one without images."""
+    sets = []
+    for dataset in map(get_dataset, sources.datasets):
+        require_images(dataset, "train", "images to learn from asked for")
+        train, val = dataset.split("train"), dataset.split("val")
+        if not len(val):
+            order, count = seeded_order(len(train), 0), len(train) // HELD_OUT
+            train, val = train.subset(order[count:]), train.subset(order[:count])
+        train, val = subset(train, sources.limit), subset(val, sources.held_out)
+        if not len(train) or not len(val):
+            raise ValueError(
+                f"dataset {dataset.name!r} has {len(train)} images to learn from and {len(val)} to stop by; it needs "
+                "both, from its train and val splits"
+            )
+        sets.append(LearningSet(dataset, train, val))
+    return sets
 
 
 def train_recovery(
@@ -103,7 +98,7 @@ def train_recovery(
             "and --keep, not both"
         )
     rate: float = setup.options["keep"]
-    sets = LearningSet.load(sources)
+    sets = learning_sets(sources)
     require_rows(setup.model, [(setup.method, rate)])
     tower = load_tower(setup.model)
     row = make_row(tower.vit, tower.arch, tower.tag, setup.method, {"keep": rate})

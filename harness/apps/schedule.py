@@ -8,8 +8,9 @@ several of them.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import accumulate, permutations
 from pathlib import Path
@@ -22,13 +23,12 @@ from torch import nn
 
 from harness import git_commit
 from harness.apps.fidelity import Pictures, join_splits
-from harness.apps.recovery import LearningSet, Sources
+from harness.apps.recovery import Sources, learning_sets
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
 from harness.measure.match import TOLERANCE, KeepSolver
-from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row
 from harness.models.towers import load_tower
 from harness.records.record import DENSE
@@ -51,32 +51,14 @@ _NOTHING = 1e-12  # 1 - cosine that counts as none
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What to search among, and at what cost, in GFLOPs."""
+    """What to search among, and at what cost."""
 
+    cost: float = 0.5  # GFLOPs, as a share of the dense tower's
     points: int = 4  # reduction points at most
     candidates: int = 150  # schedules to try at most
-    match_to: str = Plan.match_to  # method whose cost it is, at keep rate ``keep``
-    keep: float | None = None  # that keep rate; None with ``cost``
-    cost: float | None = None  # the cost instead, as a share of the dense tower's
 
     def __post_init__(self) -> None:
-        if self.match_to not in METHODS:
-            raise ValueError(f"--match-to {self.match_to!r}: {expected(self.match_to, METHODS)}")
-        check_fields(self, points="[1, inf)", candidates="[1, inf)")
-        if (self.keep is None) == (self.cost is None):
-            raise ValueError(
-                "expected one cost: --keep RATE for that of --match-to at this keep rate, or --cost X for a share of "
-                "the dense tower's"
-            )
-        if self.cost is not None and not 0 < self.cost < 1:
-            raise ValueError(f"--cost {self.cost:g}: expected a share of the dense tower's cost, in (0, 1)")
-
-    @property
-    def asked(self) -> str:
-        """The cost in words."""
-        if self.keep is None:
-            return f"{100 * (self.cost or 0):g} % of dense"
-        return f"{self.match_to} at keep {100 * self.keep:g} %"
+        check_fields(self, cost="(0, 1)", points="[1, inf)", candidates="[1, inf)")
 
 
 class Shape(NamedTuple):
@@ -118,10 +100,10 @@ class Schedule(NamedTuple):
 
 
 def starts(depth: int, most: int) -> list[Shape]:
-    """Return the candidates that a search begins with.
+    """Return the candidates that a search begins with, the best of rules first.
 
-    The best of rules come first: the points of rankmerge, of whose work the first does more or less; then one to
-    ``most`` points, evenly spaced from the first block and from a third of the depth.
+    They have the points of rankmerge, of whose work the first does more or less; then one to ``most`` points, evenly
+    spaced from the first block and from a third of the depth.
     """
     points = RankMergeConfig(keep=1).points(depth)
     shapes, later = [], len(points) - 1
@@ -212,66 +194,46 @@ class _Bench:
     def __init__(
         self, model: str, method: str, sources: Sources, config: SearchConfig, device: str, progress: Progress
     ) -> None:
-        self.method, self.config, self.progress, self.why = method, config, progress, ""
-        self.sets, self.tower = LearningSet.load(sources), load_tower(model)
+        self.method, self.config, self.progress = method, config, progress
+        self.sets, self.tower = learning_sets(sources), load_tower(model)
         self.weights = blocks_fingerprint(self.tower.vit.state_dict(), self.tower.vit.blocks_prefix)
         self.dense = self.tower.vit.to(device)
         self.patches = math.prod(self.dense.grid)
-        self.settings = self.row(method, {"keep": 1.0}).config
-        goal = (config.match_to, config.keep, config.cost)  # a longer search goes on from a shorter one
-        self.path, known = cached_json(
+        self.settings = self.row({"keep": 1.0}).config
+        self.path, known = cached_json(  # a longer search goes on from a shorter one
             "fits",
-            *(self.tower.name, self.weights, method, self.settings, goal, device, torch.__version__),
+            *(self.tower.name, self.weights, method, self.settings, config.cost, device, torch.__version__),
             *((one.facts, one.image_ids) for one in self.sets),
         )
         # 1 - cosine of images by schedule.
         self.known: dict[str, Any] = known or {"first": {}, "rest": {}, "seconds": 0.0}
         self._begun = time.monotonic() - self.known["seconds"]
-        # Counts and cost by candidate, None if it can't be had.
-        self._solved: dict[Shape, tuple[Schedule, float] | None] = {}
         whole = count_gflops(self.dense)
-        self._off = whole - closed_gflops(self.dense)
-        target = self.row(config.match_to, {"keep": config.keep}).vit if config.cost is None else None
-        self.goal: float = whole * (config.cost or 0) if target is None else count_gflops(target)
+        self.goal, self._off = config.cost * whole, whole - closed_gflops(self.dense)
+        self.solve = cache(self._solve)
+        self.say = cache(progress.say)  # the same once
 
     def save(self) -> None:
         """Write what is known."""
         self.known["seconds"] = time.monotonic() - self._begun
         keep_json(self.path, self.known)
 
-    def row(self, method: str, options: dict[str, Any], what: str = "") -> Variant:
-        """Make the row of a method with some options."""
-        return make_row(self.dense, self.tower.arch, self.tower.tag, method, options, what)
+    def row(self, options: dict[str, Any], what: str = "") -> Variant:
+        """Make the row of the method with some options."""
+        return make_row(self.dense, self.tower.arch, self.tower.tag, self.method, options, what)
 
-    def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
-        """Return the schedule of each candidate that can meet the cost."""
-        schedules = {}
-        for shape in shapes:
-            if shape not in self._solved:
-                self._solved[shape] = self._solve(shape)
-            if (one := self._solved[shape]) is None:
-                continue
-            schedule, cost = one
-            if abs(cost / self.goal - 1) <= NEAR:
-                schedules[shape] = schedule
-            elif shape == DEFAULT:
-                raise ValueError(
-                    f"{self.method} can't meet the GFLOPs of {self.config.asked} by its default schedule: asked "
-                    f"{self.goal:.4g}, the nearest is {cost:.4g}"
-                )
-        return schedules
+    def _solve(self, shape: Shape) -> Schedule | None:
+        """Return the schedule of a candidate that meets the cost, None if there is none.
 
-    def _solve(self, shape: Shape) -> tuple[Schedule, float] | None:
-        """Bisect by the blocks' closed form, and correct that by what fvcore counts of its answer."""
-        solver = KeepSolver(self.dense, lambda keep: self.row(self.method, shape.options(keep)).vit)
+        Bisect by the blocks' closed form, and correct that by what fvcore counts of its answer.
+        """
+        solver = KeepSolver(self.dense, lambda keep: self.row(shape.options(keep)).vit)
         try:
             solver.build(1.0)
         except (ValueError, FileNotFoundError) as error:  # no such block, or no predictor for it
             if shape == DEFAULT:
                 raise
-            if not self.why:
-                self.why = str(error)
-                self.progress.say(f"some schedules can't be had: {self.why}")
+            self.say(f"some schedules can't be had: {error}")
             return None
 
         def build(count: int) -> ReducedViT:
@@ -282,22 +244,27 @@ class _Bench:
         while (count := solver.bisect(self.goal - off, lambda count: closed_gflops(build(count)))) not in tried:
             tried[count] = count_gflops(build(count))
             off = tried[count] - closed_gflops(build(count))
+        count = min(tried, key=lambda count: abs(tried[count] - self.goal))
+        meets = abs(tried[count] / self.goal - 1) <= NEAR
         if shape == DEFAULT:
             self._off = off  # from which others differ little
-        count = min(tried, key=lambda count: abs(tried[count] - self.goal))
-        return Schedule.of(build(count)), tried[count]
+            if not meets:
+                raise ValueError(
+                    f"{self.method} can't meet the {self.goal:.4g} GFLOPs of --cost {self.config.cost:g} by its "
+                    f"default schedule: the nearest is {tried[count]:.4g}"
+                )
+        return Schedule.of(build(count)) if meets else None
 
     def pictures(self, split: Split) -> Pictures:
         """Set images beside what the dense tower makes of them."""
         dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=self.dense, config={})
         return Pictures(split, np.arange(len(split)), dense, self.tower.preprocess)
 
-    def add_distances(self, pictures: Pictures, schedules: Sequence[Schedule], known: dict[str, Any]) -> None:
+    def add_distances(self, pictures: Pictures, schedules: Iterable[Schedule], known: dict[str, Any]) -> None:
         """Add 1 - cosine to dense of images by schedules to what is known."""
-        new = [one for one in schedules if _key(one) not in known]
+        new = [one for one in sorted(set(schedules)) if _key(one) not in known]
         for start in range(0, len(new), GROUP):
-            some = new[start : start + GROUP]
-            rows = [self.row(self.method, one.options(self.patches), _key(one)) for one in some]
+            rows = [self.row(one.options(self.patches), _key(one)) for one in new[start : start + GROUP]]
             found = pictures.distances(rows)
             known |= {row.what: found[row.key].tolist() for row in rows}
             self.save()
@@ -318,17 +285,16 @@ class _Bench:
             return np.bincount(sets[seen], weights=values[seen]) / np.bincount(sets[seen])
 
         def look(shapes: Sequence[Shape], on_all: bool) -> dict[Shape, float]:
-            schedules = self.solve(shapes)
+            schedules = {shape: one for shape in shapes if (one := self.solve(shape)) is not None}
             for name in places if on_all else ("first",):
-                self.add_distances(pictures[name], sorted({*schedules.values(), default}), self.known[name])
+                self.add_distances(pictures[name], [*schedules.values(), default], self.known[name])
             update(len(self.known["first"]))
             before = means(default, on_all)
             return {shape: loss(means(one, on_all), before) for shape, one in schedules.items()}
 
         with self.progress.task("schedules tried", self.config.candidates) as update:
             losses, tried = search(look, self.dense.depth, self.config)
-        best = next(iter(losses), DEFAULT)
-        return self.solve([best])[best], tried
+        return self.solve(next(iter(losses), DEFAULT)) or default, tried
 
     def compare(self, default: Schedule, best: Schedule) -> tuple[bool, list[dict[str, Any]]]:
         """Say whether a schedule is better than the default on held-out images, and what a file says of each dataset.
@@ -342,14 +308,13 @@ class _Bench:
         ]
         groups = np.unique(names, return_inverse=True)[1]
         found: dict[str, Any] = {}
-        self.add_distances(self.pictures(join_splits(splits)), sorted({default, best}), found)
+        self.add_distances(self.pictures(join_splits(splits)), [default, best], found)
         before, after = (np.array(found[_key(one)]) for one in (default, best))
         ends = np.cumsum([0, *map(len, splits)])
         scale, worse, facts = np.empty(len(before)), False, []
         for one, part in zip(self.sets, map(slice, ends, ends[1:]), strict=True):
             scale[part] = max(before[part].mean(), _NOTHING)
-            own_groups = np.unique(groups[part], return_inverse=True)[1]
-            difference = paired_mean(after[part], before[part], 0, own_groups)
+            difference = paired_mean(after[part], before[part], 0, np.unique(groups[part], return_inverse=True)[1])
             worse = worse or difference.low > 0
             means = {"before": float(before[part].mean()), "after": float(after[part].mean())}
             facts.append({**one.facts, **means, "difference": list(difference)})
@@ -386,7 +351,7 @@ def search_schedule(
 
     Raises:
         ValueError: an unknown name, a dataset without images, or a cost that the method can't meet.
-        FileNotFoundError: no predictor for the method or the one whose cost is to be met.
+        FileNotFoundError: no predictor for the method.
     """
     if method not in METHODS:
         raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
@@ -395,7 +360,8 @@ def search_schedule(
     name = f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json"
     path = out or cache_folder() / "schedules" / name
     with claim_file(path):
-        default = bench.solve([DEFAULT])[DEFAULT]
+        default = bench.solve(DEFAULT)
+        assert default is not None
         best, tried = bench.best_on_training_images(default)
         found, datasets = bench.compare(default, best)
         if not found:
@@ -403,7 +369,7 @@ def search_schedule(
             datasets = [one | {"after": one["before"], "difference": [0.0] * 3} for one in datasets]
         bench.save()
         options = best.options(bench.patches)
-        reached = count_gflops(bench.row(method, options).vit)
+        reached = count_gflops(bench.row(options).vit)
         file = ScheduleFile(
             **options,
             model=tower.arch,
@@ -411,7 +377,7 @@ def search_schedule(
             weights=bench.weights,
             method=method,
             options={name: value for name, value in bench.settings.items() if name not in OPTIONS},
-            cost={"match": "gflops", "of": config.asked, "asked": bench.goal, "reached": reached},
+            cost={"match": "gflops", "of": f"{config.cost:g} x dense", "asked": bench.goal, "reached": reached},
             found=found,
             datasets=datasets,
             candidates=tried,

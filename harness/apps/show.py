@@ -17,24 +17,25 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
-from harness.datasets.images import LEAVE_OUT, read_image
+from harness.datasets.images import decode_image
 from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess, without_folders
 from harness.records.record import GOLDEN
-from harness.report.pictures import Arrays, PatchSheet, draw, read_comment
+from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.tokens import top
 from zoo.loading.clip import class_features
-from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 NO_CLASSES = "its class is not known (images of a dataset have one, such as folder:DIR:val:0)"
 PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
 FEW, GALLERY_SCALE = 4, 0.62  # images of a gallery, and its size as a share of a sheet's 2000 pixels
-NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
+NAMES = {score: f"golden\n{score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS\nattention"}
+Rankings = dict[str, dict[int, NDArray[Any]]]  # (N,) importance by name and image
 
 
 class Subject(NamedTuple):
@@ -60,16 +61,16 @@ def find_subject(place: str) -> Subject:
             raise FileNotFoundError(
                 f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
             )
-        return Subject(Path(place).name, read_image(Path(place), way=LEAVE_OUT))
-    dataset, index = get_dataset(match["dataset"]), match["index"]
+        return Subject(Path(place).name, decode_image(Path(place).read_bytes(), repr(place)))
+    dataset, index, split = get_dataset(match["dataset"]), match["index"], match["split"]
     try:
-        split = dataset.split(match["split"])  # type: ignore[arg-type]  # checked there
+        count = len(dataset.split(split))  # type: ignore[arg-type]  # checked there
     except ValueError as error:
         raise ValueError(f"image {place!r}: {error}") from error
-    if not index.isdecimal() or int(index) >= len(split):
-        there = f"images 0 to {len(split) - 1}" if len(split) else "no images"
-        raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has {there}")
-    return make_subject(dataset, match["split"], int(index))
+    if not index.isdecimal() or int(index) >= count:
+        there = f"images 0 to {count - 1}" if count else "no images"
+        raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {split} has {there}")
+    return make_subject(dataset, split, int(index))
 
 
 def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
@@ -105,16 +106,6 @@ class ShowConfig:
                 raise ValueError(f"--left {name!r}: {expected(name, known)}")
         if not 0.25 <= self.scale <= 8:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Images and the dense tower that looks at them."""
-
-    tower: Tower
-    subjects: Sequence[Subject]
-    images: Tensor  # (B, C, H, W), preprocessed
-    config: ShowConfig
 
 
 def show(
@@ -160,7 +151,7 @@ def draw_galleries(plan: Plan, datasets: Iterable[str], folder: Path, progress: 
 def make_sheet(
     tower: Tower, subjects: Sequence[Subject], config: ShowConfig, *, progress: Progress, device: str
 ) -> PatchSheet:
-    """Lay out images beside what a dense tower makes of them."""
+    """Lay out images beside their rankings, golden ones first, and what is left of them."""
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
     rows, columns = tower.vit.patch_embed.dynamic_feat_size(images.shape[-2:])
@@ -169,12 +160,36 @@ def make_sheet(
         labels=[subject.label for subject in subjects],
         views=undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy(),
         grid=(int(rows), int(columns)),
+        notes=[f"{tower.name}. Dropped patches are grey."],
     )
-    scene = Scene(tower=tower, subjects=subjects, images=images.to(device), config=config)
-    if config.left:
-        _add_leavings(scene, sheet)
-    else:
-        _add_rankings(scene, sheet, progress)
+    images, golden = images.to(device), config.golden
+    rankings, left = Rankings(), config.left
+    if not left or GOLDEN in left:
+        scores = [PRESERVATION] if left else list(SCORES)
+        rankings = _rank_by_golden(tower, subjects, images, golden, scores, sheet.notes, progress)
+        windows = f"windows of {golden.window} × {golden.window} patches, stride {golden.stride}"
+        sheet.notes[0] += f" Golden rankings: {windows}, removed before block {golden.block}."
+    if not left:
+        rankings |= _rank_by_methods(tower, images, golden.block, sheet.notes)
+        sheet.notes[0] += " Colours show the rank of a patch within its image and ranking; they don't compare images."
+        for name, own in rankings.items():
+            sheet.columns[name], sheet.panels[name] = NAMES[name], own
+        left = (PREDICTOR if PREDICTOR in rankings else GOLDEN,)
+    patches, merges = sheet.grid[0] * sheet.grid[1], False
+    for keep in config.keeps:
+        for method in left:
+            if method == GOLDEN:
+                tokens = np.stack([most_important(each, keep) for each in rankings[PRESERVATION].values()])
+                count = final_count(patches, keep)
+            else:
+                outcome = _run_method(tower, images, method, keep, golden.block)
+                tokens, count = tokens_at_end(outcome, patches), outcome.final_tokens
+            merges |= bool(((tokens >= 0) & (tokens != np.arange(patches))).any())
+            column = f"{method} {100 * keep:g}"
+            sheet.columns[column] = f"{column} %\n{count} of {patches} tokens"
+            sheet.panels[column] = dict(enumerate(tokens))
+    if merges:
+        sheet.notes[0] += " Patches that share a token have their mean colour and no line between them."
     return sheet
 
 
@@ -201,104 +216,64 @@ def most_important(importance: NDArray[np.floating], keep: float) -> NDArray[np.
     return tokens
 
 
-def _run_method(scene: Scene, method: str, keep: float) -> Outcome:
-    row = make_reduced(scene.tower, method, keep, scene.config.golden.block)
-    return run([row], scene.images)[row.key]
+def _run_method(tower: Tower, images: Tensor, method: str, keep: float, block: int) -> Outcome:
+    row = make_reduced(tower, method, keep, block)
+    return run([row], images)[row.key]
 
 
-def _add_rankings(scene: Scene, sheet: PatchSheet, progress: Progress) -> None:
-    """Add the importance by each ranking, golden ones first, and what one of them keeps."""
-    config, golden = scene.config, scene.config.golden
-    sheet.notes.append(
-        f"{scene.tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
-        f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "
-        "within its image and ranking; they don't compare images."
-    )
-    by_method = _rank_by_methods(scene, sheet)
-    sheet.importance = _rank_by_golden(scene, sheet, progress) | by_method
-    for ranking in sheet.importance:
-        sheet.columns[ranking] = NAMES[ranking].replace(" ", "\n")
-    by = PREDICTOR if PREDICTOR in sheet.importance else PRESERVATION
-    for keep in config.keeps:
-        column = f"kept {100 * keep:g}"
-        sheet.columns[column] = f"{100 * keep:g} % kept\nby {NAMES[by]}"
-        if by == PREDICTOR:
-            sheet.tokens[column] = dict(enumerate(tokens_at_end(_run_method(scene, by, keep), sheet.patches)))
-        else:
-            sheet.tokens[column] = {i: most_important(own, keep) for i, own in sheet.importance[by].items()}
-
-
-def _rank_by_methods(scene: Scene, sheet: PatchSheet) -> Arrays:
-    """Return the importance by predictor and CLS attention, where there are any; with nothing to reduce patches tie."""
-    importance = Arrays()
+def _rank_by_methods(tower: Tower, images: Tensor, block: int, notes: list[str]) -> Rankings:
+    """Return the importance by predictor and CLS attention at a block, where there are any."""
+    rankings = Rankings()
     for method in (PREDICTOR, ATTENTION):
         try:
-            scores = _run_method(scene, method, scene.config.keeps[0]).scores
+            scores = _run_method(tower, images, method, 0.5, block).scores  # the same at any keep rate
         except (FileNotFoundError, ValueError) as error:
-            sheet.notes.append(f"Left out: {NAMES[method]}: {describe_error(error)}.")
+            notes.append(f"Left out: {' '.join(NAMES[method].split())}: {describe_error(error)}.")
         else:
-            tied = np.ones((len(sheet.names), sheet.patches))
-            importance[method] = dict(enumerate(tied if scores is None else scores))
-    return importance
+            assert scores is not None
+            rankings[method] = dict(enumerate(scores))
+    return rankings
 
 
-def _rank_by_golden(scene: Scene, sheet: PatchSheet, progress: Progress) -> Arrays:
-    """Return the golden importance of each image, by all scores where its dataset has classes with words for them."""
+def _rank_by_golden(
+    tower: Tower,
+    subjects: Sequence[Subject],
+    images: Tensor,
+    config: GoldenConfig,
+    scores: Sequence[str],
+    notes: list[str],
+    progress: Progress,
+) -> Rankings:
+    """Return the golden importance of each image, by scores of classes where its dataset has words for them."""
 
     @cache
     def read_text(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Tensor, float]:
-        if scene.tower.clip is None:
-            raise no_text(scene.tower)
+        if tower.clip is None:
+            raise no_text(tower)
         if not classes:
             raise ValueError(NO_CLASSES)
-        model, _, tokenizer = scene.tower.clip
+        model, _, tokenizer = tower.clip
         features = class_features(model, tokenizer, classes, templates)
-        return features.to(scene.images.device), float(model.logit_scale.detach().exp())
+        return features.to(images.device), float(model.logit_scale.detach().exp())
 
-    importance: Arrays = {score: {} for score in SCORES}
+    rankings: Rankings = {score: {} for score in scores}
     lacking: dict[str, list[str]] = {}
-    with progress.task("golden rankings", len(scene.subjects)) as update:
-        for i, subject in enumerate(scene.subjects):
-            text, scale, label, scores = None, 1.0, 0, [PRESERVATION]
-            try:
-                text, scale = read_text(subject.classes, subject.templates)
-                label, scores = subject.classes.index(subject.label), list(SCORES)
-            except ValueError as error:
-                lacking.setdefault(str(error), []).append(subject.name)
+    with progress.task("golden rankings", len(subjects)) as update:
+        for i, subject in enumerate(subjects):
+            text, scale, label, own = None, 1.0, 0, [PRESERVATION]
+            if len(scores) > 1:
+                try:
+                    text, scale = read_text(subject.classes, subject.templates)
+                    label, own = subject.classes.index(subject.label), list(scores)
+                except ValueError as error:
+                    lacking.setdefault(str(error), []).append(subject.name)
+            engine = GoldenEngine(tower.vit, replace(config, score=own[0]), text=text, scale=scale)
+            labels = torch.tensor([label], device=images.device)
             # Each window is removed once for all scores.
-            config, image = replace(scene.config.golden, score=scores[0]), scene.images[i : i + 1]
-            engine = GoldenEngine(scene.tower.vit, config, text=text, scale=scale)
-            labels = torch.tensor([label], device=image.device)
-            for score, own in engine.importances(image, scores, labels).items():
-                importance[score][i] = own[0].cpu().numpy()
+            for score, importance in engine.importances(images[i : i + 1], own, labels).items():
+                rankings[score][i] = importance[0].cpu().numpy()
             update(i + 1)
     for reason, names in lacking.items():
-        where = "" if names == sheet.names else f" of {', '.join(names)}"
-        sheet.notes.append(f"Left out: golden label and golden confidence{where}: {reason}.")
-    return {score: own for score, own in importance.items() if own}
-
-
-def _add_leavings(scene: Scene, sheet: PatchSheet) -> None:
-    """Add the patch tokens that each method leaves, keep rate by keep rate."""
-    tower, images, config, patches = scene.tower, scene.images, scene.config, sheet.patches
-    about, golden, merging = f"{tower.name}. Dropped patches are grey.", np.empty((0, patches)), dict[str, None]()
-    if GOLDEN in config.left:
-        by = replace(config.golden, score=PRESERVATION)
-        golden = torch.cat([golden_importance(tower.vit, image[None], by) for image in images]).cpu().numpy()
-        about += f" golden: {config.golden.describe()}."
-    for keep in config.keeps:
-        for method in config.left:
-            column = f"{method} {100 * keep:g}"
-            if method == GOLDEN:
-                own, count = np.stack([most_important(each, keep) for each in golden]), final_count(patches, keep)
-            else:
-                outcome = _run_method(scene, method, keep)
-                own, count = tokens_at_end(outcome, patches), outcome.final_tokens
-            if ((own >= 0) & (own != np.arange(patches))).any():
-                merging[method] = None
-            sheet.tokens[column] = dict(enumerate(own))
-            sheet.columns[column] = f"{column} %\n{count} of {patches} tokens"
-    if merging:
-        names = ", ".join(merging)
-        about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
-    sheet.notes.append(about)
+        where = "" if len(names) == len(subjects) else f" of {', '.join(names)}"
+        notes.append(f"Left out: golden label and golden confidence{where}: {reason}.")
+    return {score: own for score, own in rankings.items() if own}

@@ -18,8 +18,7 @@ from rich.console import Console
 from harness.base.table import Part, Shown, Table, estimate_cell, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, CommandParser, command
-from harness.cli.outline import outline
+from harness.cli.command import PROGRAM, command
 
 if TYPE_CHECKING:
     from harness.apps.setup import Setup
@@ -27,39 +26,7 @@ if TYPE_CHECKING:
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
 
-VECTORS = "vectors"
-IMAGES_HELP = "a folder of pictures without labels"
 LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
-
-
-def _choose_flags(parser: CommandParser) -> None:
-    config = outline("harness.apps.choose").ChooseConfig
-    what = parser.add_argument_group("model and pictures")
-    flags.usual(what, "model")
-    pictures = what.add_mutually_exclusive_group(required=True)
-    flags.add(pictures, "--images", None, IMAGES_HELP, Path, metavar="DIR")
-    flags.usual(pictures, "dataset")
-    flags.data(parser)
-    bounds = parser.add_argument_group("bounds; give at least one on fidelity")
-    for flag, text in (
-        ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
-        ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
-        ("--max-loss", "largest loss in points of top-1, such as 0.5; needs classes"),
-        ("--speed-up", "least speed-up over dense in eager float32, such as 1.5"),
-    ):
-        flags.add(bounds, flag, None, text, float)
-    among = parser.add_argument_group("what is chosen from")
-    flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
-    flags.usual(among, "dtypes", text="precisions; default: float32, and bfloat16 where it is fast")
-    how = parser.add_argument_group("how it is measured")
-    flags.fields(how, config, search="pictures to search with", held_out="other pictures, which decide")
-    flags.fields(how, config, batch="images per timed call")
-    flags.fields(how, config, rounds="timed calls of each model, at least", seconds="least time of all rounds")
-    flags.fields(how, config, seed="seed of the choice of pictures and of intervals")
-    flags.usual(how, "device")
-    files = parser.add_argument_group("files")
-    flags.usual(files, "fresh")
-    flags.output(files, "setup.json", "the chosen setup with its certificate", "FILE")
 
 
 def run_choose(args: Namespace, status: Console) -> Shown:
@@ -128,26 +95,6 @@ def _file_dtype(format: str, dtype: str) -> str:
     from zoo.deploy.export import FORMATS
 
     return dtype if dtype in FORMATS[format].dtypes else "float32"
-
-
-def _export_flags(parser: CommandParser) -> None:
-    export = outline("zoo.deploy.export")
-    flags.setup(parser)
-    file = parser.add_argument_group("file")
-    names = export.FORMATS
-    text = f"{', '.join(names)}; default: {export.ONNX}, or the layout's"
-    flags.add(file, "--format", None, text, choices=names, metavar="FORMAT")
-    text = f"write the folder of a model, as servers take it: {', '.join(LAYOUTS)}"
-    flags.add(file, "--layout", None, text, choices=LAYOUTS, metavar="SERVER")
-    text = "ends with .onnx, .pt2 or .xml, by the format; with --layout REPOSITORY/NAME"
-    flags.output(file, None, text, metavar="FILE", required=True)
-    check = parser.add_argument_group("check on real images")
-    flags.usual(check, "dataset", default="photos")
-    flags.add(check, "--images", None, f"{IMAGES_HELP}, instead of --dataset", Path, metavar="DIR")
-    flags.images(check, 64, "val", "images, class-balanced")
-    flags.add(check, "--batches", list(export.BATCHES), "images per call", flags.positive)
-    flags.add(check, "--least-cosine", export.LEAST_COSINE, "least mean cosine to float32 features in lower precision")
-    flags.data(parser)
 
 
 def run_export(args: Namespace, status: Console) -> Shown:
@@ -253,25 +200,6 @@ def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement")
     return Table.of(title, list(cells), [list(cells.values())], words=("runtime", "precision"))
 
 
-def _embed_flags(parser: CommandParser) -> None:
-    text = "a folder of pictures, tars such as x-{000..010}.tar, or Parquet files"
-    parser.add_argument("source", nargs="*", metavar="SOURCE", default=[], help=text)
-    what = parser.add_argument_group("what is embedded")
-    flags.add(what, "--texts", None, "a file of texts, one a line, instead of pictures", Path)
-    text = "Parquet column of pictures; default: the only one of bytes"
-    flags.add(what, "--image-column", None, text, metavar="NAME", dest="column")
-    flags.setup(parser)
-    how = parser.add_argument_group("conditions")
-    flags.usual(how, "device", text="torch device of each worker")
-    flags.add(how, "--batch", 64, "pictures per call")
-    flags.add(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", int)
-    flags.add(how, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
-    files = parser.add_argument_group("files")
-    flags.output(files, VECTORS, "folder of Parquet files", dest="out")
-    flags.add(files, "--shard-size", 4096, "pictures per file")
-    flags.add(files, "--embedding-dtype", "float16", "float16, float32, int8 or binary", metavar="TYPE")
-
-
 def run_embed(args: Namespace, status: Console) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
     from harness.apps.vectors.embed import EmbedJob, embed
@@ -311,17 +239,6 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     if done.bad:
         text += f"; {done.bad:,} can't be embedded; {done.errors} lists them"
     return (*lines, text)
-
-
-def _search_flags(parser: CommandParser) -> None:
-    parser.add_argument("query", nargs="?", metavar="QUERY", help="words, or the path of a picture")
-    where = parser.add_argument_group("where")
-    flags.add(where, "--in", Path(VECTORS), "folder that `embed` wrote", dest="vectors", metavar="DIR")
-    flags.add(where, "--top", 10, "number of hits", metavar="K")
-    flags.usual(where, "device", text="torch device that embeds the query")
-    flags.add(where, "--losses", False, "instead of a query: what precisions would lose of these float32 embeddings")
-    files = parser.add_argument_group("files")
-    flags.add(files, "--sheet", None, "draw the hits side by side, as PNG", Path)
 
 
 def run_search(args: Namespace, status: Console) -> Shown:
@@ -370,21 +287,6 @@ def _show_losses(args: Namespace, progress: Progress) -> Shown:
     return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
 
 
-def _serve_flags(parser: CommandParser) -> None:
-    config = outline("harness.apps.serve").ServeConfig
-    flags.setup(parser)
-    how = parser.add_argument_group("how it is served")
-    flags.fields(how, config, replicas="Ray actors with the model each", batch="pictures and texts per call")
-    flags.fields(how, config, wait_ms="milliseconds that a batch waits for more")
-    flags.fields(how, config, queue="requests that wait for a replica; more get 503")
-    flags.add(how, "--threads", None, "of each replica; default: this machine's cores shared", int)
-    flags.usual(how, "device", text="torch device of each replica")
-    where = parser.add_argument_group("where")
-    flags.fields(
-        where, config, host="address to listen at; 0.0.0.0 for all", port="port", route="what paths begin with"
-    )
-
-
 def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     """Serve a model until Ctrl-C or SIGTERM.
 
@@ -406,23 +308,6 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     return Shown(parts=("stopped; requests that were accepted are answered",), data=json_values(served._asdict()))
 
 
-def _show_flags(parser: CommandParser) -> None:
-    golden_config = outline("zoo.ranking.golden").GoldenConfig
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or DATASET:SPLIT:INDEX")
-    what = parser.add_argument_group("what is drawn")
-    flags.usual(what, "model")
-    flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
-    flags.add(what, "--left", [], "show the tokens that these methods or golden leave, instead", metavar="METHOD")
-    flags.data(parser)
-    golden = parser.add_argument_group("golden rankings")
-    flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
-    flags.fields(golden, golden_config, window="window side in patches", stride="step of the window in patches")
-    where = parser.add_argument_group("conditions and files")
-    flags.output(where, "show.png", "the figure, a PNG", "FILE")
-    flags.add(where, "--scale", 1.0, "factor on the figure's size")
-    flags.usual(where, "device")
-
-
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
@@ -433,29 +318,6 @@ def run_show(args: Namespace, status: Console) -> Shown:
     sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
     return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
-
-
-def _check_flags(parser: CommandParser) -> None:
-    tolerances = outline("harness.report.changes").Tolerances
-    text = "expected records; default: those that ship"
-    files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
-    files.required = False  # not "*": see `compare`
-    rows = parser.add_argument_group("which rows", "check these only")
-    flags.usual(rows, "models", text="dense models' names, see `list`")
-    flags.usual(rows, "methods", "keeps", "datasets")
-    flags.data(parser)
-    bounds = parser.add_argument_group("how far values may move")
-    flags.fields(bounds, tolerances, answers="number of right answers", flips="images whose answer changes")
-    flags.fields(bounds, tolerances, cosine="mean cosines: to dense, and between classes")
-    flags.fields(bounds, tolerances, divergence="mean KL to dense in nats; share of dense's neighbours")
-    flags.fields(bounds, tolerances, probe="mean feature along fixed directions")
-    flags.fields(bounds, tolerances, tau="Kendall's tau")
-    flags.fields(bounds, tolerances, slower="factor on the expected ratio of time to dense")
-    how = parser.add_argument_group("how it is measured")
-    flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")
-    flags.fields(how, outline("harness.apps.check").CheckPlan, rounds="timed calls of each model")
-    flags.add(how, "--no-latency", False, "measure no times")
-    flags.add(how, "--update", False, "write the expectation anew and show what changed")
 
 
 def run_check(args: Namespace, status: Console) -> Shown:
@@ -469,39 +331,17 @@ def run_check(args: Namespace, status: Console) -> Shown:
     return check(CheckPlan(**plan), Tolerances(**bounds), Progress(status))
 
 
-def _push_flags(parser: CommandParser) -> None:
-    where = parser.add_argument_group("what goes where")
-    text = "a dense or reduced name of `list`, local-dir:FOLDER or hf-hub:OWNER/NAME"
-    flags.usual(where, "model", default=None, text=text, required=True)
-    flags.add(where, "--to", None, "repository on the hub", required=True, metavar="OWNER/NAME")
-    formats = outline("harness.apps.push").FORMATS
-    text = f"{', '.join(formats)}; the latter has timm's files, too"
-    flags.add(where, "--format", formats[0], text, choices=formats, metavar="FORMAT")
-    flags.add(where, "--private", False, "make the repository private")
-    flags.add(where, "--folder", None, "write to this folder and upload nothing", Path, metavar="DIR")
-    flags.add(where, "--dry-run", False, "upload nothing; show the card and what would be uploaded")
-    what = parser.add_argument_group("what goes with it")
-    flags.add(what, "--records", None, "a run with measurements of this model, for the card", Path)
-    flags.add(what, "--predictor", None, "file that `fit predictor` wrote, for patchrank", Path)
-    flags.add(what, "--prompts", None, "file that `fit prompts` wrote", Path)
-    flags.add(what, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
-    flags.add(what, "--accept-license", None, "confirm that the weights' licence allows it", metavar="ID")
-
-
 def run_push(args: Namespace, status: Console) -> Shown:
     """Write a model with its card, and upload it unless only a folder is asked for."""
     from harness.apps import push
-    from harness.records.record import read_run
 
     push.check_repo(args.to)
-    records = read_run(args.records) if args.records is not None else []
     model = push.load_publishable(args.model, args.predictor, args.prompts, args.recovery)
     uploads = args.folder is None and not args.dry_run
     push.check_license(model, args.accept_license, uploads=uploads)
-    rows = model.rows(records, args.records) if args.records is not None else []
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
-        card = push.write_folder(model, folder, args.to, rows, args.format)
+        card = push.write_folder(model, folder, args.to, args.format)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         where = None if args.folder is None else str(args.folder)
         if uploads:
@@ -515,12 +355,12 @@ def run_push(args: Namespace, status: Console) -> Shown:
 
 
 COMMANDS = (
-    command("choose", run_choose, _choose_flags),
-    command("embed", run_embed, _embed_flags),
-    command("search", run_search, _search_flags),
-    command("serve", run_serve, _serve_flags),
-    command("export", run_export, _export_flags),
-    command("show", run_show, _show_flags),
-    command("check", run_check, _check_flags),
-    command("push", run_push, _push_flags),
+    command("choose", run_choose),
+    command("embed", run_embed),
+    command("search", run_search),
+    command("serve", run_serve),
+    command("export", run_export),
+    command("show", run_show),
+    command("check", run_check),
+    command("push", run_push),
 )

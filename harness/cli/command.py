@@ -18,6 +18,7 @@ from rich.console import Console
 from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
+from harness.cli.flags import add_flags
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
@@ -59,13 +60,19 @@ class Command:
 def command(
     path: str,
     run: Callable[[argparse.Namespace, Console], Shown | Work],
-    flags: Callable[["CommandParser"], None] = lambda _parser: None,
+    arguments: Callable[["CommandParser"], None] = lambda _parser: None,
 ) -> Command:
-    """Return a subcommand that ``commands.toml`` describes."""
-    text = TEXTS[path]
+    """Return a subcommand that ``commands.toml`` describes but for some arguments, which stand before its flags."""
+    text = dict(TEXTS[path])
+    groups = text.pop("flags", {})
+
+    def add(parser: CommandParser) -> None:
+        arguments(parser)
+        add_flags(parser, groups)
+
     if text.get("goes_on"):
-        text = text | {"output": f"{text['output']}. If it is stopped, the same command continues"}
-    return Command(path=path, run=run, flags=flags, **text)
+        text["output"] += ". If it is stopped, the same command continues"
+    return Command(path=path, run=run, flags=add, **text)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -1,13 +1,15 @@
-"""Flags that several subcommands share, types of their values, and settings made of them."""
+"""Flags of subcommands as ``commands.toml`` and ``flags.toml`` describe them, and settings made of their values."""
 
+import argparse
 import dataclasses
+import operator
+import tomllib
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from harness.cli.command import CommandParser
-from harness.cli.outline import outline
+from harness.cli.outline import Outline, outline
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
-DENSE = "clip_vit_s14"
-DTYPES = outline("zoo.core.precision").PRECISIONS
-FASHION_AND_EMOJI = ["fashion", "emoji"]
+SHARED = tomllib.loads(Path(__file__).with_name("flags.toml").read_text("utf-8"))
 
 
 def positive(text: str) -> int:
@@ -55,87 +55,60 @@ def split(text: str) -> str:
     return text
 
 
-METAVARS: dict[Any, str] = {int: "N", positive: "N", float: "X", keep_rate: "RATE", Path: "FILE"}
-MODEL, METHOD = {"metavar": "MODEL"}, {"metavar": "METHOD"}
+# Types by name, with the usual name of a value in help.
+TYPES: dict[str, tuple[Callable[[str], Any], str | None]] = {
+    "str": (str, None), "int": (int, "N"), "positive": (positive, "N"), "float": (float, "X"),
+    "keep_rate": (keep_rate, "RATE"), "path": (Path, "FILE"), "split": (split, None),
+}  # fmt: skip
 
 
-def add(group: Any, flag: str, default: Any, text: str, kind: Callable[[str], Any] | None = None, **more: Any) -> None:
-    """Add a flag for a value of the default's type, or of ``kind``; one whose default is a list takes several."""
+def add_flags(parser: argparse.ArgumentParser, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add flags to a parser, by the headings of their groups."""
+    for title, own in groups.items():
+        entries = SHARED["groups"].get(title, {}) | own
+        config = _resolve(f"@{entries.pop('config')}") if "config" in entries else Outline(())
+        group: Any = parser if title in ("arguments", "flags") else parser.add_argument_group(title)
+        alternatives = entries.pop("one_of", ())
+        one_of = group.add_mutually_exclusive_group(required=True) if alternatives else None
+        for name, entry in entries.items():
+            facts = {"help": entry} if isinstance(entry, str) else entry
+            shared = SHARED["flags"].get(name, {"flag": name}) if title != "arguments" else {"flag": name}
+            _add(one_of if name in alternatives else group, shared, facts, config)
+
+
+def _add(group: Any, shared: Mapping[str, Any], own: Mapping[str, Any], config: Outline) -> None:
+    """Add a flag, whose default is its own, else that of the settings' field, else the shared one."""
+    facts = {**shared, **own}
+    flag = facts.pop("flag")
+    field = facts.get("dest", flag.removeprefix("--").replace("-", "_"))
+    if "default" not in own and field in config:
+        facts["default"] = getattr(config, field)
+    default = facts["default"] = _resolve(facts.get("default"))
     if default is False:
-        group.add_argument(flag, action="store_true", help=text, **more)
+        group.add_argument(flag, action="store_true", **facts)
         return
-    if isinstance(default, list):
-        more = {"nargs": "+"} | more
-    if kind is None:
-        sample = default[0] if isinstance(default, list) and default else default
-        kind = Path if isinstance(sample, Path) else type(sample) if isinstance(sample, int | float) else str
-    if kind in METAVARS:
-        more = {"metavar": METAVARS[kind]} | more
-    group.add_argument(flag, default=default, type=kind, help=text, **more)
+    if isinstance(default, list | tuple):
+        facts = {"nargs": "+"} | facts | {"default": list(default)}
+    sample = default[0] if isinstance(default, list | tuple) and default else default
+    kind, metavar = TYPES.get(facts.pop("type", type(sample).__name__), TYPES["str"])
+    if metavar:
+        facts.setdefault("metavar", metavar)
+    if "choices" in facts:
+        facts["choices"] = _resolve(facts["choices"])
+        facts["help"] = facts["help"].replace("{choices}", ", ".join(facts["choices"]))
+    # "*" of an argument takes nothing before the first flag, and refuses what comes after it.
+    required = facts.pop("required", None) if flag == field else None
+    action = group.add_argument(flag, type=kind, **facts)
+    if required is not None:
+        action.required = required
 
 
-def fields(group: Any, config: Any, /, **texts: str) -> None:
-    """Add a flag for each named field of a settings class, or of its outline; its default is the field's."""
-    for name, text in texts.items():
-        default = getattr(config, name)
-        add(group, f"--{name.replace('_', '-')}", list(default) if isinstance(default, tuple) else default, text)
-
-
-SEVERAL = {"nargs": "+"}
-ANY_DATASET = "a name of `list`, or PREFIX:PATH such as images:photos"
-# Flags of several commands: flag, default, help, type, and more arguments of `add`.
-USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
-    "model": ("--model", DENSE, "a dense model's name, see `list`", None, MODEL),
-    "models": ("--model", None, "models' names, see `list`", None, {**SEVERAL, **MODEL, "dest": "models"}),
-    "method": ("--method", None, "method that reduces a dense model; see `list`", None, METHOD),
-    "keep": ("--keep", None, "its keep rate in (0, 1]", keep_rate, {}),
-    "methods": ("--methods", None, "see `list`", None, {**SEVERAL, **METHOD}),
-    "keeps": ("--keeps", None, "keep rates in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
-    "dataset": ("--dataset", None, ANY_DATASET, None, {"metavar": "NAME"}),
-    "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, "metavar": "NAME", "dest": "datasets"}),
-    "root": ("--root", None, "folder of public datasets; default: $CLIP_PATCHRANK_DATA", Path, {"metavar": "DIR"}),
-    "download": ("--download", False, "download what is missing", None, {}),
-    "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),
-    "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
-    "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", None, {"choices": DTYPES, "metavar": "DTYPE"}),
-    "dtypes": ("--dtypes", [], f"precisions: {', '.join(DTYPES)}", None, {"choices": DTYPES, "metavar": "DTYPE"}),
-    "halves": ("--halves", False, "tables of the smoother and of the more detailed half of the images, too", None, {}),
-    "fresh": ("--fresh", False, "measure again what was measured before", None, {}),
-}
-
-
-def usual(group: Any, *names: str, **changes: Any) -> None:
-    """Add flags of `USUAL`, with some of the arguments changed."""
-    for name in names:
-        flag, default, text, kind, more = USUAL[name]
-        add(group, flag, **{"default": default, "text": text, "kind": kind} | more | changes)
-
-
-def data(parser: CommandParser) -> None:
-    """Add where datasets are and how they are read."""
-    group = parser.add_argument_group("how datasets are read")
-    usual(group, "root", "download")
-    text = "prompts instead of the dataset's own, with {} for the class"
-    add(group, "--templates", None, text, nargs="+", metavar="TEXT")
-    add(group, "--skip-bad", False, "leave out images that can't be read")
-    add(group, "--skip-unknown-classes", False, "leave out classes with words that the text tower doesn't know")
-
-
-def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
-    """Add how many images: ``--limit`` and ``--full``."""
-    add(group, "--limit", count, text, positive)
-    add(group, "--full", False, "use all images; --limit is ignored")
-
-
-def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
-    """Add which images, and how many."""
-    usual(group, "split", default=split)
-    limits(group, count, text)
-
-
-def limit_of(args: Namespace) -> int | None:
-    """Return how many images ``--limit`` and ``--full`` ask for, None for all."""
-    return None if args.full else args.limit
+def _resolve(value: Any) -> Any:
+    """Return the constant of one of our modules that "@module:Name" stands for, and None for "none"."""
+    if isinstance(value, str) and value[:1] == "@":
+        module, _, name = value[1:].partition(":")
+        return operator.attrgetter(name)(outline(module))
+    return None if value == "none" else value
 
 
 def check_device(name: str) -> None:
@@ -148,29 +121,9 @@ def check_device(name: str) -> None:
         raise ValueError(f"--device {name!r} isn't available: {error}") from error
 
 
-def conditions(parser: CommandParser) -> Any:
-    """Add the conditions of a measurement and return their group."""
-    plan = outline("harness.measure.plan").Plan
-    group = parser.add_argument_group("conditions")
-    images(group, plan.limit, plan.split)
-    fields(group, plan, seed="first seed, for the choice of shots")
-    usual(group, "device", "dtype")
-    return group
-
-
-def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **more: Any) -> None:
-    """Add where files go."""
-    add(group, "--output", None if default is None else Path(default), text, Path, metavar=metavar, **more)
-
-
-def setup(parser: CommandParser) -> None:
-    """Add a tower with its reduction."""
-    group = parser.add_argument_group("model")
-    usual(group, "model", text="a dense or reduced model's name, see `list`; or a file that `choose` wrote")
-    usual(group, "method", "keep")
-    add(group, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
-    add(group, "--random-weights", False, "load no weights; for a trial")
-    usual(group, "dtype", default=None, text="precision; default: float32, or what the file says")
+def limit_of(args: Namespace) -> int | None:
+    """Return how many images ``--limit`` and ``--full`` ask for, None for all."""
+    return None if args.full else args.limit
 
 
 def setup_of(args: Namespace) -> "Setup":
@@ -198,15 +151,6 @@ def golden_config(args: Namespace) -> "GoldenConfig":
     from zoo.ranking.golden import GoldenConfig
 
     return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
-
-
-def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:
-    """Add what is learned from a few labelled images, and how."""
-    add(group, "--tune", None, "changes to how tokens are learned, FIELD=VALUE,...", metavar="CHANGES")
-    about = f"which labelled images: ours, or coop for those of CoOp's own runs{text}"
-    choices = outline("harness.datasets.few_shot").DRAWS
-    add(group, "--draws", draws, about, choices=choices, metavar="WHOSE")
-    add(group, "--seed", None, "first seed, for images and recipe; default: 0, with --draws coop 1", int)
 
 
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":

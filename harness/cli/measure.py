@@ -12,56 +12,11 @@ from rich.console import Console
 from harness.base.table import NOT_MEASURED, Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, SHARED, CommandParser, command
-from harness.cli.outline import outline
+from harness.cli.command import PROGRAM, SHARED, command
 
 if TYPE_CHECKING:
     from harness.measure.plan import Plan
     from harness.records.record import Record
-
-
-def _compare_flags(parser: CommandParser) -> None:
-    module = outline("harness.measure.plan")
-    plan = module.Plan
-    text = "two runs, each a folder or a file of records: show what changed and measure nothing"
-    runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
-    # Not "*": that takes nothing before the first flag, and refuses the runs after it.
-    runs.required = False
-    what = parser.add_argument_group("what is compared")
-    flags.usual(what, "models", default=list(plan.models), text="dense models' names, see `list`")
-    flags.usual(what, "methods", text="default: ours and the usual baselines; the run names the others")
-    flags.usual(what, "keeps", default=list(plan.keeps))
-    text = f"compare at equal {', '.join(module.MATCHES[:-1])} or {module.MATCHES[-1]}"
-    flags.add(what, "--match", "gflops", text, metavar="WHAT")
-    text = f"method whose cost at --keeps the others meet; default: {plan.match_to}, or the first of --methods"
-    flags.add(what, "--match-to", None, text, metavar="METHOD")
-    flags.fields(what, plan, match_batch="images per call, for --match time")
-    text = "files that `fit recovery` wrote; their rows get tables of their own"
-    flags.add(what, "--recovery", [], text, Path, dest="recoveries")
-    flags.usual(what, "datasets", default=list(plan.datasets))
-    flags.fields(what, plan, shots="labelled images per class; 0: classify by text")
-    _learned(what)
-    flags.fields(what, plan, seeds="repetitions with other shots, from --seed on")
-    flags.data(parser)
-    how = flags.conditions(parser)
-    flags.fields(how, plan, rounds="timed calls of each model")
-    flags.add(
-        how,
-        "--batches",
-        list(plan.batches),
-        "images per call that are timed; none: no times",
-        flags.positive,
-        nargs="*",
-    )
-    files = parser.add_argument_group("files")
-    flags.usual(files, "fresh", "halves")
-    flags.add(files, "--no-gallery", False, "draw no pictures of what methods leave")
-    flags.output(files, "results", "folder of the run")
-
-
-def _learned(group: Any) -> None:
-    text = "learned from shots: t (text tokens), v (visual), vt (both), or probe (a linear classifier)"
-    flags.fields(group, outline("harness.measure.plan").Plan, tokens=text, num_tokens="number of learned tokens")
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
@@ -148,7 +103,7 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
     """Name the methods that a run with the usual ones leaves out, and the command for equal time."""
     from harness.measure.rows import known_methods
     from harness.records.record import DENSE, GOLDEN
-    from zoo.core.precision import best_precision
+    from zoo.core.messages import best_precision
 
     if args.methods is None:
         every = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
@@ -159,18 +114,6 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
         if (fast := best_precision(plan.device)) != plan.dtype:
             words += ["--dtype", fast]
         yield f"next, at equal time: {shlex.join(words)}"
-
-
-def _eval_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "model", default=None, text="a dense or reduced model's name, see `list`", required=True)
-    flags.usual(what, "dataset", required=True)
-    flags.add(what, "--shots", 0, "labelled images per class; 0: classify by text", metavar="K")
-    _learned(what)
-    flags.add(what, "--prompts", None, "file that `fit prompts` wrote, instead of --shots", Path)
-    flags.add(what, "--recovery", None, "file that `fit recovery` wrote, a row of its own", Path)
-    flags.data(parser)
-    flags.conditions(parser)
 
 
 def run_eval(args: Namespace, status: Console) -> Shown:
@@ -208,38 +151,6 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     return judge(plan, args.prompts, Progress(status))
 
 
-def _latency_flags(parser: CommandParser) -> None:
-    module, timing = outline("harness.measure.latency"), outline("harness.measure.timing")
-    plan = module.LatencyPlan
-    what = parser.add_argument_group("what is timed")
-    flags.usual(what, "models", required=True)
-    flags.usual(what, "methods", default=[], text="also these methods on each dense model")
-    flags.usual(what, "keeps", default=list(plan.keeps), text="keep rates of --methods")
-    flags.fields(what, plan, random_weights="load no weights; times don't depend on them")
-    how = parser.add_argument_group("conditions")
-    usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (module.CPU_BATCHES, module.CUDA_BATCHES))
-    cpu, gpu = module.SERVER_BATCHES
-    text = f"images per call; default: {usual}, on CUDA {on_cuda}; of a server {cpu}, on CUDA {gpu}"
-    flags.add(how, "--batches", None, text, flags.positive, nargs="+")
-    flags.usual(how, "dtypes", default=list(plan.dtypes))
-    flags.add(
-        how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
-    )
-    flags.add(how, "--threads", None, "numbers of threads; default: torch's", flags.positive, nargs="+")
-    flags.usual(how, "device")
-    rounds = "timed calls of each model, or runs of a server, at least"
-    flags.fields(how, plan, rounds=rounds, seconds="least time of all rounds; more give p99")
-    server = parser.add_argument_group("a server under load")
-    text = "calls: one after the other; server: queries of an image arrive at random, up to --batches share a call"
-    flags.add(server, "--scenario", plan.scenario, text, choices=module.SCENARIOS, metavar="WHICH")
-    text = "queries a second; default: the highest whose p99 is within --bound-ms"
-    flags.add(server, "--rate", [], text, float, dest="rates", metavar="R")
-    flags.fields(server, plan, bound_ms="bound on p99 of a query's latency")
-    where = parser.add_argument_group("files")
-    flags.usual(where, "fresh")
-    flags.output(where, "results", "folder of records and tables")
-
-
 def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
@@ -247,7 +158,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from harness.base.lines import require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.records import times
-    from harness.report.writers import markdown
+    from harness.report.folder import markdown
     from zoo.core.files import write_whole
 
     progress = Progress(status)
@@ -276,18 +187,10 @@ def run_latency(args: Namespace, status: Console) -> Work:
         records += rows
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
     progress.say(f"records: {path}; tables: {page}" if path.exists() else f"tables: {page}")
-    if busy := [row.failed for row in records if row.too_busy]:
+    if busy := [row.failed for row in records if (row.failed or "").startswith(times.TOO_BUSY)]:
         progress.say(f"{len(busy)} of {len(records)} rows: {busy[-1]}")
         progress.say(times.AGAIN)
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
-
-
-def _report_flags(parser: CommandParser) -> None:
-    text = "a run: a folder, or a file of records"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
-    files = parser.add_argument_group("files")
-    flags.usual(files, "halves")
-    flags.output(files, "report", "folder of the report")
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
@@ -368,12 +271,6 @@ def datasets_data(root: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _dataset_flags(parser: CommandParser) -> None:
-    flags.usual(parser, "dataset", required=True)
-    flags.usual(parser, "root", "download")
-    flags.add(parser, "--fast", False, "check names and counts only; decode no image")
-
-
 def run_dataset_check(args: Namespace, status: Console) -> Shown:
     """Check a dataset."""
     from harness.apps.dataset_check import check_dataset
@@ -383,10 +280,10 @@ def run_dataset_check(args: Namespace, status: Console) -> Shown:
 
 
 COMMANDS = (
-    command("compare", run_compare, _compare_flags),
-    command("eval", run_eval, _eval_flags),
-    command("latency", run_latency, _latency_flags),
-    command("report", run_report, _report_flags),
-    command("list", run_list, lambda parser: flags.usual(parser, "root")),
-    command("datasets check", run_dataset_check, _dataset_flags),
+    command("compare", run_compare),
+    command("eval", run_eval),
+    command("latency", run_latency),
+    command("report", run_report),
+    command("list", run_list),
+    command("datasets check", run_dataset_check),
 )

@@ -29,6 +29,9 @@ class Outline:
                 case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
                     self._nodes |= {ast.unparse(name): value for name, value in zip(targets, values, strict=True)}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._nodes
+
     def __getattr__(self, name: str) -> Any:
         """Return what a name stands for; raise AttributeError if the source alone doesn't say it."""
         node = self._nodes.get(name)

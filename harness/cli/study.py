@@ -1,10 +1,9 @@
 """Research: ``study reproduce``, ``final``, and each study by its name."""
 
-import json
 import shlex
 from argparse import Namespace
 from dataclasses import replace
-from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,110 +11,75 @@ from rich.console import Console
 from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import CommandParser, command
-from harness.cli.outline import HOUSE, decorated, outline
+from harness.cli.command import PROGRAM, CommandParser, command
+from harness.cli.outline import decorated
 
 if TYPE_CHECKING:
-    from harness.studies.reproduce import PaperTable
-    from harness.studies.workshop import StudyConfig
+    from collections.abc import Iterator, Sequence
+
+    from harness.studies.tables import StudyTable
+    from harness.studies.workshop import Study, StudyConfig
 
 
-def _fit_flags(group: Any) -> None:
-    """Add how golden rankings are made and predictors fitted."""
-    text = "ranked images to learn from, per dataset; default: 500"
-    flags.add(group, "--train-limit", None, text, flags.positive)
-    text = "changes of golden rankings, such as block=2,window=2,stride=1"
-    flags.add(group, "--golden", None, text, metavar="CHANGES")
-    text = "changes of how predictors are fitted, such as arch=mlp,width=32"
-    flags.add(group, "--fit", None, text, metavar="CHANGES")
+def _measured(
+    study: "Study", configs: "Sequence[StudyConfig]", path: Path, args: Namespace, progress: Progress
+) -> "Iterator[list[StudyTable]]":
+    """Make a study under some conditions; yield the tables so far after each dataset, whose records are written."""
+    from harness.records.record import UNFINISHED, earlier, keep_new
+    from harness.studies.workshop import answer
+
+    known = earlier(path, fresh=args.fresh)
+    tables: list[StudyTable] = []
+    for config in configs:
+        for table, records in answer(study, config, known, progress, path.with_suffix(UNFINISHED)):
+            keep_new(path, records, known)
+            tables.append(table)
+            yield tables
 
 
-def _token_flags(group: Any, text: str) -> None:
-    """Add how tokens are learned."""
-    flags.tokens_recipe(group, None, text)
-    flags.add(group, "--labelled", None, "labelled images per class; default: 16", flags.positive, metavar="K")
+def _show_stock(
+    title: str, study: "Study", configs: "Sequence[StudyConfig]", progress: Progress
+) -> tuple[Table, dict[str, Any]]:
+    """Lay out what of a study is cached and what is missing."""
+    from harness.studies.workshop import take_stock
 
-
-def _run_flags(parser: CommandParser, folder: str) -> None:
-    """Add conditions and files of what may take hours."""
-    how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device", "dtype", "fresh")
-    flags.output(how, folder, "folder of records and tables")
-    flags.add(how, "--dry-run", False, "list what is cached and what is missing; measure nothing")
-
-
-def _reproduce_flags(parser: CommandParser) -> None:
-    names = list(json.loads((HOUSE / "harness/studies/paper.json").read_text("utf-8"))["tables"])
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "datasets", text="default: the paper's with a root, else fashion and emoji")
-    text = "a dense model with a text tower; default: the paper's with a root, else clip_vit_s14"
-    flags.usual(what, "model", default=None, text=text)
-    flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
-    flags.data(parser)
-    made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
-    flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
-    _fit_flags(made)
-    _token_flags(made, "; default: coop with a root, else ours")
-    _run_flags(parser, "results/reproduce")
+    steps = [step for config in configs for step in take_stock(study, config, progress)]
+    rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]
+    caption, heads = "Rankings are counted in images. What is cached takes no time", ("what", "of", "cached", "missing")
+    table = Table.of(f"{title}; {configs[0].model}", heads, rows, words=heads[:2], caption=caption)
+    return table, {"model": configs[0].model, "steps": steps}
 
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
-    from harness.studies import reproduce
-    from harness.studies.answer import take_stock
+    from harness.report.charts import render
+    from harness.report.folder import markdown
+    from harness.studies.reproduce import TABLES, compare_rows, paper, require_readable
+    from zoo.core.files import write_whole
 
     progress, data = Progress(status), list[dict[str, Any]]()
     for name in dict.fromkeys(args.names):
-        table = reproduce.TABLES[name]
-        config = table.conditions(paper_config(args, name))
-        reproduce.require_readable(config.datasets, table)
+        target, path = TABLES[name], args.output / f"{name}.jsonl"
+        config = target.conditions(paper_config(args, name))
+        require_readable(config.datasets, target)
+        configs = target.groups(config)
         if args.dry_run:
-            steps = [step for part in table.groups(config) for step in take_stock(table.study, part, progress)]
-            part, facts = _stock_table(name, reproduce.paper(name)["title"], config.model, steps)
-        else:
-            part, facts = _measure_table(args, table, config, progress)
-        data.append(json_values(facts))
-        yield part
-    return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
-
-
-def _stock_table(name: str, title: str, model: str, steps: list[dict[str, Any]]) -> tuple[Table, dict[str, Any]]:
-    """Lay out what is cached and what is missing."""
-    rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]
-    caption, heads = "Rankings are counted in images. What is cached takes no time", ("what", "of", "cached", "missing")
-    table = Table.of(f"{title}; {model}", heads, rows, words=heads[:2], caption=caption)
-    return table, {"name": name, "model": model, "steps": steps}
-
-
-def _measure_table(
-    args: Namespace, table: "PaperTable", config: "StudyConfig", progress: Progress
-) -> tuple[Table, dict[str, Any]]:
-    """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
-    from harness.records.record import UNFINISHED, earlier, keep_new
-    from harness.report.charts import render
-    from harness.studies.answer import answer, get_tower
-    from harness.studies.reproduce import compare_rows
-    from zoo.core.files import write_whole
-
-    path = args.output / f"{table.name}.jsonl"
-    known = earlier(path, fresh=args.fresh)
-    tables, tower = [], get_tower(config.model)
-    folder = path.with_suffix(UNFINISHED)
-    for measured, records in chain.from_iterable(
-        answer(table.study, part, known, progress, folder) for part in table.groups(config)
-    ):
-        keep_new(path, records, known)
-        tables.append(measured)
-        comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
-        command, words = f"patchrank {shlex.join(args.argv)}", config.describe(tunes=table.study.tunes)
-        page = f"```\n{command}\n```\n\n{comparison.markdown()}- {words}\n"
-        write_whole(path.with_suffix(".md"), page.encode())
-        if table.plot:
-            charts = [one.chart(*table.plot, accuracy=True) for one in tables]
-            write_whole(path.with_suffix(".svg"), render(charts))
-    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
-    return comparison.table(), comparison.data()
+            part, facts = _show_stock(paper(name)["title"], target.study, configs, progress)
+            data.append({"name": name, **facts})
+            yield part
+            continue
+        for tables in _measured(target.study, configs, path, args, progress):  # written for a run that is stopped, too
+            comparison = compare_rows(name, config, tables)
+            page = f"```\n{PROGRAM} {shlex.join(args.argv)}\n```\n\n{markdown([comparison.table()], level=2)}"
+            page += f"- {config.describe(tunes=target.study.tunes)}\n"
+            write_whole(path.with_suffix(".md"), page.encode())
+            if target.plot:
+                charts = [one.chart(*target.plot, accuracy=True) for one in tables]
+                write_whole(path.with_suffix(".svg"), render(charts))
+        progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+        data.append(comparison.data())
+        yield comparison.table()
+    return Shown(parts=(), data={"plans" if args.dry_run else "tables": json_values(data)})
 
 
 def paper_config(args: Namespace, name: str) -> "StudyConfig":
@@ -132,7 +96,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
     rooted |= not args.datasets and root_of(args.root) is not None
     draws = args.draws or (COOP if rooted else OURS)
-    datasets = args.datasets or (paper(name)["columns"] if rooted else flags.FASHION_AND_EMOJI)
+    datasets = args.datasets or (paper(name)["columns"] if rooted else ("fashion", "emoji"))
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
     # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
@@ -140,7 +104,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     return flags.settings(
         StudyConfig,
         args,
-        model=args.model or (MODEL if rooted else flags.DENSE),
+        model=args.model or (MODEL if rooted else StudyConfig.model),
         datasets=tuple(dict.fromkeys(datasets)),
         split="test",
         limit=None if args.full else args.limit or (None if rooted else StudyConfig.limit),
@@ -151,30 +115,13 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     )
 
 
-def _final_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "models", default=[flags.DENSE], text="dense models' names, see `list`")
-    flags.usual(what, "methods", text="default: the usual ones but golden")
-    flags.usual(what, "keeps", default=[0.6, 0.5, 0.3], text="keep rates of --match-to")
-    text, method = "method whose GFLOPs the others meet", outline("harness.studies.final").MATCH_TO
-    flags.add(what, "--match-to", method, text, metavar="METHOD")
-    datasets = [*flags.FASHION_AND_EMOJI, "photos", "frames"]
-    flags.usual(what, "datasets", default=datasets, text="datasets with the split")
-    flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
-    flags.limits(what, None, "images per dataset; default: all")
-    flags.usual(what, "halves")
-    how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device", "dtype", "fresh")
-    flags.output(how, "results/final", "folder")
-
-
 def run_final(args: Namespace, status: Console) -> Work:
     """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
     from harness.measure.plan import Plan
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
+    from harness.report.folder import markdown
     from harness.report.tables import comparison_table
-    from harness.report.writers import markdown
     from harness.studies.final import judge, summarise
     from zoo.core.files import write_whole
 
@@ -207,40 +154,44 @@ USES = {
 }  # fmt: skip
 
 
-def _study_flags(parser: CommandParser) -> None:
+def _name_of_study(parser: CommandParser) -> None:
     questions = decorated("harness.studies.questions", "study")
     parser.add_argument("name", metavar="STUDY", choices=questions, help="a name of those below")
     parser.add_argument_group("studies", "\n".join(f"{name}: {question}" for name, question in questions.items()))
-    what = parser.add_argument_group("what is studied")
-    flags.usual(what, "model", text="a dense model with a text tower")
-    flags.usual(what, "datasets", default=list(outline("harness.measure.plan").Plan.datasets))
-    flags.usual(what, "keeps", text="keep rates in (0, 1]; default: the study's own")
-    text = "split to judge by; default: val, of learned tokens and of patches test; final is for learned tokens"
-    flags.add(what, "--split", None, text, choices=("val", "test", "final"))
-    flags.limits(what, 300)
-    flags.usual(what, "halves")
-    flags.data(parser)
-    made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
-    flags.add(made, "--seeds", 3, "repetitions from other seeds", flags.positive)
-    _fit_flags(made)
-    _token_flags(made, "; default: ours")
-    _run_flags(parser, "results/studies")
 
 
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
-    from harness.datasets.base import FINAL, FINAL_ALONE
-    from harness.datasets.few_shot import OURS
-    from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
-    from harness.report.writers import csv_text
-    from harness.studies.answer import answer, take_stock
+    from harness.report.folder import csv_text
     from harness.studies.questions import list_studies
-    from harness.studies.workshop import StudyConfig
     from zoo.core.files import write_whole
-    from zoo.learning.fit import FitConfig
 
     study, progress = list_studies()[args.name], Progress(status)
+    config = _study_config(study, args)
+    if args.dry_run:
+        table, facts = _show_stock(study.title, study, [config], progress)
+        return Shown(parts=(table,), data={"name": study.name, **facts})
+    path, lines, written = args.output / f"{study.name}.jsonl", list[dict[str, Any]](), ["jsonl", "csv"]
+    for tables in _measured(study, [config], path, args, progress):
+        lines += tables[-1].lines()
+        write_whole(path.with_suffix(".csv"), csv_text(lines).encode())
+        with progress.hidden():
+            yield tables[-1].table()
+    if study.plot:
+        written.append("svg")
+        write_whole(path.with_suffix(".svg"), render([table.chart(*study.plot) for table in tables]))
+    progress.say(f"{config.describe(tunes=study.tunes)}\nwrote {path.with_suffix('')}.{{{','.join(written)}}}")
+    return Shown(parts=(), data={"study": study.name, "lines": lines})
+
+
+def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
+    """Return what the flags ask for, refusing those that the study doesn't use by a ValueError."""
+    from harness.datasets.base import FINAL, FINAL_ALONE
+    from harness.datasets.few_shot import OURS
+    from harness.studies.workshop import StudyConfig
+    from zoo.learning.fit import FitConfig
+
     for name, used in USES.items():
         if getattr(args, name) is not None and not any(getattr(study, one) for one in used):
             raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
@@ -253,29 +204,11 @@ def run_study(args: Namespace, status: Console) -> Work:
     if study.tunes:
         made["draws"] = args.draws or OURS
         made["tune"] = flags.tune_config(args, made["draws"])
-    config = flags.settings(StudyConfig, args, **made)
-    if args.dry_run:
-        table, facts = _stock_table(study.name, study.title, config.model, take_stock(study, config, progress))
-        return Shown(parts=(table,), data=facts)
-    path = args.output / f"{study.name}.jsonl"
-    known = earlier(path, fresh=args.fresh)
-    tables = []
-    for measured, records in answer(study, config, known, progress, folder=path.with_suffix(UNFINISHED)):
-        keep_new(path, records, known)
-        tables.append(measured)
-        write_whole(path.with_suffix(".csv"), csv_text([line for one in tables for line in one.lines()]).encode())
-        with progress.hidden():
-            yield measured.table()
-    written = ["jsonl", "csv"]
-    if study.plot:
-        written.append("svg")
-        write_whole(path.with_suffix(".svg"), render([measured.chart(*study.plot) for measured in tables]))
-    progress.say(f"{config.describe(tunes=study.tunes)}\nwrote {path.with_suffix('')}.{{{','.join(written)}}}")
-    return Shown(parts=(), data={"study": study.name, "lines": [line for one in tables for line in one.lines()]})
+    return flags.settings(StudyConfig, args, **made)
 
 
 COMMANDS = (
-    command("study", run_study, _study_flags),
-    command("study reproduce", run_reproduce, _reproduce_flags),
-    command("study final", run_final, _final_flags),
+    command("study", run_study, _name_of_study),
+    command("study reproduce", run_reproduce),
+    command("study final", run_final),
 )

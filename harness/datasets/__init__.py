@@ -20,7 +20,7 @@ from harness.datasets.webdataset import TarDataset
 
 __all__ = [
     "KINDS", "Dataset", "Example", "Options", "Split", "SplitName", "forget", "get_dataset", "kind_of",
-    "list_datasets", "names_of", "root_of", "shipped_facts", "split_words",
+    "list_datasets", "names_of", "root_of", "shipped_facts",
 ]  # fmt: skip
 
 ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
@@ -74,7 +74,7 @@ class _State:
 
 @functools.cache
 def _listed() -> dict[str, Dataset]:
-    """Map names to the datasets of the tables ``DATASETS`` in this folder's files."""
+    """Map names to the datasets of the tables ``DATASETS`` in this folder's files, sorted."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     datasets: list[Dataset] = [dataset for module in modules for dataset in getattr(module, "DATASETS", ())]
     return {dataset.name: dataset for dataset in sorted(datasets, key=lambda dataset: dataset.name)}
@@ -90,13 +90,6 @@ def shipped_facts(name: str) -> Dataset:
     return _listed()[name]
 
 
-def split_words(dataset: str, split: str) -> str:
-    """Return a split's name with what results on it have to say; ``dataset`` may be unknown."""
-    name = dataset.partition(",")[0]  # of which records may be restricted to a part
-    studied = name in _listed() and shipped_facts(name).studied
-    return f"{split}, read by studies" if split == "test" and studied else split
-
-
 def root_of(root: Path | None) -> Path | None:
     """Return the root that was given, else the environment's, if any."""
     default = os.environ.get(ROOT)
@@ -109,34 +102,37 @@ def kind_of(name: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _kind(name: str) -> type[OwnDataset] | None:
-    """Return the kind that ``PREFIX:PATH`` asks for, None of another name."""
-    prefix, colon, _ = name.partition(":")
-    return KINDS.get(prefix) if colon else None
-
-
 def get_dataset(name: str) -> Dataset:
     """Return a dataset, prepared as ``names_of`` was told.
 
-    Its name has one instance; ``PREFIX:PATH`` with a prefix of ``KINDS`` is read anew, and from
-    then on its own name means it, too.
+    Its name has one instance; ``PREFIX:PATH`` with a prefix of ``KINDS`` is read anew, and from then on its own name
+    means it, too.
 
     Raises:
         ValueError: no dataset has that name, the nearest is told; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
-    options, path = _State.options, name.partition(":")[2]
-    if (kind := _kind(name)) is not None:
+    options, (prefix, colon, path) = _State.options, name.partition(":")
+    if colon and prefix in KINDS:
+        kind = KINDS[prefix]
         if not path:
-            raise ValueError(f"dataset {name!r}: expected {kind.prefix}:PATH of a {kind.expected}")
+            raise ValueError(f"dataset {name!r}: expected {prefix}:PATH of a {kind.expected}")
         make: Callable[..., Dataset] = kind
         dataset = options.prepare(make(Path(path), **({"download": options.download} if kind.downloads else {})))
     elif name in _State.datasets:
         return _State.datasets[name]
     elif name in _listed():
         dataset = options.prepare(shipped_facts(name))
+    elif (own := kind_of(name)) is not None:
+        raise ValueError(f"dataset {name!r} is made from {KINDS[own].what}; give {own}:PATH of it")
     else:
-        raise ValueError(_explain_unknown(name))
+        near = difflib.get_close_matches(name, _listed(), n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        kinds = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
+        names = ", ".join(_listed())
+        raise ValueError(
+            f"no dataset is called {name!r}.{hint} Choose from {names}; `patchrank list` shows them. {kinds}."
+        )
     _State.datasets[dataset.name] = dataset
     return dataset
 
@@ -147,36 +143,21 @@ def forget() -> None:
     _State.datasets.clear()
 
 
-def _explain_unknown(name: str) -> str:
-    if (prefix := kind_of(name)) is not None:
-        return f"dataset {name!r} is made from {KINDS[prefix].what}; give {prefix}:PATH of it"
-    near = difflib.get_close_matches(name, _listed(), n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    kinds = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
-    names = ", ".join(_listed())
-    return f"no dataset is called {name!r}.{hint} Choose from {names}; `patchrank list` shows them. {kinds}."
-
-
 def names_of(datasets: Sequence[str], options: Options | None = None) -> list[str]:
     """Return names for what the command line gives; nothing goes by a path from then on.
 
     Raises:
-        ValueError: two of one name; a root, and nothing that lies there; or see ``get_dataset``.
+        ValueError: two of one name; or see ``get_dataset``.
         FileNotFoundError: a dataset that isn't shipped, and no root.
     """
     forget()
-    _State.options = options = options or Options()
-    rooted = any(isinstance(_listed().get(word), RootedDataset) for word in datasets)
-    useless = options.download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
-    if datasets and not rooted and (options.root is not None or useless):
-        flag, named = "root" if options.root else "download", ", ".join(datasets)
-        raise ValueError(f"--{flag}: none of {named} lies below a root; shipped datasets and PREFIX:PATH need none")
+    _State.options = options or Options()
     names = []
-    for dataset in map(get_dataset, datasets):
+    for word in datasets:
+        dataset = get_dataset(word)
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root
+        if word != dataset.name and dataset.name in names:
+            raise ValueError(f"dataset {word!r}: another one given is called {dataset.name!r}, too; rename it")
         names.append(dataset.name)
-    for word, name in zip(datasets, names, strict=True):
-        if word != name and names.count(name) > 1:
-            raise ValueError(f"dataset {word!r}: another one given is called {name!r}, too; rename it")
     return names

@@ -35,8 +35,6 @@ DAMAGE = (
     RuntimeError, OverflowError, UnicodeError, KeyError,
 )  # fmt: skip
 
-OnBytes = Callable[..., None]
-
 
 @dataclass(frozen=True)
 class Archive:
@@ -77,25 +75,22 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
                     with progress.task(f"downloading {archive.file}", 0, unit=decimal) as update:
                         fetch(archive, file, update)
                 if archive.packed and file.exists():
-                    require_file(file)
                     with progress.task(f"checking and unpacking {archive.file}", 0):
-                        require_sum(archive, file)
                         unpack(archive, file, folder)
-    lines = [f"dataset {name!r} isn't complete in {str(folder)!r}:"]
-    for archive in archives:
-        if missing(archive):
-            how = "by --download, or by hand" if archive.url else "by hand only"
-            lines.append(f"  {archive.holds!r} is missing; get {archive.file!r} {how}, from {archive.page}")
-    if lines[1:]:
-        there = "; archives are unpacked there" if any(one.packed for one in archives) else ""
-        lines.append(f"Put files into {str(folder)!r} as they are{there}.")
-        raise FileNotFoundError("\n".join(lines))
+    lines = [
+        f"  {one.holds!r} is missing; get {one.file!r} {'by --download, or by hand' if one.url else 'by hand only'}, "
+        f"from {one.page}"
+        for one in filter(missing, archives)
+    ]
+    if lines:
+        there = f"Put files into {str(folder)!r} as they are; archives are unpacked there."
+        raise FileNotFoundError("\n".join([f"dataset {name!r} isn't complete in {str(folder)!r}:", *lines, there]))
 
 
-def fetch(archive: Archive, to: Path, on_bytes: OnBytes = lambda *_: None) -> None:
+def fetch(archive: Archive, to: Path, update: Callable[..., object]) -> None:
     """Download a file; it is there whole, with the sum it should have, or not at all.
 
-    ``on_bytes`` receives how many bytes are there, and of how many (0 where nobody says).
+    ``update`` receives how many bytes are there, and of how many (0 where nobody says).
 
     Raises:
         ValueError: it has another sum, or a web page came in its place.
@@ -115,7 +110,7 @@ def fetch(archive: Archive, to: Path, on_bytes: OnBytes = lambda *_: None) -> No
             with part.open("wb") as file:
                 for block in answer.iter_content(CHUNK):
                     file.write(block)
-                    on_bytes(file.tell(), total)
+                    update(file.tell(), total)
         require_sum(archive, part)
         part.replace(to)
     except requests.RequestException as error:
@@ -146,10 +141,12 @@ def unpack(archive: Archive, file: Path, folder: Path) -> None:
     there already stays as it is.
 
     Raises:
-        ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or holds
-            something that leaves the folder: a path, a link, a device.
+        ValueError: it has another sum, is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or
+            holds something that leaves the folder: a path, a link, a device.
         OSError: not enough room.
     """
+    require_file(file)
+    require_sum(archive, file)
     what, partial = f"archive {str(file)!r}", folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:

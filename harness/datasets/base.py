@@ -84,8 +84,6 @@ class Split(Sequence[Example]):
 
     def variant(self, variant: int) -> "Split":
         """Show the same sources with other random draws; 0 gives the benchmark's images."""
-        if variant < 0:
-            raise ValueError(f"variant must be 0 or more, got {variant}")
         return self._of(self._indices, np.full_like(self._indices, variant))
 
     def variants(self, count: int) -> "Split":
@@ -111,7 +109,7 @@ class Split(Sequence[Example]):
 
 
 class Dataset(abc.ABC):
-    """Classes with readable captions, and train, val and test splits that share no source image.
+    """Classes with readable captions, and splits that share no source image.
 
     A dataset without labels has no classes and no templates, and all its labels are -1.
     """
@@ -175,10 +173,11 @@ class Dataset(abc.ABC):
 
     def split(self, name: SplitName) -> Split:
         """Return the split called train, val or test, or of a dataset that is released, final."""
-        if name == FINAL and not self._released:
-            raise ValueError(FINAL_ALONE if self.has_final else self._without_final())
         if name not in (*SPLITS, FINAL):
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+        if name == FINAL and not (self.has_final and self._released):
+            none = f"dataset {self.name!r} has no split 'final'; fashion, emoji, frames and photos have one"
+            raise ValueError(FINAL_ALONE if self.has_final else none)
         whole = self._split(name)
         if not self.left_out:
             return whole
@@ -195,12 +194,7 @@ class Dataset(abc.ABC):
 
     def released(self) -> Self:
         """Return it with its split ``final`` to be read, for what `FINAL_ALONE` names."""
-        if not self.has_final:
-            raise ValueError(self._without_final())
         return self._changed(_released=True)
-
-    def _without_final(self) -> str:
-        return f"dataset {self.name!r} has no split 'final'; fashion, emoji, frames and photos have one"
 
     def without_unknown(self) -> Self:
         """Return it so that classes a text tower has no words for are left out, not refused."""

@@ -31,8 +31,8 @@ def subset(split: Split, limit: int | None) -> Split:
 def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order images, (n,) positions, so that the first few, however many, are class-balanced.
 
-    Classes give in turn; which image a class gives next is drawn once and for all. Images of
-    unknown class count as one class.
+    Classes give in turn; which image a class gives next is drawn once and for all. Images of unknown class count as
+    one class.
     """
     order = seeded_order(len(labels), SUBSET_SEED)
     grouped = np.argsort(labels[order], kind="stable")
@@ -59,20 +59,18 @@ class FewShot(NamedTuple):
 def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
     """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
 
-    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of
-    images is in both, see ``Dataset.group_of``. One seed gives nested sets to train on: the images
-    for K are among those for K + 1. The test split isn't touched.
-
-    With ``draws="coop"`` they are those that CoOp (2109.01134) itself draws, see ``_draw_as_coop``.
+    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of images is in both, see
+    ``Dataset.group_of``. One seed gives nested sets to train on. With ``draws="coop"`` they are those that CoOp
+    (2109.01134) itself draws, see ``_draw_as_coop``.
 
     Raises:
-        ValueError: shots < 1, a class with fewer than K training images, a class without
-            validation images, or what ``_draw_as_coop`` refuses.
+        ValueError: shots < 1, a class with fewer than K training images, a class without validation images, or what
+            ``_draw_as_coop`` refuses.
     """
-    if draws not in DRAWS:
-        raise ValueError(f"--draws {draws!r}: {expected(draws, DRAWS)}")
     if draws == COOP:
         return _draw_as_coop(dataset, shots, seed)
+    if draws != OURS:
+        raise ValueError(f"--draws {draws!r}: {expected(draws, DRAWS)}")
     train = draw_train(dataset, shots, seed)
     split = dataset.split("val")
     order, beside = seeded_order(len(split), seed), ""
@@ -99,17 +97,16 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
 def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
     """Return positions in val that validate where val also trains, the first choice first.
 
-    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
-    no more than K would be left to train on.
+    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or no more than K
+    would be left to train on.
     """
     split = dataset.split("val")
-    ids, labels = split.image_ids, split.labels
-    order = seeded_order(len(split), seed)
+    ids, order = split.image_ids, seeded_order(len(split), seed)
     positions: list[int] = []
     for label in range(len(dataset.classes)):
         groups: dict[str, list[int]] = defaultdict(list)
-        members = order[labels[order] == label]
-        for index in members.tolist():
+        members = order[split.labels[order] == label].tolist()
+        for index in members:
             groups[dataset.group_of(ids[index])].append(index)
         kept: list[int] = []
         for group in reversed(groups.values()):
@@ -123,38 +120,27 @@ def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
 def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
     """Draw the images that CoOp's runs of a seed (1, 2 and 3 are the published ones) learn from.
 
-    Python's ``random`` is seeded; then each class, in the order in which the list of train first
-    names one, gives K of its images, in the order of the list, by ``random.sample``, and each class
-    of val min(K, 4) by the same stream. A class with fewer gives all and takes nothing from the
-    stream. So sets aren't nested. docs/learning.md says what of this we can't be sure of.
-
-    Raises:
-        ValueError: lists that aren't those that CoOp reads, images left out of them, a seed below
-            1, with which CoOp seeds nothing, or what ``draw`` refuses, few training images aside.
+    Python's ``random`` is seeded; then each class, in the order in which the list of train first names one, gives K of
+    its images, in the order of the list, by ``random.sample``, and each class of val min(K, 4) by the same stream. A
+    class with fewer gives all and takes nothing from the stream. docs/learning.md says what we can't be sure of.
     """
-    if not dataset.listed_by_coop:
-        raise ValueError(
-            f"--draws coop: {dataset.name!r} isn't read from a list that CoOp draws from; use --draws ours"
-        )
+    why = "" if dataset.listed_by_coop else f"{dataset.name!r} isn't read from a list that CoOp draws from"
     if dataset.left_out:
-        left = f"{len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad"
-        raise ValueError(f"--draws coop: {left}, so that others would be drawn; use --draws ours")
+        why = f"{len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad"
+    if why:
+        raise ValueError(f"--draws coop: {why}; use --draws ours")
     if seed < 1:
         raise ValueError(f"--draws coop with seed {seed}: CoOp's seeds begin at 1; give --seed 1")
     _require_shots(dataset, shots)
-    stream = random.Random(seed)
-    train, val = dataset.split(dataset.shots_from), dataset.split("val")
-    _require_each(dataset, val.labels, shots, 1, "validation images")
-    return FewShot(_sample(train, shots, stream), _sample(val, min(shots, VAL_SHOTS), stream))
-
-
-def _sample(split: Split, shots: int, stream: random.Random) -> Split:
-    """Take a random sample of each class's images, class by class as they come; sorted."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, label in enumerate(split.labels.tolist()):
-        members[label].append(index)
-    drawn = [stream.sample(own, shots) if len(own) >= shots else own for own in members.values()]
-    return split.subset(np.sort(np.concatenate(drawn)))
+    _require_each(dataset, dataset.labels("val"), shots, 1, "validation images")
+    stream, parts = random.Random(seed), list[Split]()
+    for split, most in ((dataset.split("train"), shots), (dataset.split("val"), min(shots, VAL_SHOTS))):
+        members: dict[int, list[int]] = defaultdict(list)
+        for index, label in enumerate(split.labels.tolist()):
+            members[label].append(index)
+        drawn = [stream.sample(own, most) if len(own) >= most else own for own in members.values()]
+        parts.append(split.subset(np.sort(np.concatenate(drawn))))
+    return FewShot(*parts)
 
 
 def draw_ranked(
@@ -162,8 +148,8 @@ def draw_ranked(
 ) -> NDArray[np.int64]:
     """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
 
-    One seed gives nested sets. Which images it draws depends on which are ranked, not on their
-    order; images of unknown class (-1) are left out.
+    One seed gives nested sets. Which images it draws depends on which are ranked, not on their order; images of unknown
+    class (-1) are left out.
     """
     require_labels(dataset, f"--shots {shots}")
     _require_each(dataset, labels[labels >= 0], shots, shots, "ranked images")
@@ -190,13 +176,11 @@ def _require_each(dataset: Dataset, labels: NDArray[np.int64], shots: int, least
     """Refuse a class with fewer images than ``least``; ``labels`` are those of the images that there are."""
     counts = np.bincount(labels, minlength=len(dataset.classes))
     if counts.min() < least:
-        poorest = dataset.classes[int(counts.argmin())]
-        have = f"class {poorest!r} of {dataset.name!r} has {counts.min()} {what}"
+        have = f"class {dataset.classes[int(counts.argmin())]!r} of {dataset.name!r} has {counts.min()} {what}"
         raise ValueError(f"--shots {shots}: {have}; every class needs {least}")
 
 
 def _require_shots(dataset: Dataset, shots: int) -> None:
-    """Refuse a number of shots that is none, and a dataset without labels or images to learn from."""
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     require_labels(dataset, f"--shots {shots}")

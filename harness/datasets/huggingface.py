@@ -1,8 +1,7 @@
 """Datasets of the Hugging Face `datasets` library, from its cache of the hub or from a folder.
 
 timm's reader of these takes neither a config nor what ``save_to_disk`` wrote, and goes to the network whenever it can.
-Nothing here runs or unpickles what a dataset brings: of the library's ways to read files only those are used that
-yield tables with columns for images and classes. The network is used if that is asked for, and not otherwise.
+Nothing that a dataset brings is run or unpickled: of the library's readers only `READERS` are used.
 """
 
 import importlib
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,157 +19,37 @@ import pyarrow.compute as pc
 from huggingface_hub import constants
 from numpy.typing import NDArray
 
-from harness.datasets.base import (
-    SPLIT_NAMES,
-    SPLITS,
-    OwnDataset,
-    Rendered,
-    Split,
-    SplitName,
-    require_unique,
-)
+from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, require_unique
 from harness.datasets.images import MISSING, decode_image
 from zoo.core.files import digest
 from zoo.core.messages import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns
 LOOKED_AT = 32  # images of a split whose bytes count for its revision
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
-# What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
-# columns, and splits that are so here; to name one split leaves those that aren't named empty.
+# What may follow "#", as in #image=img,test=validation: config, columns, and splits. To name one split leaves those
+# that aren't named empty.
 CHOICES = ("config", "image", "label", *SPLITS)
+MENDS = {"Image": "cast_column", "ClassLabel": "class_encode_column"}  # methods that make columns of a type
 
 
-def parse_place(text: str) -> tuple[str, dict[str, str]]:
-    """Return a folder's absolute path, or ``owner/name`` of the hub, and what is chosen after ``#``."""
-    where, sharp, choices = text.rpartition("#")
-    if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
-        where, sharp = text, ""
-    choice: dict[str, str] = {}
-    for part in choices.split(",") if sharp else ():
-        key, _, value = part.partition("=")
-        if key not in CHOICES or key in choice or not value:
-            raise ValueError(f"hfds:{text}: {part!r} after '#': expected KEY=VALUE, each once of {', '.join(CHOICES)}")
-        choice[key] = value
-    folder = Path(where).expanduser().absolute()
-    if not folder.is_dir() and (folder.exists() or not HUB_NAME.fullmatch(where)):
-        raise FileNotFoundError(f"hfds:{text} is neither a folder nor owner/name on the hub, such as uoft-cs/cifar10")
-    return str(folder) if folder.is_dir() else where, {key: choice[key] for key in CHOICES if key in choice}
-
-
-def load(place: str, config: str | None, *, download: bool) -> dict[str, Any]:
-    """Open a dataset's splits, each a ``datasets.Dataset``, by name; "" where it has none.
-
-    Raises:
-        OSError: a dataset of the hub that isn't in the cache; tells how to get it. Or a download failed.
-        ValueError: the library is missing or too old, or can't read what is there.
-    """
-    library, local = _library(), Path(place).is_absolute()
-    before = (library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
-    if local or not download:
-        library.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        tables = _open(library, place, config)
-    except Exception as error:  # the library raises whatever it stumbles over
-        kind = OSError if isinstance(error, OSError) else ValueError
-        why = ": ".join(" ".join(str(one).split()) for one in (error, error.__cause__) if one)
-        hint = "; name it as in #config=CONFIG" if "onfig" in why else ""
-        if not local and not download:
-            hint += f"; it isn't in the cache {str(library.config.HF_DATASETS_CACHE)!r}; --download gets it"
-        raise kind(f"{_phrase(place)} can't be read: {why}{hint}") from error
-    finally:
-        library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-    if isinstance(tables, library.Dataset):
-        return {str(tables.split or ""): tables}
-    return {str(name): split for name, split in tables.items()}
-
-
-def _open(library: Any, place: str, config: str | None) -> Any:
-    if _is_saved(place):
-        if config is not None:
-            raise ValueError(f"config={config}: what save_to_disk wrote has none")
-        return library.load_from_disk(place)
-    builder = library.load_dataset_builder(place, config)
-    *_, reader = type(builder).__module__.split(".")
-    if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
-        raise ValueError(f"its files are read by {reader!r}; expected {', '.join(READERS)}, which give images")
-    builder.download_and_prepare()
-    return builder.as_dataset()
-
-
-def _is_saved(place: str) -> bool:
-    return any((Path(place) / file).is_file() for file in SAVED)
-
-
-def _phrase(place: str) -> str:
-    return f"folder {place!r}" if Path(place).is_absolute() else f"dataset {place!r} of the hub"
-
-
-def _library() -> Any:
-    """Import the library, which keeps its warnings to itself and its bars to terminals."""
-    try:
-        library: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ValueError("hfds: needs `datasets`; pip install 'clip-patchrank[hfds]'") from error
-    library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
-    if not sys.stderr.isatty():
-        library.disable_progress_bars()
-    return library
-
-
-def _column(features: Mapping[str, Any], kind: str, key: str, asked: str, where: str) -> str:
-    """Find the one column of a type, or check the one that is asked for."""
-    types = {name: type(feature).__name__ for name, feature in features.items()}
-    fitting = [name for name, own in types.items() if own == kind]
-    name = asked or (fitting[0] if len(fitting) == 1 else "")
-    if name not in fitting:
-        listed = ", ".join(f"{name} ({own})" for name, own in types.items())
-        known = expected(name, fitting) if fitting else "expected a column"
-        mend = "class_encode_column" if kind == CLASSES else "cast_column"
-        raise ValueError(
-            f"{where}: #{key}={name}: {known} of type {kind}; there is {listed}; "
-            f"`datasets.Dataset.{mend}` makes one of another, then save it again"
-        )
-    return name
-
-
-class HfRows:
+class HfRows(NamedTuple):
     """The rows of a split; images aren't read before they are asked for."""
 
-    def __init__(self, table: Any, image: str, label: str, what: str) -> None:
-        self._images, self.what = table.select_columns([image]).with_format("arrow"), what
-        whole = table.select_columns([image, label]).with_format("arrow")[:]
-        try:
-            whole.validate(full=True)  # of images only where they begin and end; else to read one may end the process
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{what}: the table is damaged: {error}") from error
-        self.labels = _numbers(whole.column(label))
-        classes = table.features[label].num_classes
-        if wrong := int(np.count_nonzero((self.labels < 0) | (self.labels >= classes))):
-            raise ValueError(
-                f"{what}: {wrong:,} of {len(self.labels):,} rows have no label of a class; name others, as in #test=val"
-            )
+    images: Any  # the table's one column, in Arrow's format
+    labels: NDArray[np.int64]
+    where: str
 
     def read(self, index: int) -> bytes:
-        """Read the file of an image, in whatever format it is."""
-        image = self._images[index].column(0)[0].as_py() or {}
-        if image.get("bytes"):
-            return bytes(image["bytes"])
-        if not (path := image.get("path")):
-            raise ValueError(f"image {self.where(index)} can't be read: the row has none")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"image {self.where(index)} is only named, as {path!r}, and no file is there")
-        return Path(path).read_bytes()
-
-    def where(self, index: int) -> str:
-        """Say which row is meant."""
-        return f"in row {index} of {self.what}"
+        """Read the file of an image, in whatever format it is; empty where the row has none."""
+        image = self.images[index].column(0)[0].as_py() or {}
+        content: bytes = image.get("bytes") or b""
+        return Path(image["path"]).read_bytes() if not content and image.get("path") else content
 
     def facts(self) -> bytes:
         """Return labels, files' sizes and hashes of a few images, for a hash."""
-        images, count = self._images[:].column(0), len(self.labels)
+        images, count = self.images[:].column(0), len(self.labels)
         sizes = _numbers(pc.binary_length(pc.struct_field(images, "bytes")))
         for at in np.flatnonzero(sizes <= 0).tolist():
             path = (images[at].as_py() or {}).get("path")
@@ -182,18 +61,11 @@ class HfRows:
         return b"".join([f"{count}\0".encode(), *numbers, *hashes])
 
 
-def _numbers(column: Any) -> NDArray[np.int64]:
-    numbers: NDArray[np.int64] = pc.fill_null(column, MISSING).to_numpy().astype(np.int64)
-    return numbers
-
-
 class HfDataset(OwnDataset):
     """The images and classes of a dataset that `datasets` can open.
 
-    An image's id is its split and row. It stays as long as the rows do, on every machine and with
-    every release of the library; where rows have moved, the revision is another.
-
-    The place is a folder's path or ``owner/name``, then perhaps ``#`` and choices, see ``CHOICES``.
+    An image's id is its split and row. It stays as long as the rows do, on every machine and with every release of the
+    library. The place is a folder's path or ``owner/name``, then perhaps ``#`` and choices, see ``CHOICES``.
     """
 
     prefix, downloads = "hfds", True
@@ -201,26 +73,26 @@ class HfDataset(OwnDataset):
     what = "a dataset of the Hugging Face `datasets` library, in a folder or as owner/name"
 
     def __init__(self, place: Path, *, download: bool = False) -> None:
-        source, choice = parse_place(str(place))
-        where, local = _phrase(source), Path(source).is_absolute()
+        source, choice = _parse_place(str(place))
+        local = Path(source).is_absolute()
+        where = f"folder {source!r}" if local else f"dataset {source!r} of the hub"
         self.asked_path = "#".join(filter(None, (source, ",".join(f"{key}={value}" for key, value in choice.items()))))
         name = Path(source).resolve().name if local else source
         self.name_after(" ".join((name, *(choice[key] for key in CHOICES[:3] if key in choice))), where)
         self.title = f"Images of {name}"
-        tables = load(source, choice.get("config"), download=download)
+        tables = _load(source, choice.get("config"), where, offline=local or not download)
         self._rows: dict[SplitName, HfRows] = {}
-        found = set()
+        names: tuple[str, ...] = ()
         for split, own in _choose_splits(list(tables), choice, where).items():
             features = tables[own].features
-            label = _column(features, CLASSES, "label", choice.get("label", ""), where)
-            image = _column(features, IMAGE, "image", choice.get("image", ""), where)
-            names = tuple(map(str, features[label].names))
-            found.add((image, label, names))
-            if len(found) > 1:
-                raise ValueError(f"{where}: {own!r} has other columns or classes than another split")
-            self._rows[split] = HfRows(tables[own], image, label, f"split {own!r} of {where}")
+            image = _column(features, "Image", f"#image={choice.get('image', '')}", where)
+            label = _column(features, "ClassLabel", f"#label={choice.get('label', '')}", where)
+            if names and names != tuple(features[label].names):
+                raise ValueError(f"{where}: {own!r} has other classes than another split")
+            names = tuple(features[label].names)
+            self._rows[split] = _read_rows(tables[own], image, label, f"split {own!r} of {where}")
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
-        require_unique(self.classes, names, f"{where}: column {label!r}")
+        require_unique(self.classes, names, where)
 
     def _revision(self) -> str:
         """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
@@ -234,18 +106,76 @@ class HfDataset(OwnDataset):
     def _split(self, name: SplitName) -> Split:
         def render(index: int, _variant: int) -> Rendered:
             rows = self._rows[name]
-            return decode_image(rows.read(index), rows.where(index)), None
+            return decode_image(rows.read(index), f"in row {index} of {rows.where}"), None
 
         labels = self._rows[name].labels if name in self._rows else np.empty(0, dtype=np.int64)
         return Split(labels, lambda index: f"{self.name}/{name}/{index}", render)
 
 
-def _choose_splits(names: Sequence[str], choice: Mapping[str, str], what: str) -> dict[SplitName, str]:
+def _parse_place(text: str) -> tuple[str, dict[str, str]]:
+    """Return a folder's absolute path, or ``owner/name`` of the hub, and what is chosen after ``#``."""
+    where, _, choices = text.rpartition("#")
+    if not where or Path(text).expanduser().is_dir():  # "#" may be part of its name
+        where, choices = text, ""
+    choice: dict[str, str] = {}
+    for part in filter(None, choices.split(",")):
+        key, _, value = part.partition("=")
+        if key not in CHOICES or key in choice or not value:
+            raise ValueError(f"hfds:{text}: {part!r} after '#': expected KEY=VALUE, each once of {', '.join(CHOICES)}")
+        choice[key] = value
+    folder = Path(where).expanduser().absolute()
+    if not folder.is_dir() and (folder.exists() or not HUB_NAME.fullmatch(where)):
+        raise FileNotFoundError(f"hfds:{text} is neither a folder nor owner/name on the hub, such as uoft-cs/cifar10")
+    return str(folder) if folder.is_dir() else where, {key: choice[key] for key in CHOICES if key in choice}
+
+
+def _load(place: str, config: str | None, where: str, *, offline: bool) -> dict[str, Any]:
+    """Open a dataset's splits, each a ``datasets.Dataset``, by name; "" where it has none."""
+    try:
+        library: Any = importlib.import_module("datasets")
+    except ModuleNotFoundError as error:
+        raise ValueError("hfds: needs `datasets`; pip install 'clip-patchrank[hfds]'") from error
+    library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
+    if not sys.stderr.isatty():
+        library.disable_progress_bars()
+    before = (library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+    if offline:
+        library.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        tables = _open(library, place, config)
+    except Exception as error:  # the library raises whatever it stumbles over
+        why = ": ".join(" ".join(str(one).split()) for one in (error, error.__cause__) if one)
+        hint = "; name it as in #config=CONFIG" if "onfig" in why else ""
+        if offline and not Path(place).is_absolute():
+            hint += f"; it isn't in the cache {str(library.config.HF_DATASETS_CACHE)!r}; --download gets it"
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{where} can't be read: {why}{hint}") from error
+    finally:
+        library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+    if isinstance(tables, library.Dataset):
+        return {str(tables.split or ""): tables}
+    return {str(name): split for name, split in tables.items()}
+
+
+def _open(library: Any, place: str, config: str | None) -> Any:
+    if any((Path(place) / file).is_file() for file in SAVED):
+        if config is not None:
+            raise ValueError(f"config={config}: what save_to_disk wrote has none")
+        return library.load_from_disk(place)
+    builder = library.load_dataset_builder(place, config)
+    *_, reader = type(builder).__module__.split(".")
+    if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
+        raise ValueError(f"its files are read by {reader!r}; expected {', '.join(READERS)}, which give images")
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _choose_splits(names: Sequence[str], choice: Mapping[str, str], where: str) -> dict[SplitName, str]:
     """Say which splits of the dataset are which of ours; others are left alone."""
     chosen: dict[SplitName, str] = {split: choice[split] for split in SPLITS if split in choice}
     for split, name in chosen.items():
         if name not in names:
-            raise ValueError(f"{what}: {split}={name}: {expected(name, names)}")
+            raise ValueError(f"{where}: {split}={name}: {expected(name, names)}")
     if chosen:
         return chosen
     if list(names) == [""]:  # as with a folder: without splits, all is for testing
@@ -253,5 +183,38 @@ def _choose_splits(names: Sequence[str], choice: Mapping[str, str], what: str) -
     known = [name for name in names if name.lower() in SPLIT_NAMES]
     chosen = {SPLIT_NAMES[name.lower()]: name for name in known}
     if not known or len(chosen) < len(known):
-        raise ValueError(f"{what} has the splits {', '.join(names)}; say which is which, as in #test={names[0]}")
+        raise ValueError(f"{where} has the splits {', '.join(names)}; say which is which, as in #test={names[0]}")
     return chosen
+
+
+def _column(features: Mapping[str, Any], kind: str, asked: str, where: str) -> str:
+    """Find the one column of a type, or check the one that is asked for, as in ``#image=img``."""
+    types = {name: type(feature).__name__ for name, feature in features.items()}
+    fitting = [name for name, own in types.items() if own == kind]
+    name = asked.partition("=")[2] or (fitting[0] if len(fitting) == 1 else "")
+    if name in fitting:
+        return name
+    known = expected(name, fitting) if fitting else "expected a column"
+    there = ", ".join(f"{name} ({own})" for name, own in types.items())
+    mend = f"`datasets.Dataset.{MENDS[kind]}` makes one of another, then save it again"
+    raise ValueError(f"{where}: {asked}: {known} of type {kind}; there is {there}; {mend}")
+
+
+def _read_rows(table: Any, image: str, label: str, where: str) -> HfRows:
+    whole = table.select_columns([image, label]).with_format("arrow")[:]
+    try:
+        whole.validate(full=True)  # of images only where they begin and end; else to read one may end the process
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{where}: the table is damaged: {error}") from error
+    labels = _numbers(whole.column(label))
+    wrong = np.count_nonzero((labels < 0) | (labels >= table.features[label].num_classes))
+    if wrong:
+        raise ValueError(
+            f"{where}: {wrong:,} of {len(labels):,} rows have no label of a class; name others, as in #test=val"
+        )
+    return HfRows(table.select_columns([image]).with_format("arrow"), labels, where)
+
+
+def _numbers(column: Any) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = pc.fill_null(column, MISSING).to_numpy().astype(np.int64)
+    return numbers

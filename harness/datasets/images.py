@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -16,16 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from harness.base.terminal import Progress
-from harness.datasets.base import (
-    SPLITS,
-    Dataset,
-    Rendered,
-    Split,
-    SplitName,
-    cached_json,
-    keep_json,
-    require_folder,
-)
+from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName, cached_json, keep_json, require_folder
 from zoo.core.files import digest, odd_kind
 
 # What images are read, by PIL's names, and their extensions. To read one neither starts a program, as EPS does, nor
@@ -43,8 +34,7 @@ _UNREAD = (
 UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of images that aren't read
 _NAMED = EXTENSIONS | UNREAD
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}; hidden files and folders don't count"
-LEAVE_OUT = "leave it out"
-SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
+LEAVE_OUT = "leave it out (of a dataset: --skip-bad)"
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
@@ -65,8 +55,8 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
-def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD, behind: str | None = None) -> Image.Image:
-    """Decode the bytes of an image file as RGB, turned as its EXIF says; ``way`` out of it is for messages.
+def decode_image(content: bytes, where: str, *, behind: str | None = None) -> Image.Image:
+    """Decode the bytes of an image file as RGB, turned as its EXIF says.
 
     Transparent pixels get the colour ``behind`` them, or as towers see them the colour that they have without alpha.
 
@@ -81,13 +71,15 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD, behind: str
             image.load()
             return upright_rgb(image, behind)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
+        raise ValueError(
+            f"image {where} is too large to be trusted ({error}); make it smaller, or {LEAVE_OUT}"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they stumble over
         bytearray(DECODER * pixels)  # a MemoryError here: too little for a decoder, which calls that a broken image
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error
+        raise ValueError(f"image {where} can't be read ({why}); replace it, or {LEAVE_OUT}") from error
 
 
 def upright_rgb(image: Image.Image, behind: str | None = None) -> Image.Image:
@@ -111,11 +103,6 @@ def upright_rgb(image: Image.Image, behind: str | None = None) -> Image.Image:
     if behind is not None and image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image.convert("RGBA"))
     return image.convert("RGB")
-
-
-def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
-    """Read an image file as RGB, see ``decode_image``."""
-    return decode_image(file.read_bytes(), repr(str(file)), way=way)
 
 
 class FoundFile(NamedTuple):
@@ -207,8 +194,13 @@ class ImageList:
     labels: NDArray[np.int64]  # (n,)
     prefix: str = ""  # what ids start with, before "/" and the path
     by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
-    way: str = SKIP_BAD  # out of a damaged image, for messages
     notes: tuple[str, ...] = ()  # what its reader should know
+
+    @classmethod
+    def of(cls, root: Path, images: Iterable[tuple[str, int]], prefix: str) -> "ImageList":
+        """List images by path and label."""
+        paths, labels = zip(*images, strict=True) if (images := list(images)) else ((), ())
+        return cls(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), prefix=prefix)
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
@@ -228,7 +220,7 @@ class ImageList:
         path = self.root / self.paths[index]
         if not path.is_file():
             raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
-        return read_image(path, way=self.way), None
+        return decode_image(path.read_bytes(), repr(str(path))), None
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -290,11 +282,10 @@ class ListedDataset(Dataset):
         return [line for split in SPLITS for line in self.image_lists[split].differences()]
 
 
-def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> ImageList:
+def folder_images(path: Path | str, *, flag: str = "--images ") -> ImageList:
     """List the images below a folder in the order of their names, without labels (-1); ids are hashes of files.
 
-    An image is what PIL can read among files of a known extension. It becomes RGB, turned as its EXIF says;
-    transparency is dropped. ``flag`` is how the folder was asked for, for messages.
+    ``flag`` is how the folder was asked for, for messages.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
@@ -308,7 +299,7 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
     paths = [file.path.relative_to(folder).as_posix() for file in files]
     labels = np.full(len(files), -1, dtype=np.int64)
-    return ImageList(root=folder, paths=paths, labels=labels, by_content=True, way=way, notes=notes)
+    return ImageList(root=folder, paths=paths, labels=labels, by_content=True, notes=notes)
 
 
 def measure_detail(image: Image.Image, size: tuple[int, int] | None = None) -> float:
@@ -331,16 +322,16 @@ def shorten(names: Sequence[str], most: int = SHOWN) -> str:
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """What came of decoding every image of a dataset."""
+class Decoded(NamedTuple):
+    """What came of decoding an image."""
 
-    digests: dict[SplitName, list[str]]  # in the split's order: 16 hex digits over an image's pixels, "" if unread
-    bad: dict[str, str]  # by image id, why it can't be read
+    image_id: str
+    pixels: str  # 16 hex digits over them, "" if they can't be read
+    wrong: str  # why, if so
 
 
-def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
-    """Decode every image of a dataset.
+def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> dict[SplitName, list[Decoded]]:
+    """Decode every image of a dataset, in the order of its splits.
 
     With ``known`` only those are tried that no earlier pass could read, as the user's cache has it.
     """
@@ -348,7 +339,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
     path, kept = cached_json("decoded", "pixels, or why not", *identity)
     places = [(split, index) for split in splits.values() for index in range(len(split))]
-    results = kept if known and kept else [("", "")] * len(places)  # digests of pixels, or why there is none
+    results = kept if known and kept else [("", "")] * len(places)
     unread = [at for at, (pixels, _) in enumerate(results) if not pixels]
     with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
         for start in range(0, len(unread), CHUNK):
@@ -358,15 +349,10 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
             update(start + len(chunk))
     keep_json(path, results)
     left = iter(results)
-    found = {name: list(islice(left, len(split))) for name, split in splits.items()}
-    return Decoded(
-        digests={name: [pixels for pixels, _ in own] for name, own in found.items()},
-        bad={splits[name].image_id(at): why for name, own in found.items() for at, (_, why) in enumerate(own) if why},
-    )
+    return {name: [Decoded(one, *next(left)) for one in split.image_ids] for name, split in splits.items()}
 
 
 def _decode(split: Split, index: int) -> tuple[str, str]:
-    """Return an image's digest, or why there is none."""
     try:
         image = split[index].image
     except (ValueError, OSError) as error:
@@ -378,15 +364,15 @@ def _decode(split: Split, index: int) -> tuple[str, str]:
 
 def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     """Return the ids of the images that can't be read, and tell how many."""
-    bad = decode_all(dataset, progress).bad
-    if bad and len(bad) == sum(len(dataset.labels(name)) for name in SPLITS):
+    images = [image for own in decode_all(dataset, progress).values() for image in own]
+    bad = [image for image in images if image.wrong]
+    if bad and len(bad) == len(images):
         raise ValueError(f"none of the {len(bad)} images of {dataset.name} can be read")
     if bad:
-        shown = "".join(f"\n  {why}" for why in list(bad.values())[:SHOWN])
         root = getattr(dataset, "root", None)
         asked = f"{dataset.asked_as} --root {root}" if root else dataset.asked_as
         progress.say(
             f"{dataset.name}: left out, as they can't be read: {how_many(len(bad))}; `patchrank datasets check "
-            f"--dataset {asked} --json` lists all{shown}"
+            f"--dataset {asked} --json` lists all" + "".join(f"\n  {image.wrong}" for image in bad[:SHOWN])
         )
-    return frozenset(bad)
+    return frozenset(image.image_id for image in bad)

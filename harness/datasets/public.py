@@ -6,7 +6,8 @@ docs/datasets.md names the papers. Files come from elsewhere, so nothing of them
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -20,14 +21,7 @@ import numpy as np
 
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
-from harness.datasets.base import (
-    SPLITS,
-    OwnDataset,
-    SplitName,
-    lines_of,
-    require_folder,
-    require_unique,
-)
+from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, require_folder, require_unique
 from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, require_inside
 from zoo.core.files import digest, from_json, require_file, strict_json
 
@@ -38,12 +32,7 @@ CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
 
 
-class Entry(NamedTuple):
-    """One image: where it is below the root, its label and its class."""
-
-    path: str
-    label: int
-    name: str
+Entry = tuple[str, int, str]  # of one image: where it is below the root, its label and its class
 
 
 class Listing(NamedTuple):
@@ -75,13 +64,13 @@ def read_split_file(file: Path) -> tuple[bytes, dict[SplitName, list[Entry]]]:
     if not lists["test"]:
         raise ValueError(f"{what}: test has no images")
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
+    for split, own in entries.items():
         for index, value in enumerate(lists[split]):
             if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
                 wanted = "expected [relative path, label, class name]"
                 raise ValueError(f"{what}: {split}[{index}] is {brief(value)}; {wanted}")
             path, label, name = value
-            entries[split].append(Entry(str(PurePosixPath(path)), label, name.replace("_", " ").strip()))
+            own.append((str(PurePosixPath(path)), label, name.replace("_", " ").strip()))
     return content, entries
 
 
@@ -100,20 +89,13 @@ def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: s
     classes = tuple(names[label] for label in range(len(names)))
     require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
     require_inside(root, splits, what)
-    images: dict[SplitName, ImageList] = {}
-    for split, own in entries.items():
-        labels = np.array([one.label for one in own], dtype=np.int64)
-        images[split] = ImageList(root=root, paths=[one.path for one in own], labels=labels, prefix=prefix)
+    images = {split: ImageList.of(root, [entry[:2] for entry in own], prefix) for split, own in entries.items()}
     return Listing(classes, images)
 
 
 @dataclass(eq=False, kw_only=True)
 class RootedDataset(ListedDataset):
-    """A public dataset in a folder below a root.
-
-    What doesn't hang on the images is known without a root. Images, classes and whatever else is
-    read need ``at``.
-    """
+    """A public dataset in a folder below a root; images, classes and whatever else is read need ``at``."""
 
     name: str
     title: str
@@ -124,7 +106,6 @@ class RootedDataset(ListedDataset):
     archives: tuple[Archive, ...]
     layout: str = "split file"  # of LAYOUTS
     list_file: str = ""  # split file of CoOp
-    list_key: str = ""  # of that, on Google Drive
     synsets: str = "imagenet"  # which classes of ImageNet's there are, see ``synsets_of``
     numbered: bool = False  # whether class folders are called by label
     class_count: int  # of the whole dataset
@@ -135,24 +116,13 @@ class RootedDataset(ListedDataset):
     def __post_init__(self) -> None:
         self.templates = tuple(self.templates)
         self.listed_by_coop = self.layout in ("split file", "aircraft")
-        archives = [
+        self.archives = tuple(
             replace(one, page=one.page or self.homepage, holds=one.holds or (self.images if one.packed else one.file))
             for one in self.archives
-        ]
-        if self.list_key:
-            url = DRIVE.format(self.list_key)
-            archives.append(Archive(self.list_file, url, holds=self.list_file, page=COOP_PAGE))
-        self.archives, self.list_key = tuple(archives), ""
+        )
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
-        """Return the dataset as it lies below a root; archives that are there are unpacked.
-
-        With ``download`` what is missing is fetched, where that needs no licence.
-
-        Raises:
-            FileNotFoundError, NotADirectoryError: no such root.
-            FileNotFoundError, ValueError, OSError: see ``provide``.
-        """
+        """Return the dataset as it lies below a root, see ``provide``; an OSError or ValueError if that can't be."""
         whole = root.expanduser().absolute()
         if whole.exists() or not download:
             require_folder(whole, f"--root {str(root)!r}", f"the folder that holds {self.folder!r}")
@@ -163,8 +133,10 @@ class RootedDataset(ListedDataset):
     def place(self) -> Path:
         """The folder of the dataset; without a root a FileNotFoundError."""
         if self.root is None:
-            where = f"--root FOLDER, that holds {self.folder!r} (docs/datasets.md)"
-            raise FileNotFoundError(f"dataset {self.name!r} isn't shipped here; say where it lies: {where}")
+            raise FileNotFoundError(
+                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, that holds "
+                f"{self.folder!r} (docs/datasets.md)"
+            )
         return self.root / self.folder
 
     @cached_property
@@ -206,15 +178,14 @@ def as_aircraft(dataset: RootedDataset) -> Listing:
     paths = [dataset.place / f"{name}.txt" for name in ("variants", *(f"images_variant_{split}" for split in SPLITS))]
     labels = {variant: label for label, variant in enumerate(lines_of(paths[0]))}
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
-    for split, path in zip(SPLITS, paths[1:], strict=True):
+    for own, path in zip(entries.values(), paths[1:], strict=True):
         for number, line in enumerate(lines_of(path), start=1):
             image, _, variant = line.partition(" ")
             if variant not in labels:
                 raise ValueError(f"list {str(path)!r}, line {number}: {line!r}: expected an image and a variant")
-            entries[split].append(Entry(f"{image}.jpg", labels[variant], variant))
-    listing = list_entries(
-        entries, dataset.place / dataset.images, dataset.name, f"lists of {dataset.name!r} in {str(dataset.place)!r}"
-    )
+            own.append((f"{image}.jpg", labels[variant], variant))
+    what = f"lists of {dataset.name!r} in {str(dataset.place)!r}"
+    listing = list_entries(entries, dataset.place / dataset.images, dataset.name, what)
     return listing._replace(source=b"\0".join(path.read_bytes() for path in paths))
 
 
@@ -224,11 +195,7 @@ def synsets_of(subset: str) -> tuple[str, ...]:
 
 
 def captions_of(synsets: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names that CLIP chose for classes of ImageNet.
-
-    Two names stand for two classes each, "missile" and "sunglasses", as they do in CLIP's list: by
-    text nobody can tell these apart.
-    """
+    """Return the names that CLIP chose for classes of ImageNet; "missile" and "sunglasses" stand for two each."""
     from open_clip import IMAGENET_CLASSNAMES
 
     names = dict(zip(synsets_of("imagenet"), IMAGENET_CLASSNAMES, strict=True))
@@ -258,21 +225,17 @@ def _class_images(dataset: RootedDataset, images: str, folders: tuple[str, ...])
 
 def _image_names(folder: str) -> list[str]:
     """List the images of a folder, sorted; none where there is no folder."""
-    try:
-        with os.scandir(folder) as entries:  # of a million files: without a Path for each
-            named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
-            images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
-            return sorted(entry.name for entry in images if entry.is_file())
-    except FileNotFoundError:
-        return []
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # of a million files: without a Path for each
+        images = (entry for entry in entries if entry.name[0] != "." and entry.name.lower().endswith((*EXTENSIONS,)))
+        return sorted(entry.name for entry in images if entry.is_file())
+    return []
 
 
 def as_imagenet(dataset: RootedDataset) -> Listing:
     """List ImageNet: test is the official validation set, as in CoOp; val is carved out of the training images.
 
-    CoOp chooses by the test images. Here, of each class the 50 training images whose names have the
-    smallest sha256 make val (a fifth, where a class has fewer than 250), and the others train.
-    Without the training images train and val are empty.
+    CoOp chooses by the test images. Here, of each class the 50 training images whose names have the smallest sha256
+    make val (a fifth, where a class has fewer than 250), and the others train.
     """
     synsets = synsets_of("imagenet")
     test, whole = (_class_images(dataset, folder, synsets) for folder in (VAL, TRAIN))
@@ -296,30 +259,31 @@ def _read_table() -> Iterator[RootedDataset]:
     """Make the datasets of public.toml."""
     table = tomllib.loads(Path(__file__).with_name("public.toml").read_text("utf-8"))
     for name, facts in table.items():
-        facts["archives"] = from_json(tuple[Archive, ...], facts["archives"], f"archives of {name}")
-        yield RootedDataset(name=name, **facts)
+        archives = from_json(tuple[Archive, ...], facts.pop("archives"), f"archives of {name}")
+        if key := facts.pop("list_key", ""):
+            file = facts["list_file"]
+            archives += (Archive(file, DRIVE.format(key), holds=file, page=COOP_PAGE),)
+        yield RootedDataset(name=name, archives=archives, **facts)
 
 
 DATASETS = tuple(_read_table())
 
 
 class CoopSplit(OwnDataset, ListedDataset):
-    """The images that a split file of the user's lists (Zhou et al., IJCV 2022).
+    """The images that a split file of the user's lists (Zhou et al., IJCV 2022): beside it, or in one folder there.
 
-    They lie beside the file, or in one folder beside it, which is found by looking. The names of
-    everything are made from the file's own name, so they are the same on every machine.
+    The names of everything are made from the file's own name, so they are the same on every machine.
     """
 
     prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
     listed_by_coop = True
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = self.file = place.expanduser().absolute()
-        where = f"split file {str(self.file)!r}"
-        self._content, entries = read_split_file(self.file)
-        root = _image_root(self.file.parent, [own[0].path for own in entries.values() if own], where)
-        self.classes, self._lists, _ = list_entries(entries, root, f"coop/{self.file.stem}", where)
-        short = self.file.stem.removeprefix("split_zhou_")
+        self.asked_path = file = place.expanduser().absolute()
+        where, short = f"split file {str(file)!r}", file.stem.removeprefix("split_zhou_")
+        self._content, entries = read_split_file(file)
+        root = _image_root(file.parent, [own[0][0] for own in entries.values() if own], where)
+        self.classes, self._lists, _ = list_entries(entries, root, f"coop/{file.stem}", where)
         self.name_after(short, where)
         self.title = f"{short}, split by CoOp"
 
@@ -328,13 +292,13 @@ class CoopSplit(OwnDataset, ListedDataset):
         return digest(self._content, length=12)
 
 
-def _image_root(folder: Path, firsts: Iterable[str], what: str) -> Path:
+def _image_root(folder: Path, firsts: Sequence[str], what: str) -> Path:
     """Find the folder that paths are relative to: the file's own or one directly in it."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
     fitting = [root for root in (folder, *inner) if all((root / path).is_file() for path in firsts)]
     if not fitting or (folder not in fitting and len(fitting) > 1):
         found = f"in each of {[root.name for root in fitting]}; leave one" if fitting else "missing"
         raise FileNotFoundError(
-            f"{what}: images such as {next(iter(firsts))!r} are {found}; expected all beside it or in one folder"
+            f"{what}: images such as {firsts[0]!r} are {found}; expected all beside it or in one folder"
         )
     return fitting[0]

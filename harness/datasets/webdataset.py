@@ -9,6 +9,7 @@ from elsewhere, so nothing is extracted, and other members are never read.
 
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -57,17 +58,31 @@ class TarDataset(OwnDataset):
 
     def __init__(self, place: Path) -> None:
         folder, where = self.take_folder(place, "folder of tars", "Tars of the folder")
-        self.captioned = _is_retrieval(folder, where)
-        self.classes = () if self.captioned else _class_names(folder, where)
+        kind = " ".join(lines_of(folder / TYPE)) if (folder / TYPE).exists() else "classification"
+        if kind not in ("classification", RETRIEVAL):
+            raise ValueError(f"{where}: {TYPE} says {kind!r}; expected classification, or {RETRIEVAL}")
+        self.captioned = kind == RETRIEVAL
         if self.captioned:
             self.templates = ()
-        elif (file := folder / TEMPLATES).exists():
-            self.templates = _templates(file)
-            self.reworded = self.templates != type(self).templates
+        else:
+            self._read_classes(folder, where)
         self.shards = {split: _shards(folder, split) for split in SPLITS}
         self._samples = {split: self._index(split) for split in SPLITS}
         if not any(self._samples.values()):
             raise ValueError(f"{where} has no tars with images; expected test/0.tar, test/1.tar, ..., and likewise")
+
+    def _read_classes(self, folder: Path, where: str) -> None:
+        if not (file := folder / CLASSES).exists():
+            way = f"write a class a line into it or, for captions, {RETRIEVAL!r} into {TYPE}"
+            raise FileNotFoundError(f"{where}: {CLASSES} is missing; {way}")
+        self.classes = tuple(lines_of(file))
+        numbers = [f"line {number}" for number, _ in enumerate(self.classes, start=1)]
+        require_unique(self.classes, numbers, f"{where}: {CLASSES}")
+        if (file := folder / TEMPLATES).exists():
+            templates = tuple(dict.fromkeys(line.replace("{c}", "{}") for line in lines_of(file)))
+            for template in templates:
+                require_template(template, f"{str(file)!r}, with {{c}} for {{}}: ")
+            self.reworded, self.templates = templates != self.templates, templates
 
     def _index(self, split: SplitName) -> list[TarSample]:
         """List the samples of a split; refuse labels without a class, and keys that are there twice."""
@@ -114,31 +129,6 @@ class TarDataset(OwnDataset):
         return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
 
-def _is_retrieval(folder: Path, what: str) -> bool:
-    """Tell whether images have captions instead of classes; without a file that says so they have classes."""
-    words = " ".join(lines_of(folder / TYPE)) if (folder / TYPE).exists() else "classification"
-    if words not in ("classification", RETRIEVAL):
-        raise ValueError(f"{what}: {TYPE} says {words!r}; expected classification, or {RETRIEVAL}")
-    return words == RETRIEVAL
-
-
-def _class_names(folder: Path, what: str) -> tuple[str, ...]:
-    if not (folder / CLASSES).exists():
-        raise FileNotFoundError(
-            f"{what}: {CLASSES} is missing; write a class a line into it or, for captions, {RETRIEVAL!r} into {TYPE}"
-        )
-    names = lines_of(folder / CLASSES)
-    require_unique(names, [f"line {number}" for number, _ in enumerate(names, start=1)], f"{what}: {CLASSES}")
-    return tuple(names)
-
-
-def _templates(file: Path) -> tuple[str, ...]:
-    templates = tuple(dict.fromkeys(line.replace("{c}", "{}") for line in lines_of(file)))
-    for template in templates:
-        require_template(template, f"{str(file)!r}, with {{c}} for {{}}: ")
-    return templates
-
-
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
     present = [name for name, own in SPLIT_NAMES.items() if own == split and (folder / name).is_dir()]
@@ -146,18 +136,17 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
         both = " and ".join(present)
         raise ValueError(f"folder of tars {str(folder)!r}: {both} would both be the {split} split; leave one")
     place = folder / (present or [split])[0]
-    tars = sorted(sorted(place.glob("*.tar")), key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
+    tars = sorted(place.glob("*.tar"), key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1, path))
     count_file = place / "nshards.txt"
     if count_file.exists() and (text := " ".join(lines_of(count_file))) != str(len(tars)):
         raise ValueError(f"{str(count_file)!r} says {text!r}, but {len(tars)} tars lie beside it; get the others")
     return tars
 
 
-def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
+def _samples(number: int, shard: Path, wanted: str) -> Iterator[TarSample]:
     """Index one tar, whose images have what is ``wanted`` beside them: LABEL or CAPTIONS."""
     what = f"tar {str(shard)!r}"
     parts: dict[str, dict[str, tuple[int, int]]] = {}  # by key and extension: offset and bytes
-    samples = []
     require_file(shard)
     with shard.open("rb") as file:
         for member in members_of(file, what):
@@ -181,10 +170,8 @@ def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
             if wanted not in own:
                 raise ValueError(f"{where} has no {key}.{wanted}")
             offset, size = own[wanted]
-            text = os.pread(file.fileno(), size, offset)
-            label, captions = _read_text(text, wanted, f"{where}: {key}.{wanted}")
-            samples.append(TarSample(number, *own[images[0]], label, key, images[0], captions))
-    return samples
+            label, captions = _read_text(os.pread(file.fileno(), size, offset), wanted, f"{where}: {key}.{wanted}")
+            yield TarSample(number, *own[images[0]], label, key, images[0], captions)
 
 
 def _read_text(content: bytes, wanted: str, where: str) -> tuple[int, tuple[str, ...]]:

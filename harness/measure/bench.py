@@ -64,15 +64,14 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
-from zoo.core.messages import tower_name
-from zoo.core.precision import best_precision
+from zoo.core.messages import best_precision, tower_name
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
-COST_FIELDS = ("gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "latency")
+COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
 PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 

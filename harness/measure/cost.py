@@ -1,8 +1,7 @@
-"""What models cost: multiply-adds and activations of one image, hiding no operator, tokens, and time."""
+"""What models cost: multiply-adds of one image, hiding no operator, tokens, and time."""
 
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,23 +46,16 @@ FREE_OPERATORS = frozenset(
 )
 
 Handle = Callable[[list[Any], list[Any]], Any]  # an operator's inputs and outputs to its count
-_ACTIVATIONS = "activations"  # beside operators' names in what the handles return; none has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorCost:
-    """What one image costs a model.
-
-    Activations are elements that products give per image: results of convolutions, linear maps and matrix products
-    (fvcore's definition). Of attention both its weights and its result, fused or not, though a fused kernel never
-    writes the weights down.
-    """
+    """What one image costs a model."""
 
     gflops: float  # 1e9 multiply-adds per image, attention included
     by_operator: Mapping[str, float]  # the same per operator name without "aten::"
     unsupported: tuple[str, ...]  # operators whose cost is unknown and missing, sorted
     params: int  # trained or not
-    activations: int
 
 
 def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> OperatorCost:
@@ -80,10 +72,8 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
 
         analysis = FlopCountAnalysis(model, (image.to(place),))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none").set_op_handle(**_handles())
-        totals = dict(analysis.by_operator())
-        activations = int(totals.pop(_ACTIVATIONS, 0))
-        counts = {name: count / 1e9 for name, count in totals.items()}
+        analysis.tracer_warnings("none").set_op_handle(**_HANDLES)
+        counts = {name: count / 1e9 for name, count in analysis.by_operator().items()}
         free = {form for name in FREE_OPERATORS for form in (name, f"{name}_")}  # or in place
         unknown = set(analysis.unsupported_ops()) - free
     return OperatorCost(
@@ -91,7 +81,6 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
         by_operator=counts,
         unsupported=tuple(sorted(unknown)),
         params=sum(p.numel() for p in model.parameters()),
-        activations=activations,
     )
 
 
@@ -99,20 +88,10 @@ def _shapes(values: Sequence[Any]) -> list[list[int]]:
     return [value.type().sizes() for value in values]
 
 
-def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
-    return prod(_shapes(outputs)[0])
-
-
 def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count fused attention: queries times keys, then weights times values."""
     query, key, value = _shapes(inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _attended(inputs: list[Any], outputs: list[Any]) -> int:
-    """Return the elements of fused attention: a weight per query and key, and the result."""
-    query, key = _shapes(inputs[:2])
-    return prod(query[:-1]) * key[-2] + _elements(inputs, outputs)
 
 
 def _bmm(inputs: list[Any], _outputs: list[Any]) -> int:
@@ -127,40 +106,24 @@ def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
     return prod(left) * right[-2]
 
 
-# Products that fvcore doesn't know, or counts wrongly.
-_PRODUCTS: dict[str, Handle] = {
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("addmm_", "baddbmm", "addbmm"), lambda inputs, outputs: _bmm(inputs[1:], outputs)),
-    "bmm": _bmm,
-    "cdist": _cdist,
-    **dict.fromkeys(("dot", "mv"), lambda inputs, _: prod(_shapes(inputs[:1])[0])),
+def _resize(_inputs: list[Any], outputs: list[Any]) -> int:
+    """Count bicubic resizing, such as of position tables: 4 x 4 weights for each value."""
+    return 16 * prod(_shapes(outputs)[0])
+
+
+# What fvcore doesn't know, or counts wrongly.
+_HANDLES: dict[str, Handle] = {
+    f"aten::{name}": handle
+    for names, handle in (
+        ("scaled_dot_product_attention", _attention),
+        ("addmm_ baddbmm addbmm", lambda inputs, outputs: _bmm(inputs[1:], outputs)),
+        ("bmm", _bmm),
+        ("cdist", _cdist),
+        ("dot mv", lambda inputs, _: prod(_shapes(inputs[:1])[0])),
+        ("upsample_bicubic2d _upsample_bicubic2d_aa", _resize),
+    )
+    for name in names.split()
 }
-# Of bicubic resizing 4 x 4 weights for each value (position tables of another image size).
-_RESIZED: dict[str, Handle] = {
-    f"aten::{name}": lambda inputs, outputs: 16 * _elements(inputs, outputs)
-    for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")
-}
-
-
-def _handles() -> dict[str, Handle]:
-    """Return what counts products, their activations along, so that one trace gives both."""
-    from fvcore.nn import jit_handles as known
-
-    def both(name: str, count: Handle) -> Handle:
-        elements = _attended if count is _attention else _elements
-
-        def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-            counted = count(inputs, outputs)
-            if not isinstance(counted, Counter):
-                counted = Counter({name: counted})
-            return counted + Counter({_ACTIVATIONS: elements(inputs, outputs)})
-
-        return handle
-
-    names = ("addmm", "einsum", "linear", "matmul")
-    products = {name: getattr(known, f"{name}_flop_jit") for name in names}
-    products |= {"_convolution": known.conv_flop_jit, "mm": known.matmul_flop_jit, **_PRODUCTS}
-    return _RESIZED | {f"aten::{name}": both(name, count) for name, count in products.items()}
 
 
 @contextmanager
@@ -202,7 +165,6 @@ def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, dict
             counted[row.key] = {
                 "gflops": cost.gflops,
                 "uncounted_operators": cost.unsupported,
-                "activations": cost.activations,
                 "params": cost.params,
                 "tokens_per_block": tuple(trace.tokens_per_block),
                 "final_tokens": trace.final_tokens,
@@ -212,34 +174,22 @@ def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, dict
 
 
 def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
-    """Measure what every row costs, latency included, as fields of ``Record`` by the row's key.
+    """Measure what every row costs, latency included, as fields of ``Record`` and metrics by the row's key.
 
-    ``rounds`` are those of each batch size. A golden row is no model one could run, so it has none of them.
+    ``rounds`` are those of each batch size; those at which the machine is too busy are told, and missing. A golden row
+    is no model one could run, so it has no costs.
     """
-    real = [row for row in rows if row.method != GOLDEN]
-    facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
-    counts = count_costs(real, progress)
-    for key, latency in time_rows(real, rounds, progress).items():
-        facts[key] = counts[key] | {"latency": latency}
-        del facts[key]["final_tokens"]  # the images' own say that
-    return facts
-
-
-def time_rows(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progress) -> dict[str, tuple[Times, ...]]:
-    """Time rows that can be run in turn, by key; ``rounds`` are those of each batch size.
-
-    Batch sizes at which the machine is too busy are told, and missing.
-    """
+    real = {row.key: row.vit for row in rows if row.method != GOLDEN}
     dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
-    models, patience = {row.key: row.vit for row in rows}, Patience(say=progress.say)
-    latency = {key: list[Times]() for key in models}
+    latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
+    counts = count_costs([row for row in rows if row.key in real], progress)
     for batch, count in rounds.items():
         try:
             with progress.task(f"latency at batch {batch}", count) as update:
-                timings = time_models(models, batch, count, warmup=1, tick=update, patience=patience)
+                timings = time_models(real, batch, count, warmup=1, tick=update, patience=patience)
         except BusyError as error:
             progress.say(f"batch {batch}: {error}")
             continue
         for key, timing in timings.items():
             latency[key].append(timing.latency(None if key == dense else timings.get(dense)))
-    return {key: tuple(times) for key, times in latency.items()}
+    return {row.key: counts[row.key] | {"latency": tuple(latency[row.key])} if row.key in real else {} for row in rows}

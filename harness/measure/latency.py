@@ -3,14 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
@@ -24,12 +22,12 @@ from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import (
     EAGER,
-    GpuState,
     LatencyRecord,
     Load,
-    Machine,
     Timing,
+    describe_machine,
     fitting,
+    read_gpu,
     time_fields,
 )
 from zoo.core.files import fingerprint, is_out_of_memory
@@ -45,27 +43,6 @@ SCENARIOS = (CALLS, SERVER)
 SERVER_BATCHES = (8, 64)  # of a CPU and of CUDA
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
-
-
-class Condition(NamedTuple):
-    """How models are run: those timed in one condition share every round."""
-
-    dtype: str
-    threads: int
-    way: str
-    batch: int
-    rate: float | None = None  # queries a second that a server gets; None for the highest, or without a server
-
-    @property
-    def model_dtype(self) -> str:
-        """The precision of the model and its images; exported files take float32."""
-        return "float32" if self.way in timing.EXPORTED else self.dtype
-
-    @property
-    def label(self) -> str:
-        """What progress calls it."""
-        rate = "" if self.rate is None else f", {self.rate:g} queries a second"
-        return f"{self.dtype}, {self.way}, threads {self.threads}, batch {self.batch}{rate}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +79,6 @@ class LatencyPlan:
         if max(self.threads) > MOST_THREADS:
             raise ValueError(f"--threads {max(self.threads)}: expected a number from 1 to {MOST_THREADS}")
         timing.check_ways(self.ways, self.dtypes, torch.device(self.device))
-
-    @property
-    def conditions(self) -> list[Condition]:
-        """All conditions; precisions change slowest."""
-        every = product(self.dtypes, self.threads, self.ways, self.batches, self.rates or (None,))
-        return [Condition(*one) for one in every]
 
     @property
     def groups(self) -> dict[str, list[MethodRate]]:
@@ -187,16 +158,17 @@ def measure_latency(
         ValueError: an unknown name, or one that can't be timed.
         FileNotFoundError: weights or a predictor are out of reach.
     """
-    machine, patience = Machine.here(torch.device(plan.device)), timing.Patience(say=progress.say)
+    machine, patience = describe_machine(torch.device(plan.device)), timing.Patience(say=progress.say)
     for dense, pairs in plan.groups.items():
         family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
         vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
-        for condition in plan.conditions:
-            blanks = [_blank(plan, family, row, condition, machine) for row in family.rows]
+        for condition in product(plan.dtypes, plan.threads, plan.ways, plan.batches, plan.rates or (None,)):
+            named = dict(zip(("dtype", "threads", "way", "batch", "rate"), condition, strict=True))
+            blanks = [_blank(plan, family, row, machine, named) for row in family.rows]
             old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
             new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
             if missing := {i for i, one in enumerate(old) if one is None}:
-                dtype = condition.model_dtype
+                dtype = timing.model_dtype(blanks[0].way, blanks[0].dtype)
                 if dtype not in vits:
                     vits.clear()  # before there are others
                     copies = copy.deepcopy([row.vit for row in family.rows])
@@ -204,7 +176,7 @@ def measure_latency(
                 # The first, a dense model, is timed with whatever is missing.
                 runs = {i: (blanks[i], vits[dtype][i]) for i in sorted(missing | {0})}
                 try:
-                    new = _time(plan, condition, runs, progress, patience)
+                    new = _time(plan, runs, progress, patience)
                 except timing.BusyError as error:
                     shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
             shown |= new
@@ -217,17 +189,15 @@ def _find_known(
     """Find a known record, and say if it failed before."""
     record = fitting(blank, known, rounds)
     if record is not None and record.failed is not None:
-        label = Condition(record.dtype, record.threads, record.way, record.batch, record.rate).label
         why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
-        progress.say(f"{record.model}: {label}: {why}")
+        progress.say(f"{record.model}: {record.condition}: {why}")
     return record
 
 
-def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition, machine: Machine) -> LatencyRecord:
+def _blank(
+    plan: LatencyPlan, family: Family, row: Variant, machine: dict[str, Any], condition: dict[str, Any]
+) -> LatencyRecord:
     """Return a record with conditions and costs, and no time."""
-    counts = dict(family.counts[row.key])
-    del counts["activations"]  # times hardly follow them
-    dense = family.rows[0]
     return LatencyRecord(
         created=utc_now(),
         version=version("clip-patchrank"),
@@ -241,14 +211,13 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         random_weights=plan.random_weights,
         image_size=row.vit.input_size,
         device=plan.device,
-        **condition._asdict(),
+        **condition,
         stopwatch=_stopwatch(plan).name,
         bound_ms=plan.bound_ms if plan.scenario == SERVER else None,
         machine=machine,
         failed="not timed",
-        **counts,
-        saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key]["gflops"],
-        weights_mib=timing.weights_mib(row.vit, DTYPES[condition.dtype]),
+        **family.counts[row.key],
+        weights_mib=timing.weights_mib(row.vit, DTYPES[condition["dtype"]]),
     )
 
 
@@ -261,33 +230,25 @@ def _stopwatch(plan: LatencyPlan) -> timing.Stopwatch:
 
 def _time(
     plan: LatencyPlan,
-    condition: Condition,
     runs: Mapping[int, tuple[LatencyRecord, ReducedViT]],
     progress: Progress,
     patience: timing.Patience,
 ) -> dict[int, LatencyRecord]:
-    """Time models, the first a dense one in ``condition``, and complete their blank records."""
-    device, (first, dense) = torch.device(plan.device), runs[0]
-    label = f"{first.model}: {condition.label}"
-    models, total = {i: vit for i, (_, vit) in runs.items()}, len(runs) + plan.rounds
-    with _threads(condition.threads), progress.task(label, total) as tick:
+    """Time models under the conditions of their blank records, the dense one first, and complete these."""
+    first, total = runs[0][0], len(runs) + plan.rounds
+    label, threads = f"{first.model}: {first.condition}", torch.get_num_threads()
+    with progress.task(label, total) as tick:
+        torch.set_num_threads(first.threads)
         try:
-            precision = DTYPES[condition.model_dtype]
-            images = timing.random_images(condition.batch, dense.input_size, device, precision)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
-            ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
-            found: Mapping[int, Timing | Load] = {}
-        else:
-            ready, found = time_in_turn(
-                models, images, plan, condition, patience, progress, tick=lambda done: tick(min(done, total))
-            )
-    if condition.way in (timing.COMPILE, *timing.EXPORTED):
+            models = {i: vit for i, (_, vit) in runs.items()}
+            ready, found = time_in_turn(models, first, plan, patience, progress, lambda done: tick(min(done, total)))
+        finally:
+            torch.set_num_threads(threads)
+    if first.way in (timing.COMPILE, *timing.EXPORTED):
         torch._dynamo.reset()
+    gpu = read_gpu(torch.device(plan.device))
     new = {
-        i: _complete(replace(blank, gpu=GpuState.read(device)), ready[i], found.get(i), found.get(0) if i else None)
+        i: _complete(replace(blank, gpu=gpu), ready[i], found.get(i), found.get(0) if i else None)
         for i, (blank, _) in runs.items()
     }
     progress.say(f"{label}: {len(found)} of {len(new)} models timed")
@@ -313,50 +274,41 @@ def _complete(
 
 def time_in_turn(
     models: Mapping[int, ReducedViT],
-    images: Tensor,
+    blank: LatencyRecord,
     plan: LatencyPlan,
-    condition: Condition,
     patience: timing.Patience,
     progress: Progress,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
-    """Make models on the images' device ready and time those that can be timed in turn on these (B, C, H, W).
+    """Make models ready for the conditions of a record and time those that can be timed in turn on random images.
 
     ``tick`` takes models ready and rounds done.
 
     Returns:
         How making each ready went, and what was measured of those that did not fail.
     """
-    patience.wait(images.device)  # before models are made ready, which takes a while
+    device, precision = torch.device(plan.device), DTYPES[timing.model_dtype(blank.way, blank.dtype)]
+    patience.wait(device)  # before models are made ready, which takes a while
+    ready = dict.fromkeys(models, timing.ReadyModel(failed=f"{timing.OUT_OF_MEMORY}, for the images alone"))
     prepare = prepare_server if plan.scenario == SERVER else timing.prepare
-    ready = {}
-    for key, vit in models.items():
-        ready[key] = prepare(vit, condition.way, images, condition.dtype)
-        tick(len(ready))
-    calls = {key: one.call for key, one in ready.items() if one.call is not None}
-    if not calls:
-        return ready, {}
     how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
-    done: dict[str, Any] = {"tick": lambda rounds: tick(len(ready) + rounds)}
     try:
+        images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, precision)
+        for done, (key, vit) in enumerate(models.items(), start=1):
+            ready[key] = prepare(vit, blank.way, images, blank.dtype)
+            tick(done)
+        calls = {key: one.call for key, one in ready.items() if one.call is not None}
+        on_round: dict[str, Any] = {"tick": lambda rounds: tick(len(ready) + rounds)}
+        if not calls:
+            return ready, {}
         if plan.scenario == SERVER:
             servers = Servers(calls=calls, images=images, **how)
-            done["progress"] = progress
-            return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=condition.rate, **done)
+            on_round["progress"] = progress
+            return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, **on_round)
         how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan)}
-        return ready, patience.time(lambda: timing.interleave(calls, images, **how, **done), images.device)
+        return ready, patience.time(lambda: timing.interleave(calls, images, **how, **on_round), device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         reason = f"{timing.OUT_OF_MEMORY}, with all of them ready"
-        return ready | {key: replace(ready[key], failed=reason) for key in calls}, {}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return {key: one if one.call is None else replace(one, failed=reason) for key, one in ready.items()}, {}

@@ -31,8 +31,7 @@ from harness.models.towers import TIMM, split_method, undo_preprocess, without_f
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
-from zoo.core.messages import expected, tower_name
-from zoo.core.precision import best_precision
+from zoo.core.messages import best_precision, expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize

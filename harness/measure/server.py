@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import time
+import timeit
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -26,8 +27,9 @@ from zoo.towers.vit import ReducedViT
 
 STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed sizes
 STEPS, RUNS = 24, 3  # of a search, at most; of each step
-NEAR = 0.03  # share of a rate at which a search ends
-SELDOM = 1 / 32  # of the rate of single queries: below it they hardly ever wait for each other
+NEAR = 0.03  # share of a rate at which a search ends, and of its first step
+SELDOM = 1 / 32  # of the rate where a search begins: below it queries hardly ever wait for each other
+CALLS = 5  # of each batch size, timed before a search
 LOWER, TRIES = 0.9, 8  # factor for a rate that misses the bound in the end; rates that are tried
 UNSEEN = 1000  # seed of arrivals from which on no search has seen them
 
@@ -70,14 +72,48 @@ def serve_queries(
     return latencies_s, calls
 
 
-def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, float]) -> dict[K, float]:
-    """Double and bisect rates, all of them in turn, for the highest that are within a bound; 0 where none is.
+def predict_rate(times_s: Mapping[int, float], bound_ms: float) -> float:
+    """Return the highest rate within a bound on p99 by simulation, from the seconds that a call of each size takes.
 
-    They begin at ``starts``, the rates of single queries. ``is_within`` judges a run by rate and seed; `RUNS` must be
-    within. In the end the lowest rate that missed is tried again, as other processes may have disturbed it.
+    It is 0 if a single query takes longer than the bound.
+    """
+    most, clock = max(times_s), [0.0]
+
+    def advance(seconds: float) -> None:
+        clock[0] += seconds
+
+    def is_within(rate: float) -> bool:
+        runs = []
+        for seed in range(RUNS):
+            clock[0] = 0.0
+            runs.append(
+                serve_queries(
+                    lambda count: advance(times_s[count]),
+                    draw_arrivals(rate, LEAST_QUERIES, seed),
+                    most,
+                    bound_ms=bound_ms,
+                    now=lambda: clock[0],
+                    sleep=advance,
+                )[0]
+            )
+        return all(Percentiles.of(1000 * latencies_s).p99_ms <= bound_ms for latencies_s in runs)
+
+    low, high = 0.0, 2 * max(count / seconds for count, seconds in times_s.items())
+    while 1000 * times_s[1] <= bound_ms and high - low > NEAR * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_within(middle) else (low, middle)
+    return low
+
+
+def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, float]) -> dict[K, float]:
+    """Search from ``starts``, in steps that double, and bisect for the highest rates within a bound; 0 where none is.
+
+    Models take turns. ``is_within`` judges a run by rate and seed; `RUNS` must be within. In the end the lowest rate
+    that missed is tried again, as other processes may have disturbed it.
     """
     low, high = dict.fromkeys(starts, 0.0), dict.fromkeys(starts, math.inf)
-    asked, doubted = dict(starts), set[K]()
+    asked, doubted = {key: rate for key, rate in starts.items() if rate}, set[K]()
+    widths = dict.fromkeys(starts, NEAR)
     for step in range(STEPS):
         for key, rate in list(asked.items()):
             if all(is_within(key, rate, RUNS * step + turn) for turn in range(RUNS)):
@@ -85,11 +121,12 @@ def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, fl
                 high[key] = math.inf if rate >= high[key] else high[key]
             else:
                 high[key] = rate
-            if high[key] == math.inf:
-                asked[key] = 2 * rate
-            elif high[key] < SELDOM * starts[key]:
+            if high[key] < SELDOM * starts[key]:
                 del asked[key]
-            elif high[key] - low[key] > NEAR * high[key]:
+            elif high[key] == math.inf or low[key] == 0:
+                asked[key] = rate * (1 + widths[key]) ** (1 if low[key] else -1)
+                widths[key] *= 2
+            elif high[key] / low[key] > 1 + 1.1 * NEAR:
                 asked[key] = (low[key] + high[key]) / 2
             elif key in doubted:
                 del asked[key]
@@ -137,13 +174,13 @@ class Servers(Generic[K]):
         self.calls[key](self.images[:count])
         timing.synchronizer(self.images.device)()
 
-    def warm(self, key: K) -> float:
-        """Call a model with each size, and return the queries a second that it answers one by one."""
+    def time_sizes(self, key: K) -> dict[int, float]:
+        """Return the median seconds of a call by its number of queries."""
+        times_s = {}
         for count in range(len(self.images), 0, -1):
-            self.serve(key, count)
-        begun = time.perf_counter()
-        self.serve(key, 1)
-        return 1 / (time.perf_counter() - begun)
+            samples = timeit.repeat(functools.partial(self.serve, key, count), repeat=1 + CALLS, number=1)
+            times_s[count] = float(np.median(samples[1:]))
+        return times_s
 
     def run(self, key: K, rate: float, seed: int, bound_ms: float = math.inf) -> tuple[Percentiles, int]:
         """Run a model once, and return its latencies and the number of calls."""
@@ -191,9 +228,9 @@ def measure_loads(
         BusyError: other processes left too little of the CPU.
     """
     others_cores = timing.count_others()
-    starts = {key: servers.warm(key) for key in servers.calls}
+    times_s = {key: servers.time_sizes(key) for key in servers.calls}
     if rate is not None:
-        loads = servers.run_rounds(dict.fromkeys(starts, rate), tick)
+        loads = servers.run_rounds(dict.fromkeys(times_s, rate), tick)
     else:
         runs = itertools.count(1)
         with progress.task(f"search for rates within {bound_ms:g} ms", 0, unit="run {}".format) as update:
@@ -203,6 +240,7 @@ def measure_loads(
                 update(next(runs))
                 return percentiles.p99_ms <= bound_ms
 
+            starts = {key: predict_rate(sizes, bound_ms) for key, sizes in times_s.items()}
             rates = {key: rate for key, rate in find_rates(is_within, starts).items() if rate}
         loads = {}
         for _ in range(TRIES):

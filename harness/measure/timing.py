@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
-from zoo.core.messages import expected
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
 from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.towers.vit import ReducedViT
@@ -77,10 +76,7 @@ class Patience:
     def time(self, run: Callable[[], dict[K, Timing]], device: torch.device) -> dict[K, Timing]:
         """Return what ``run`` times, the reference first; a disturbed timing is repeated once, and while time is left.
 
-        Seconds of later repeats count as waiting.
-
-        Raises:
-            BusyError: it was disturbed again, or other processes didn't end in time.
+        Seconds of later repeats count as waiting. Raises BusyError if it was disturbed again, or others didn't end.
         """
         repeated = False
         while True:
@@ -129,10 +125,8 @@ def time_models(
 ) -> dict[K, Timing]:
     """Time models in turn on random images of the first one's size, device and precision; others cast them.
 
-    Models know their ``input_size``; the first is the dense one. ``options`` are those of `interleave`.
-
-    Raises:
-        BusyError: the machine is too busy.
+    Models know their ``input_size``; the first is the dense one. ``options`` are those of `interleave`. Raises
+    BusyError if the machine is too busy.
     """
 
     def call(model: nn.Module) -> Call:
@@ -280,10 +274,6 @@ def others_s() -> float | None:
     return busy - (own.user + own.system + own.children_user + own.children_system)
 
 
-class RefusedError(RuntimeError):
-    """``zoo.optimize`` has no such tower or precision."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReadyModel:
     """A model as a way runs it. None means not measured."""
@@ -298,10 +288,8 @@ class ReadyModel:
 
 
 def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Raise ValueError for what ``--ways`` names and what the device or the packages can't run."""
+    """Raise ValueError for ways that the device or the packages can't run."""
     for way in ways:
-        if way not in WAYS:
-            raise ValueError(f"--ways {way!r}: {expected(way, WAYS)}")
         there = f"--ways {way} on --device {str(device)!r}"
         if way == CUDA_GRAPHS and device.type != "cuda":
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
@@ -312,12 +300,17 @@ def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device)
                 require_format(way, dtype)
 
 
+def model_dtype(way: str, dtype: str) -> str:
+    """Return the precision of a model and its images as a way runs it in ``dtype``; exported files take float32."""
+    return "float32" if way in EXPORTED else dtype
+
+
 def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
-    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
-    Both are in ``dtype``, or float32 for an exported file, which computes in it.
+    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W);
+    for the precision of both see `model_dtype`.
     """
     if way in EXPORTED and dtype not in FORMATS[way].dtypes:
         return ReadyModel(failed=f"{way} computes no {dtype}")
@@ -327,12 +320,10 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -
             ready = _first_call(vit, way, images, dtype)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
-            if way not in EXPORTED:
-                kernels = attention_kernels(ready.call if way == OPTIMIZED else vit, images)
-                ready = replace(ready, attention=kernels)
     except Exception as error:
-        # Exporters and runtimes of others raise whatever they like.
-        if not (is_out_of_memory(error) or is_refusal(error) or way in EXPORTED):
+        # Exporters and runtimes of others raise whatever they like; `optimize` refuses towers and precisions.
+        refused = way in EXPORTED or (way == OPTIMIZED and isinstance(error, ValueError))
+        if not (is_out_of_memory(error) or is_refusal(error) or refused):
             raise
         reason = _reason(error)
     if reason:
@@ -341,41 +332,38 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -
             torch.cuda.empty_cache()
         return ReadyModel(failed=reason)
     most, typical = float(apart.max()), float(apart.median())
-    allowed = ALLOWED[dtype]
+    ready = replace(ready, deviation=most if math.isfinite(most) else None)
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
-        return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
-    deviation = most if math.isfinite(most) else None
-    if typical > allowed:
+        return replace(ready, call=None, failed="features aren't finite, so they can't be compared with eager's")
+    if typical > (allowed := ALLOWED[dtype]):
         size = f"{typical:.2g} of their length, allowed {allowed:g}"
-        return ReadyModel(failed=f"features differ from eager's by {size}", deviation=deviation)
-    return replace(ready, deviation=deviation)
+        return replace(ready, call=None, failed=f"features differ from eager's by {size}")
+    return ready
 
 
 def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
-    """Prepare and call once, which is timed; take the memory of a call."""
+    """Prepare and call once, which is timed; take the memory and kernels of a call."""
     wait = synchronizer(images.device)
-    calls: list[Call] = []
-
-    def first(batch: Tensor) -> None:
-        calls.append(as_run(vit, way, batch, dtype))
-        calls[0](batch)
-        wait()
-
     wait()
-    begun, peak = time.perf_counter(), None
+    begun = time.perf_counter()
     with warnings.catch_warnings():
         # The compiler's advice on TF32; what precision products have is part of the record.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-        if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
-            peak = peak_mib(first, images)
-        else:
-            first(images)
+        call = as_run(vit, way, images, dtype)
+        call(images)
+    wait()
     first_call_s = time.perf_counter() - begun
-    if way not in (CUDA_GRAPHS, *EXPORTED):
-        peak = peak_mib(calls[0], images)
-    held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
-    return ReadyModel(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
+    held = call.held_bytes() / MIB if isinstance(call, OptimizedHost) else None
+    if way in EXPORTED:
+        return ReadyModel(call=call, first_call_s=first_call_s)
+    return ReadyModel(
+        call=call,
+        first_call_s=first_call_s,
+        peak_mib=None if way == CUDA_GRAPHS else peak_mib(call, images),  # a graph has taken its memory before
+        weights_mib=held,
+        attention=attention_kernels(call if way == OPTIMIZED else vit, images),
+    )
 
 
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
@@ -402,10 +390,7 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str = "float32") -
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
         return as_runtime(model, others, format=way, dtype=dtype)
     if way == OPTIMIZED:
-        try:
-            optimized: Call = optimize(model, dtype=images.dtype)
-        except ValueError as error:
-            raise RefusedError(str(error)) from error
+        optimized: Call = optimize(model, dtype=images.dtype)
         return optimized
     if way == CUDA_GRAPHS:
         return capture(model, images)
@@ -463,7 +448,7 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
 def is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return compiler or isinstance(error, RefusedError) or "captur" in str(error)
+    return compiler or "captur" in str(error)
 
 
 def _reason(error: BaseException) -> str:
@@ -472,8 +457,6 @@ def _reason(error: BaseException) -> str:
         error = error.__context__
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
-    if isinstance(error, RefusedError):
-        return str(error)
     lines = str(error).strip().splitlines() or ["no reason given"]
     return f"{type(error).__name__}: {lines[0].strip()}"
 

@@ -17,7 +17,7 @@ from harness.models.towers import load_clip, split_method, text_classifier
 from harness.records.metrics import predicted
 from harness.records.record import DENSE
 from zoo.core.files import cache_file, digest, fingerprint
-from zoo.core.precision import precision_on
+from zoo.core.messages import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
 from zoo.core.messages import expected, tower_name
-from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import loading, timm_source
-from zoo.towers.vit import ReducedViT, TimmHost
+from zoo.towers.vit import CosineHead, ReducedViT, TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message
@@ -142,9 +141,7 @@ def load_tower(name: str) -> Tower:
         transformed: tuple[Any, Any, ClipParts | None] = load_transformers(folder)
         return Tower(transformed[0], transformed[1], without_folders(name), transformed[2])
     name = name.removeprefix(TIMM)
-    if name.startswith(FOLDER):
-        _require_folder(name)
-    elif not name.startswith(HUB):
+    if not name.startswith((FOLDER, HUB)):
         name = _full_name(name)
     if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
@@ -313,7 +310,9 @@ def create_pretrained(name: str) -> Any:
     """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
     otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
     source = ""
-    if name.startswith(HUB):
+    if name.startswith(FOLDER):
+        _require_folder(name)
+    elif name.startswith(HUB):
         source = f"{name.removeprefix(HUB)}/config.json"
     elif (cfg := get_pretrained_cfg(name)) is not None and name.partition(".")[0] not in MODELS:
         source = timm_source(cfg)

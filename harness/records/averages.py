@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.datasets import list_datasets, shipped_facts, split_words
+from harness.datasets import list_datasets, shipped_facts
 from harness.records.metrics import Measured, Metric, fidelity_metrics
 from harness.records.record import (
     DENSE,
@@ -394,7 +394,9 @@ def protocol(record: Record) -> str:
 
 def judged_on(record: Record) -> str:
     """Say which images of its dataset a record is of: the split, and the classes if some are left out."""
-    words, classes = split_words(record.dataset, record.split), record.classes_judged
+    whole = record.dataset.partition(",")[0]  # of which the record may be a half
+    studied = record.split == "test" and whole in list_datasets() and shipped_facts(whole).studied
+    words, classes = f"{record.split}{', read by studies' if studied else ''}", record.classes_judged
     return words if classes is None else f"{words}, {classes[0]} of {classes[1]} classes"
 
 

@@ -392,18 +392,12 @@ def _declare_cost(name: str, most: float, **facts: Any) -> None:
 
 
 _declare_cost("gflops", 1e9, heading="GFLOPs")  # 1e9 multiply-adds per image
-_declare_cost("activations", 1e15, unit="per_image")  # elements that products give
 _declare_cost("params", 1e15, unit="count")
 
 
 @metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, **RANKING | {"bound": "tau"})
 def _tau(sample: Sample) -> Found:
     return sample.taus
-
-
-@metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, **RANKING)
-def _weighted_tau(sample: Sample) -> Found:
-    return None if sample.taus is None else sample.ranked(statistics.weighted_tau)
 
 
 @metric("match_at_k", heading="Match at k (chance), %", **SHARE | RANKING)

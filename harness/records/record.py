@@ -22,7 +22,7 @@ from harness.base.lines import append_lines, parse_lines
 from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, kind_of, strict_json
-from zoo.core.precision import PRECISIONS
+from zoo.core.messages import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
 OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision
@@ -357,7 +357,7 @@ def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, r
     """
     same, untimed = measured_alike(blank), None
     for record in reversed(known):
-        compared = "weighted_tau" in record.metrics or not ranked or record.keep == 1
+        compared = "tau" in record.metrics or not ranked or record.keep == 1
         alone = record.method == DENSE or record.tuning is not None  # a tuned row may have no dense one beside it
         near = "cosine_distance" in record.metrics or alone
         if compared and near and measured_alike(record) == same:

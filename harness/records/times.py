@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import groupby, pairwise
@@ -27,7 +27,7 @@ LEAST_QUERIES = 200  # of a run, so that two of them take longer than its p99
 MET, MISSED = "met", "missed"  # the interval of a server's p99 lies within the bound, or above it
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 LATENCIES = "latency.jsonl"  # file of a run's records
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
@@ -110,92 +110,53 @@ class Load:
         return MET if p99.high <= bound_ms else MISSED if p99.low > bound_ms else OPEN
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuState:
-    """Carry how a GPU ran right after a timing."""
-
-    performance_state: int  # 0 is the fastest, 15 the slowest
-    sm_mhz: int
-    memory_mhz: int
-    power_w: float
-    power_limit_w: float
-    temperature_c: int
-
-    @classmethod
-    def read(cls, device: torch.device) -> Self | None:
-        """Ask NVML; None on other devices, or where pynvml is not installed or the driver refuses."""
-        if device.type != "cuda":
-            return None
-        try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return None
-        try:
-            nvml.nvmlInit()
-            gpu = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-            return cls(
-                performance_state=nvml.nvmlDeviceGetPerformanceState(gpu),
-                sm_mhz=nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
-                memory_mhz=nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
-                power_w=nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
-                power_limit_w=nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
-                temperature_c=nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-            )
-        except nvml.NVMLError:
-            return None
+def read_gpu(device: torch.device) -> dict[str, float] | None:
+    """Say how a GPU runs; None on other devices, or where pynvml is not installed or the driver refuses."""
+    if device.type != "cuda":
+        return None
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+        gpu = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return {
+            "performance_state": nvml.nvmlDeviceGetPerformanceState(gpu),  # 0 is the fastest, 15 the slowest
+            "sm_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
+            "memory_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+            "power_w": nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+            "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
+            "temperature_c": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+        }
+    except nvml.NVMLError:
+        return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Carry what must be equal before two times may be compared. None means not known."""
-
-    device_name: str
-    platform: str
-    cores: int  # that this process may use
-    interop_threads: int  # of torch
-    governor: str | None = None  # of the CPU's clock; a virtual machine has none
-    cpu_capability: str  # widest vector instructions that torch uses
-    mkldnn: bool  # oneDNN is there and on
-    cuda: str | None = None
-    cudnn: int | None = None
-    cudnn_benchmark: bool | None = None  # convolutions take the algorithm that was fastest in a trial
-    sdpa: tuple[str, ...]  # kernels of fused attention that are enabled for the device
-    matmul_precision: str  # of float32: highest, high (TF32) or medium
-    cudnn_tf32: bool  # convolutions on the GPU may use TF32
-    python_version: str
-    torch_version: str
-    timm_version: str
-
-    @classmethod
-    def here(cls, device: torch.device) -> Self:
-        """Return this machine's facts as they concern the device."""
-        cuda, backends = device.type == "cuda", torch.backends.cuda
-        kernels = {"flash": backends.flash_sdp_enabled(), "math": backends.math_sdp_enabled()}  # a CPU's, too
-        if cuda:
-            kernels |= {"efficient": backends.mem_efficient_sdp_enabled(), "cudnn": backends.cudnn_sdp_enabled()}
-        return cls(
-            device_name=device_name(str(device)),
-            platform=platform.platform(),
-            cores=cores(),
-            interop_threads=torch.get_num_interop_threads(),
-            governor=GOVERNOR.read_text("utf-8").strip() if GOVERNOR.is_file() else None,
-            cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            mkldnn=torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
-            cuda=torch.version.cuda if cuda else None,
-            cudnn=torch.backends.cudnn.version() if cuda else None,
-            cudnn_benchmark=bool(torch.backends.cudnn.benchmark) if cuda else None,
-            sdpa=tuple(name for name, enabled in kernels.items() if enabled),
-            matmul_precision=torch.get_float32_matmul_precision(),
-            cudnn_tf32=bool(torch.backends.cudnn.allow_tf32),
-            python_version=platform.python_version(),
-            torch_version=torch.__version__,
-            timm_version=version("timm"),
-        )
-
-
-def verdict(ratio: Interval) -> str:
-    """Return what a ratio of times shows: `FASTER`, `SLOWER` or `OPEN`."""
-    return FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return what of this machine must be equal before two times on a device may be compared, as JSON values."""
+    cuda, backends = device.type == "cuda", torch.backends.cuda
+    kernels = {"flash": backends.flash_sdp_enabled(), "math": backends.math_sdp_enabled()}  # a CPU's, too
+    facts: dict[str, Any] = {
+        "device_name": device_name(str(device)),
+        "platform": platform.platform(),
+        "cores": cores(),
+        "interop_threads": torch.get_num_interop_threads(),
+        # Of the CPU's clock; a virtual machine has none.
+        "governor": GOVERNOR.read_text("utf-8").strip() if GOVERNOR.is_file() else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # the widest vector instructions that torch uses
+        "mkldnn": torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
+        "matmul_precision": torch.get_float32_matmul_precision(),  # of float32: highest, high (TF32) or medium
+        "cudnn_tf32": bool(torch.backends.cudnn.allow_tf32),
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "timm_version": version("timm"),
+    }
+    if cuda:
+        kernels |= {"efficient": backends.mem_efficient_sdp_enabled(), "cudnn": backends.cudnn_sdp_enabled()}
+        benchmark = bool(torch.backends.cudnn.benchmark)  # convolutions take the algorithm that was fastest in a trial
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "cudnn_benchmark": benchmark}
+    return facts | {"sdpa": [name for name, enabled in kernels.items() if enabled]}
 
 
 def cores() -> int:
@@ -228,25 +189,34 @@ class LatencyRecord:
     stopwatch: str
     bound_ms: float | None = None  # on p99 of queries that arrive at random; None where calls follow each other
     rate: float | None = None  # queries a second that were asked for; None for the highest within the bound
-    machine: Machine
+    machine: dict[str, Any]  # see `describe_machine`
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
     times: Times | None = None  # of the samples, as records of accuracy have them
     load: Load | None = None  # instead, where queries arrive at random
-    verdict: str | None = None  # see `verdict` and `Load`; None for a dense model whose calls follow each other
+    verdict: str | None = None  # see `time_fields` and `Load`; None for a dense model whose calls follow each other
     gflops: float  # 1e9 multiply-adds per image
     uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
     params: int
     tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
     final_tokens: int  # patch tokens left at the end
-    saved_gflops: float | None = None  # share of the dense model's that isn't done
     first_call_s: float | None = None  # preparing, compiling and the first call
     deviation: float | None = None  # of features from eager's, largest over images
     weights_mib: float | None  # None where a runtime's own tool made them int8
     peak_mib: float | None = None  # most that a call holds beside weights and images
     others_cores: float | None = None  # that other processes kept busy meanwhile
     attention: tuple[str, ...] | None = None  # kernels of fused attention that an eager call ran
-    gpu: GpuState | None = None
+    gpu: dict[str, float] | None = None  # right after the timing, see `read_gpu`
+
+    @property
+    def cell(self) -> str:
+        """What rows of one table that were timed together share."""
+        return f"batch {self.batch}" + ("" if self.rate is None else f", {self.rate:g} queries a second")
+
+    @property
+    def condition(self) -> str:
+        """All that models which were timed together share."""
+        return f"{self.dtype}, {self.way}, threads {self.threads}, {self.cell}"
 
     @property
     def rounds(self) -> int:
@@ -264,14 +234,7 @@ class LatencyRecord:
         """The time over the dense model's, with its interval."""
         return None if self.times is None else self.times.ratio
 
-    @property
-    def too_busy(self) -> bool:
-        """Whether it is without times just because the machine was busy: such a record is shown and not kept."""
-        return self.failed is not None and self.failed.startswith(TOO_BUSY)
-
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
         if (self.failed is None) != bool(self.rounds) or (self.times is None) == bool(self.samples_ms):
             raise ValueError(
                 f"{self.model} must have times or say why it failed, and not both: "
@@ -281,14 +244,10 @@ class LatencyRecord:
 
 def time_fields(timing: Timing, dense: Timing | None) -> dict[str, Any]:
     """Return the fields of a record that follow from timed calls; ``dense`` is None where that has no time."""
-    times = timing.latency(dense)
-    shown = None if times.ratio is None else verdict(times.ratio)
-    return {
-        "samples_ms": timing.samples_ms,
-        "others_cores": timing.others_cores,
-        "times": times,
-        "verdict": shown,
-    }
+    times, verdict = timing.latency(dense), None
+    if (ratio := times.ratio) is not None:
+        verdict = FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
+    return {"samples_ms": timing.samples_ms, "others_cores": timing.others_cores, "times": times, "verdict": verdict}
 
 
 def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
@@ -323,11 +282,10 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
 LEGEND = "ratio: to the time of the dense model in the same round, with its 95 % interval"
 SERVER_LEGEND = "verdict: whether p99 stays within {:g} ms, by its 95 % interval over runs of {} queries or more"
 WORDS = ("model", "verdict")
-NARROW = ("batch", "ms", "ratio", "queries/s", "x dense", "p99, ms")  # beside these, what a narrow terminal shows
+NARROW = ("batch", "ms", "ratio", "queries/s", "x dense", "p99, ms")  # figures that a narrow terminal shows
 ABOUT = {  # columns, for captions
     "ms": "ms: median [quartiles] of whole calls",
     "p99": "p90, p99: ms that 90 and 99 % of the calls did not exceed",
-    "saved": "saved: share of the dense model's multiply-adds that isn't done",
     "MiB": "MiB: weights + the most that a call holds beside them and images",
     "first, s": "first: preparing, compiling and the first call",
     "off": "off: largest difference of features from eager's, by their length",
@@ -342,37 +300,28 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     bound_ms, legend = rows[0].bound_ms, LEGEND
     if bound_ms is not None:
         legend = SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
-    dense = {_cell_of(row): row for row in reversed(rows) if row.method == DENSE}
-    cells = [_model_cells(row) | (_cells(row) if bound_ms is None else _server_cells(row, dense)) for row in rows]
+    dense = {row.cell: row.load for row in reversed(rows) if row.method == DENSE}
+    cells = [_cells(row) if bound_ms is None else _server_cells(row, dense.get(row.cell)) for row in rows]
+    columns = []
+    for heading in cells[0]:
+        forms = FORMS if heading in (*WORDS, *NARROW) else FORMS[:1]
+        columns.append(Column(heading=heading, left=heading in WORDS, forms=forms, about=ABOUT.get(heading, "")))
     return Table(
         title=table_of(rows[0]),
         legend=legend,
         caption=legend,
-        columns=[
-            Column(
-                heading=heading,
-                left=heading in WORDS,
-                forms=FORMS if heading in (*WORDS, *NARROW) else FORMS[:1],
-                about=ABOUT.get(heading, ""),
-            )
-            for heading in cells[0]
-        ],
+        columns=columns,
         rows=[list(own.values()) for own in cells],
         models=[row.model for row in rows],
-        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if _cell_of(a) != _cell_of(b)),
+        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.cell != b.cell),
         notes=_notes(rows),
     )
-
-
-def _cell_of(row: LatencyRecord) -> str:
-    """Name what rows that were timed together share."""
-    return f"batch {row.batch}" if row.rate is None else f"batch {row.batch}, {row.rate:g} queries a second"
 
 
 def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
     """Return what failed and what can't be concluded."""
     lines = []
-    for cell, group in groupby(rows, key=_cell_of):
+    for cell, group in groupby(rows, key=lambda row: row.cell):
         together = list(group)
         names: dict[str, list[str]] = {}  # by what failed
         for row in together:
@@ -381,7 +330,7 @@ def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
         for text, some in names.items():
             who = "" if len(some) == len(together) else f", {', '.join(some)}"
             lines.append(f"{cell}{who}: {text}")
-    if unclear := [f"{short_name(r)} at {_cell_of(r)}" for r in rows if r.verdict == OPEN]:
+    if unclear := [f"{short_name(r)} at {r.cell}" for r in rows if r.verdict == OPEN]:
         what, where = ("no difference to dense", "the ratio includes 1")
         if rows[0].bound_ms is not None:
             what, where = ("nothing about the bound", "p99 includes it")
@@ -399,7 +348,7 @@ def table_of(row: LatencyRecord) -> str:
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
     return (
         f"{dense} ({weights}, {side} px), {how}, {row.device}: "
-        f"{row.machine.device_name}, threads: {row.threads}, by {row.stopwatch}"
+        f"{row.machine['device_name']}, threads: {row.threads}, by {row.stopwatch}"
     )
 
 
@@ -409,27 +358,21 @@ def short_name(row: LatencyRecord) -> str:
 
 
 def _model_cells(row: LatencyRecord) -> dict[str, Cell]:
-    """Say what was timed."""
-    return {
-        "batch": figure(row.batch, "d"),
-        "model": Cell(short_name(row)),
-        "tokens": figure(row.final_tokens, "d"),
-        "GFLOPs": figure(row.gflops, ".2f"),
-    }
+    name, tokens, gflops = Cell(short_name(row)), figure(row.final_tokens, "d"), figure(row.gflops, ".2f")
+    return {"batch": figure(row.batch, "d"), "model": name, "tokens": tokens, "GFLOPs": gflops}
 
 
 def _cells(row: LatencyRecord) -> dict[str, Cell]:
     """Say how long calls that follow each other took."""
     times = row.times
     spread = None if times is None else Interval(times.median_ms, times.q1_ms, times.q3_ms)
-    cells = {
+    cells = _model_cells(row) | {
         "ms": estimate_cell(spread, ("{:.2f}" if times and times.median_ms < 100 else "{:.0f}").format),
         "p90": figure(row.percentile_ms(90), ".2f"),
         "p99": figure(row.percentile_ms(99), ".2f"),
         "images/s": figure(None if times is None else times.images_per_s, ".1f"),
         "ratio": estimate_cell(row.ratio, "{:.3f}".format),
         "verdict": _verdict(row),
-        "saved": figure(row.saved_gflops, ".0%", " %"),
         "MiB": Cell(f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib),
     }
     if row.way != EAGER:
@@ -437,13 +380,12 @@ def _cells(row: LatencyRecord) -> dict[str, Cell]:
     return cells
 
 
-def _server_cells(row: LatencyRecord, dense: Mapping[str, LatencyRecord]) -> dict[str, Cell]:
-    """Say how a server fared; ``dense`` has the dense model's record by what it was timed with."""
+def _server_cells(row: LatencyRecord, dense: Load | None) -> dict[str, Cell]:
+    """Say how a server fared, and at which rate beside the dense model's."""
     load = row.load
-    cells = {"queries/s": figure(None if load is None else load.rate, ".1f")}
+    cells = _model_cells(row) | {"queries/s": figure(None if load is None else load.rate, ".1f")}
     if row.rate is None:
-        other = None if _cell_of(row) not in dense else dense[_cell_of(row)].load
-        cells["x dense"] = figure(None if load is None or other is None else load.rate / other.rate, ".2f")
+        cells["x dense"] = figure(None if load is None or dense is None else load.rate / dense.rate, ".2f")
     p50, p90, p99 = (None, None, None) if load is None else map(load.summary, Percentiles._fields)
     return cells | {
         "p50": figure(p50 and p50.estimate, ".1f"),

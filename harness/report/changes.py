@@ -29,7 +29,7 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
-from harness.report.groups import count_of
+from harness.report.tables import count_of
 
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null

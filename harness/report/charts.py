@@ -4,8 +4,8 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from itertools import cycle, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ STYLES = (
     ("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#D55E00", "v"),
     ("#56B4E9", "P"), ("#A6761D", "X"), ("#7570B3", "*"), ("#888888", "<"),
 )  # fmt: skip
-LineStyle = Literal["-", "--", "-.", ":", "none"]
-LINES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
+LINES = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
 SMALL = 7.5  # points of a letter beside a marker
 # Where a label may stand: how it is aligned, and points right of the marker and above it; the best place first.
@@ -36,24 +35,17 @@ OPTIONS: Any = {
 
 
 class Style(NamedTuple):
-    """Colour, marker and line of a series."""
+    """How a series is drawn."""
 
     colour: str
     marker: str
-    line: LineStyle
+    line: str
 
-
-def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name, by its place in the alphabet; dense has the text's colour.
-
-    Beyond as many as there are colours, lines differ.
-    """
-    count = len(STYLES)
-    styles = {
-        name: Style(*STYLES[at % count], LINES[at // count % len(LINES)])
-        for at, name in enumerate(sorted(set(names) - {DENSE}))
-    }
-    return styles | {DENSE: Style(INK, "h", "-")}
+    @property
+    def look(self) -> dict[str, Any]:
+        """Matplotlib's settings of a line with its markers."""
+        edge = {"markersize": 6.5, "markeredgecolor": INK, "markeredgewidth": 0.7}
+        return {"color": self.colour, "linestyle": self.line, "linewidth": 1.3, "marker": self.marker, **edge}
 
 
 def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
@@ -87,7 +79,6 @@ class Chart:
     series: Mapping[str, Sequence[Dot]]  # in the order in which they are joined
     level: float | None = None  # height of a dotted line across
     log: bool = False  # y is logarithmic
-    aside: str = ""  # series that the axes aren't stretched for: it is worse than all others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +89,15 @@ class Plot:
     title: str
     charts: Sequence[Chart]
 
-    @property
-    def names(self) -> list[str]:
-        """Names of all series."""
-        return [name for chart in self.charts for name in chart.series]
+
+def styles_of(charts: Iterable[Chart]) -> dict[str, Style]:
+    """Return a style for each series, by its place in the alphabet; dense has the text's colour.
+
+    Beyond as many as there are colours, lines differ.
+    """
+    names = sorted({name for chart in charts for name in chart.series} - {DENSE})
+    looks = cycle(Style(*style, line) for line in LINES for style in STYLES)
+    return dict(zip(names, looks, strict=False)) | {DENSE: Style(INK, "h", "-")}
 
 
 def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
@@ -113,7 +109,7 @@ def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, 
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    styles = styles or styles_of(name for chart in charts for name in chart.series)
+    styles = styles or styles_of(charts)
     across = min(2, len(charts))
     down = -(-len(charts) // across)
     with mpl.rc_context(OPTIONS):
@@ -124,7 +120,7 @@ def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, 
                 axes.set_title("\n".join(textwrap.wrap(chart.title, 44)))
             _draw(axes, chart, styles)
         if not small:
-            shown = {name: Line2D([], [], **look_of(styles[name])) for name in names_of(charts, styles)}
+            shown = {name: Line2D([], [], **styles[name].look) for name in names_of(charts, styles)}
             columns = max(1, int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, shown)))))
             figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(shown) // columns))
             figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
@@ -146,14 +142,8 @@ def draw_sample(style: Style) -> Any:
     from matplotlib.lines import Line2D
 
     figure = Figure((0.36, 0.18))
-    figure.add_artist(Line2D([0.0, 0.5, 1.0], [0.5] * 3, markevery=[1], **look_of(style)))
+    figure.add_artist(Line2D([0.0, 0.5, 1.0], [0.5] * 3, markevery=[1], **style.look))
     return figure
-
-
-def look_of(style: Style) -> dict[str, Any]:
-    """Return matplotlib's settings of a line with its markers."""
-    edge = {"markersize": 6.5, "markeredgecolor": INK, "markeredgewidth": 0.7}
-    return {"color": style.colour, "linestyle": style.line, "linewidth": 1.3, "marker": style.marker, **edge}
 
 
 def render(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, form: str = "svg") -> bytes:
@@ -175,25 +165,14 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")  # not powers of ten in TeX, which isn't read here
         axes.yaxis.set_minor_formatter(NullFormatter())
-    for name, dots in sorted(chart.series.items(), key=lambda one: one[0] == chart.aside):
-        if name == chart.aside and len(chart.series) > 1:
-            axes.set_ylim(axes.get_ylim())  # as the others need it
-        for artist in _draw_series(axes, dots, styles[name]):
+    for name, dots in chart.series.items():
+        x, y = [dot.x for dot in dots], [dot.y for dot in dots]
+        centres = [one.estimate for one in x], [one.estimate for one in y]
+        look = styles[name].look | {"elinewidth": 0.9, "capsize": 2.5}
+        for artist in axes.errorbar(*centres, xerr=_bars(x), yerr=_bars(y), **look).get_children():
             artist.set_gid(id_of(name, styles))
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
-
-
-def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> list[Any]:
-    """Draw a line with bars below its markers, and return what was drawn."""
-    x, y = [dot.x.estimate for dot in dots], [dot.y.estimate for dot in dots]
-    line: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "linewidth": 1.3}
-    bars = {"xerr": _bars([dot.x for dot in dots]), "yerr": _bars([dot.y for dot in dots])}
-    drawn = list(axes.errorbar(x, y, **bars, **line, elinewidth=0.9, capsize=2.5).get_children())
-    look = look_of(style) | {"linestyle": "none"}
-    for dot in dots:
-        drawn += axes.plot(dot.x.estimate, dot.y.estimate, **look)
-    return drawn
 
 
 def _label(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
@@ -205,26 +184,27 @@ def _label(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
 
     point = axes.figure.dpi / 72
     frame = Bbox(axes.bbox.get_points() / point)
-    centres, lines = list[tuple[str, Dot, NDArray[np.float64]]](), list[NDArray[np.float64]]()
+    centres, lines = list[tuple[str, Dot, NDArray[np.float64]]](), [np.empty((0, 2))]
     for name, dots in chart.series.items():
         places = axes.transData.transform([(dot.x.estimate, dot.y.estimate) for dot in dots]) / point
         centres += [(name, *one) for one in zip(dots, places, strict=True)]
         lines += [np.linspace(start, end, 60) for start, end in pairwise(places)]
-    taken = [Bbox.from_bounds(x - 3.5, y - 3.5, 7, 7) for *_, (x, y) in centres]
+    crossed, taken = np.concatenate(lines), [Bbox.from_bounds(x - 3.5, y - 3.5, 7, 7) for *_, (x, y) in centres]
     for name, dot, (x, y) in centres:
-        free = list[tuple[int, Any, Mapping[str, Any]]]()
+        free = dict[int, tuple[Any, str, tuple[int, int]]]()  # by how much of lines a place crosses
         width = 0.64 * SMALL * len(dot.label)
         for align, right, up in PLACES if dot.label else ():
             left = x + right - {"left": 0, "center": width / 2, "right": width}[align]
             box = Bbox.from_bounds(left, y + up - SMALL / 2, width, SMALL)
             if frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(taken):
-                crossed = sum(int(((box.min < line) & (line < box.max)).all(axis=1).sum()) for line in lines)
-                free.append((crossed, box, {"xytext": (right, up), "ha": align}))
+                within = ((box.min < crossed) & (crossed < box.max)).all(axis=1)
+                free.setdefault(int(within.sum()), (box, align, (right, up)))
         if free:
-            _, box, where = min(free, key=lambda place: place[0])
-            at = (dot.x.estimate, dot.y.estimate)
-            text = axes.annotate(dot.label, at, textcoords="offset points", va="center", fontsize=SMALL, **where)
-            text.set(in_layout=False, gid=id_of(name, styles))
+            box, align, offset = free[min(free)]
+            axes.annotate(
+                dot.label, (dot.x.estimate, dot.y.estimate), offset, textcoords="offset points", ha=align, va="center",
+                fontsize=SMALL, in_layout=False, gid=id_of(name, styles),
+            )  # fmt: skip
             taken.append(box)
 
 
@@ -233,8 +213,8 @@ def id_of(name: str, styles: Mapping[str, Style]) -> str:
     return f"series-{list(styles).index(name)}"
 
 
-def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
-    """Return lengths of bars down and up; None where there are none."""
-    if all(value.low == value.estimate == value.high for value in values):
-        return None
-    return [[value.estimate - value.low for value in values], [value.high - value.estimate for value in values]]
+def _bars(values: Sequence[Interval]) -> NDArray[np.float64] | None:
+    """Return lengths of bars down and up, (2, n); None where there are none."""
+    estimates, *ends = np.transpose(values)
+    lengths = np.abs(np.array(ends) - estimates)
+    return lengths if lengths.any() else None

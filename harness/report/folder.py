@@ -1,12 +1,14 @@
-"""A report as a folder: tables and plots of runs, and a page of all that needs no network."""
+"""A report as a folder: tables in Markdown, LaTeX and CSV, plots, and a page of all that needs no network."""
 
-import base64
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from functools import cache, partial
 from html import escape
-from itertools import chain, product
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.base.table import Shown, Table
-from harness.base.terminal import Progress
-from harness.records.record import RECORDS, Record, halves, read_run
+from harness.base.terminal import Progress, printable
+from harness.records.metrics import METRICS
+from harness.records.record import RECORDS, Record, Times, declared, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
-from harness.report.groups import Group, count_of, group_records, sections
 from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
-from harness.report.writers import latex, markdown, records_csv
+from harness.report.tables import RATIO, Group, count_of, group_records, sections
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
 ON_PAGE = 4  # plots at most, the first; files have all
+_LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
+% Square brackets are 95 % intervals; those of times are in table.csv.
+"""
+_SIGN = re.compile(r"(?<![\w.])([-+])(?=\d)")  # of a number
+_ESCAPED = str.maketrans(
+    {letter: f"\\{letter}" for letter in "{}$&#%_"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {"[": "{[}", "]": "{]}"}  # behind \\ a bracket would be its argument
+    | {"×": r"$\times$", "τ": r"$\tau$", "–": "--", "*": r"\textsuperscript{*}"}
+)
+_UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a column in CSV
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, list[Record]]:
@@ -65,7 +79,7 @@ def write_report(
         "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
         "table.csv": lambda: records_csv(records, [run for run, own in runs.items() for _ in own]),
     }
-    styles = styles_of(name for plot in plots for name in plot.names)
+    styles = styles_of(chart for plot in plots for chart in plot.charts)
     for plot, form in product(plots, ("svg", "png")):
         if drawn is None or f"{plot.name}.{form}" in drawn:
             files[f"{plot.name}.{form}"] = partial(render, plot.charts, styles, form)
@@ -75,15 +89,9 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    return Shown(
-        parts=(*brief, *conclusion, f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"),
-        data={
-            "runs": list(runs),
-            "records": len(records),
-            "files": [str(folder / name) for name in files],
-            "conclusion": conclusion,
-        },
-    )
+    data = {"runs": list(runs), "records": len(records), "files": [str(folder / name) for name in files]}
+    wrote = f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"
+    return Shown(parts=(*brief, *conclusion, wrote), data=data | {"conclusion": conclusion})
 
 
 def page(
@@ -95,7 +103,7 @@ def page(
     pictures: Sequence[Gallery] = (),
 ) -> str:
     """Return all as one page; its template, style and script lie beside this."""
-    styles = styles_of(name for plot in plots for name in plot.names)
+    styles = styles_of(chart for plot in plots for chart in plot.charts)
     shown = [(plot, chart) for plot in plots for chart in plot.charts][:ON_PAGE]
     return _template().render(
         groups=groups,
@@ -118,23 +126,11 @@ def page(
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_with_unit,
-        keep_trailing_newline=True,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.globals |= {"count_of": count_of}
-    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    environment.globals["count_of"] = count_of
     environment.filters["settings"] = lambda settings: json.dumps(settings, sort_keys=True)[1:-1] or "no settings"
     return environment.get_template("page.html")
-
-
-def _with_unit(value: Any) -> Any:
-    """Keep a number on one line with what follows it; markup stays as it is."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", value)
 
 
 def inline(figure: Any, name: str, alt: str = "") -> Markup:
@@ -152,3 +148,100 @@ def inline(figure: Any, name: str, alt: str = "") -> Markup:
     head += f' role="img" aria-labelledby="{name}-alt"' if alt else ' aria-hidden="true"'
     words = f'<title id="{name}-alt">{escape(alt)}</title>' if alt else ""
     return Markup(f"{head}>{words}{body}".replace(INK, "currentColor").strip())
+
+
+def markdown(tables: Sequence[Table], level: int = 3) -> str:
+    """Return tables in their fullest form, each under its heading, with its caption above and its notes below."""
+    lines: list[str] = []
+    for table in tables:
+        places = table.places()
+        marks = ["---" if at == 0 or table.columns[at].left else "---:" for at in places]
+        heads = [table.columns[at].heading for at in places]
+        rows = [[row[at].marked for at in places] for row in table.rows]
+        lines += [f"{'#' * level} {_markdown_text(table.title)}", *filter(None, [_markdown_text(table.explain())]), ""]
+        lines += [f"| {' | '.join(map(_markdown_text, row))} |" for row in (heads, marks, *rows)]
+        lines += ["", *(f"- {_markdown_text(note)}" for note in table.notes)] if table.notes else []
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_text(text: str) -> str:
+    """Return text that can neither end a cell nor become a tag, a link or an image."""
+    plain = escape(printable(" ".join(text.split())), quote=False)
+    return plain.replace("|", "&#124;").replace("](", "]&#40;")
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Return tables with booktabs, each a ``table`` with a caption and a label.
+
+    Letters of scripts that pdfLaTeX doesn't know stay as they are: XeLaTeX and LuaLaTeX do.
+    """
+    return _LATEX_HEAD + "\n".join(_latex_table(table, at) for at, table in enumerate(tables, 1))
+
+
+def _latex_table(table: Table, number: int) -> str:
+    label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+    heads = [_latex_text(head).replace(", $", r",\\$") for head in table.heads]  # a long heading is broken in two
+    heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
+    lines = [
+        r"\begin{table}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{_latex_text(table.title)}. {_latex_text(table.explain())}}}",
+        rf"\label{{tab:{label}-{number}}}",
+        rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
+        r"\toprule",
+        " & ".join(heads) + r" \\",
+        r"\midrule",
+    ]
+    for at, row in enumerate(table.rows):
+        lines += [r"\addlinespace"] if at in table.sections else []
+        # Times stand without intervals, so that a page holds all columns.
+        cells = [
+            cell.marked.partition(" [")[0] if head.endswith(RATIO) else cell.marked
+            for head, cell in zip(table.heads, row, strict=True)
+        ]
+        lines.append(" & ".join(_SIGN.sub(r"$\1$", _latex_text(cell)) for cell in cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _latex_text(text: str) -> str:
+    """Return text in which nothing is a command of LaTeX's."""
+    return " ".join(text.split()).translate(_ESCAPED)
+
+
+def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
+    """Return CSV with a line per record, at least one; what wasn't measured is empty.
+
+    Every field is there but values of all images. Lists and settings are JSON. Of each batch size timed there is a
+    column per figure. ``runs``, which run each record is from, are the last.
+    """
+    batches = sorted({timed.batch for record in records for timed in record.latency})
+    times = [field.name for field in fields(Times) if field.name != "batch"]
+    units = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
+    measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
+    rows = []
+    for record, run in zip_longest(records, runs):
+        row = {f"{name}_{unit}" if unit else name: getattr(record, name) for name, unit in units.items()}
+        for name in measured:
+            own, unit = record.metrics.get(name), METRICS[name].unit if name in METRICS else ""
+            for part in ("mean", "low", "high", "chance"):
+                column = filter(None, (name, part.removeprefix("mean"), unit))
+                row["_".join(column)] = getattr(own, part, None)
+            row[f"{name}_at"] = getattr(own, "at", None)
+        timed = {entry.batch: entry for entry in record.latency}
+        row |= {f"latency_batch{b}_{name}": getattr(timed.get(b), name, None) for b in batches for name in times}
+        rows.append(row | ({"run": run} if runs else {}))
+    return csv_text(rows)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same columns, at least one, numbers as they are; None is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        texts = (
+            value if isinstance(value, str | None) else json.dumps(value, sort_keys=True) for value in row.values()
+        )
+        writer.writerow(texts)
+    return buffer.getvalue()

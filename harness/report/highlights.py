@@ -6,21 +6,12 @@ from functools import cached_property
 from itertools import combinations, product
 
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell, figure
-from harness.records.averages import (
-    Average,
-    Level,
-    fidelity_ps,
-    labels,
-    levels,
-    time_ratio,
-    tower_of,
-)
+from harness.records.averages import Average, Level, fidelity_ps, labels, levels, time_ratio, tower_of
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, differing
-from harness.records.statistics import CLEAR, FLIPPED, Interval, Together, exact, together
+from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, Record, differing
+from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, together
 from harness.report.charts import Chart, Dot, Plot
-from harness.report.groups import Group, count_of
-from harness.report.tables import describe_note
+from harness.report.tables import RATIO, Group, count_of, describe_optimized
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
 # What the images of several datasets were judged under, by one tower.
@@ -52,19 +43,19 @@ class Standing:
         return labels([row for level in self.levels for row in level.rows])
 
     @cached_property
-    def judged(self) -> Together[tuple[str, frozenset[str]]]:
-        """Differences in 1 - cosine between all pairs of rows, by dataset and both identities, judged together."""
+    def _clear(self) -> frozenset[tuple[str, frozenset[str]]]:
+        """Pairs of rows that clearly differ in 1 - cosine, by dataset and both identities, all judged together."""
         p_values: dict[tuple[str, frozenset[str]], float | None] = {}
         for group, level in zip(self.groups, self.levels, strict=True):
             pairs = list(combinations(level.rows, 2))
             keys = [(group.name, frozenset((a.identity, b.identity))) for a, b in pairs]
             p_values |= zip(keys, fidelity_ps(pairs, DISTANCE), strict=True)
-        return together(p_values)
+        return together(p_values).clear
 
     def further(self, group: Group, row: Average) -> bool:
         """Tell whether a row is clearly further from dense than the nearest one on a dataset."""
         nearest = self.levels[self.groups.index(group)].rows[0]
-        return (group.name, frozenset((nearest.identity, row.identity))) in self.judged.clear
+        return (group.name, frozenset((nearest.identity, row.identity))) in self._clear
 
     @property
     def cost(self) -> str:
@@ -72,72 +63,73 @@ class Standing:
         target, batch, dense = self.levels[0].target, self.levels[0].batch, self.groups[0].rows[0]
         if batch is not None:
             return f"{100 * (time_ratio(target.latency, batch) or 0):.0f} % of dense's time at batch {batch}"
-        whole = dense.mean("gflops") if dense.method == DENSE else None
-        own = target.mean("gflops")
-        return f"{100 * own / whole:.0f} % of dense's multiply-adds" if whole else f"{own:.2f} GFLOPs"
+        own, whole = target.mean("gflops"), dense.mean("gflops")
+        relative = dense.method == DENSE and whole
+        return f"{100 * own / whole:.0f} % of dense's multiply-adds" if relative else f"{own:.2f} GFLOPs"
 
     def sentence(self) -> str:
         """Say which row is nearest to dense where the others are clearly further, and where none is."""
-        places: dict[tuple[str, ...], list[int]] = {}
+        places: dict[tuple[str, ...], list[int]] = {}  # by the rows of which none is clearly further
         for at, (group, level) in enumerate(zip(self.groups, self.levels, strict=True)):
-            level_set = sorted(self.names[row.identity] for row in level.rows if not self.further(group, row))
-            places.setdefault(tuple(level_set if len(level_set) < len(level.rows) else ()), []).append(at)
+            near = sorted(self.names[row.identity] for row in level.rows if not self.further(group, row))
+            places.setdefault(tuple(near) if len(near) < len(level.rows) else (), []).append(at)
         clauses = []
-        for near, found in sorted(places.items(), key=lambda one: (len(one[0]) != 1, -len(one[1]))):
+        for names, found in sorted(places.items(), key=lambda one: (len(one[0]) != 1, -len(one[1]))):
             sets = list_words([self.groups[at].first.dataset for at in found])
-            if len(near) == 1:
+            if len(names) == 1:
                 first, second, *_ = self.levels[found[0]].rows
                 where = f" on {self.groups[found[0]].first.dataset}" if len(found) > 1 else ""
                 clauses.append(
-                    f"{near[0]} stays nearest to dense on {sets} ({DISTANCE.heading} {_value(first)}{where}, "
-                    f"against {_value(second)} of {self.names[second.identity]})"
+                    f"{names[0]} stays nearest to dense on {sets} ({DISTANCE.heading} {_show_distance(first)}{where}, "
+                    f"against {_show_distance(second)} of {self.names[second.identity]})"
                 )
-            elif near:
-                clauses.append(f"{list_words(near)} may each be nearest on {sets}")
+            elif names:
+                clauses.append(f"{list_words(names)} may each be nearest on {sets}")
             else:
                 clauses.append(f"no method is clearly nearest to dense on {sets}")
         return f"At {self.cost}, {'; '.join(clauses)}."
 
     def table(self) -> Table:
         """Lay the rows out beside the unreduced ones, a column of 1 - cosine per dataset."""
-        first, beside, known = self.groups[0], dict[str, dict[str, Average]](), dict[str, Average]()
+        beside, known = dict[str, dict[str, Average]](), dict[str, Average]()  # rows by identity
         for group, level in zip(self.groups, self.levels, strict=True):
             own = [*(row for row in group.rows if row.method in UNREDUCED), *level.rows]
             beside[group.name] = {row.identity: row for row in own}
-            known = {**known, **beside[group.name], **known}
+            for row in own:
+                known.setdefault(row.identity, row)
         rows = list(known.values())
+        scored = next((group for group in self.groups if group.first.labelled), None)
+        batch = self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)
 
         def cells(row: Average) -> Iterator[Cell]:
             yield Cell(self.names.get(row.identity, row.label), row.label)
             yield figure(row.mean("gflops"), ".2f")
             for group in self.groups:
                 own = beside[group.name].get(row.identity)
-                cell = UNMEASURED if own is None else _value(own)
-                clear = own is not None and self.further(group, own)
-                yield Cell(cell, cell.value, CLEAR if clear else "")
+                cell = UNMEASURED if own is None else _show_distance(own)
+                yield Cell(cell, cell.value, CLEAR if own is not None and self.further(group, own) else "")
             if scored is not None:
                 own = beside[scored.name].get(row.identity)
                 yield UNMEASURED if own is None else estimate_cell(own.estimate(TOP1), TOP1.text)
-            for batch in filter(None, batches):
+            if batch:
                 yield Cell("1") if row.method == DENSE else estimate_cell(cost_interval(row, batch), "{:.2f}".format)
 
-        scored = next((group for group in self.groups if group.first.labelled), None)
-        batches = [self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)]
         heads = ["Method", "GFLOPs", *(f"{DISTANCE.heading}, {group.first.dataset}" for group in self.groups)]
         heads += [f"{TOP1.heading}, {scored.first.dataset}"] if scored else []
-        heads += [f"Batch {batch}, × dense" for batch in filter(None, batches)]
+        heads += [f"Batch {batch}, {RATIO}"] if batch else []
         images = list_words([f"{one.first.image_count} images of {one.first.dataset}" for one in self.groups])
         missing = list_words(list(dict.fromkeys(name for level in self.levels for name in level.missing)))
+        first = self.groups[0].first
         about = [
             f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
             f"{images}; 95 % intervals",
-            "× dense: time by the dense model's" if any(batches) else "",
-            describe_note(rows, None),
+            f"{RATIO}: time by the dense model's" if batch else "",
+            describe_optimized(rows),
             f"not at this cost, or not on every dataset: {missing}" if missing else "",
-            f"{first.first.device_name}, {first.first.dtype}, {count_of(first.first.threads, 'thread')}",
+            f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}",
         ]
         return Table.of(
-            f"{tower_of(first.first)} at {self.cost}",
+            f"{tower_of(first)} at {self.cost}",
             heads,
             [list(cells(row)) for row in rows],
             words=("Method",),
@@ -152,29 +144,31 @@ def standings(groups: Sequence[Group]) -> list[Standing]:
 
     Of a dataset with several groups, such as splits, the one with the most images counts.
     """
-    alike: dict[Hashable, dict[str, Group]] = {}
+    largest: dict[Hashable, Group] = {}
     for group in groups:
         first = group.first
-        if first.shots or any(row.first.recovered for row in group.rows):
-            continue
-        own = alike.setdefault(tuple(getattr(first, name) for name in _ALIKE), {})
-        if first.dataset not in own or own[first.dataset].first.image_count < first.image_count:
-            own[first.dataset] = group
-    found = []
-    for own in alike.values():
-        lowest: dict[tuple[int | None, str], list[tuple[Group, Level]]] = {}
-        for group in sorted(own.values(), key=lambda group: group.first.labelled):
-            rows = [row for row in group.rows if row.method not in (GOLDEN, RANDOM)]
-            for batch, level in {level.batch: level for level in levels(rows) if len(level.rows) > 1}.items():
-                lowest.setdefault((batch, level.target.identity), []).append((group, level))
-        for pairs in lowest.values():
-            found.append(Standing(groups=[group for group, _ in pairs], levels=[level for _, level in pairs]))
-    return found
+        if not first.shots and not any(row.first.recovered for row in group.rows):
+            place = (_conditions(first), first.dataset)
+            if largest.setdefault(place, group).first.image_count < first.image_count:
+                largest[place] = group
+    lowest: dict[Hashable, list[tuple[Group, Level]]] = {}
+    for group in sorted(largest.values(), key=lambda group: group.first.labelled):
+        rows = [row for row in group.rows if row.method not in (GOLDEN, RANDOM)]
+        for batch, level in {level.batch: level for level in levels(rows) if len(level.rows) > 1}.items():
+            lowest.setdefault((_conditions(group.first), batch, level.target.identity), []).append((group, level))
+    return [
+        Standing(groups=[group for group, _ in pairs], levels=[level for _, level in pairs])
+        for pairs in lowest.values()
+    ]
+
+
+def _conditions(record: Record) -> tuple[Hashable, ...]:
+    return (tower_of(record), *(getattr(record, name) for name in _ALIKE))
 
 
 def headline(every: Sequence[Standing]) -> list[str]:
     """Say for each of `standings` which row is nearest to dense, with the conditions in which they differ."""
-    facts = [{"tower": tower_of(own := one.groups[0].first)} | {n: getattr(own, n) for n in _ALIKE} for one in every]
+    facts = [dict(zip(("tower", *_ALIKE), _conditions(one.groups[0].first), strict=True)) for one in every]
     apart = [name for name in differing(facts) if name not in ("tag", "weights_sha256")]
     places = [", ".join(str(own[name]) for name in apart) for own in facts]
     return [": ".join(filter(None, (place, one.sentence()))) for place, one in zip(places, every, strict=True)]
@@ -185,7 +179,7 @@ def list_words(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
-def _value(row: Average) -> Cell:
+def _show_distance(row: Average) -> Cell:
     return estimate_cell(row.estimate(DISTANCE), DISTANCE.text)
 
 
@@ -206,18 +200,14 @@ def plots_of(groups: Sequence[Group]) -> list[Plot]:
 def _chart(group: Group, metric: Metric, batch: int | None, cost: str) -> Chart:
     """Plot distance to dense, or the paired difference to it in top-1, of rows that have an interval."""
     names, top1 = labels(group.rows), metric == TOP1
-
-    def height(row: Average) -> Interval | None:
-        if top1:
-            difference = exact(0.0) if row.method == DENSE else row.estimate(METRICS["diff_to_dense"])
-            return Interval(*(100 * number for number in difference)) if isinstance(difference, Interval) else None
-        estimate = row.estimate(metric)
-        return estimate if isinstance(estimate, Interval) else None
-
     series = dict[str, list[Dot]]()
     for row in sorted(group.rows, key=lambda row: (row.method != DENSE, names[row.identity], row.keep)):
-        if (price := cost_interval(row, batch)) is not None and (value := height(row)) is not None:
-            series.setdefault(names[row.identity], []).append(Dot(price, value, label=f"{100 * row.keep:.3g} %"))
+        price, value = cost_interval(row, batch), row.estimate(METRICS["diff_to_dense"] if top1 else metric)
+        if top1 and row.method == DENSE:
+            value = exact(0.0)
+        if price is not None and isinstance(value, Interval):
+            height = Interval(*(100 * end for end in value)) if top1 else value
+            series.setdefault(names[row.identity], []).append(Dot(price, height, label=f"{100 * row.keep:.3g} %"))
     for name, dots in series.items():  # keep rates below 100 % stand at the ends of a line
         ends = (dots[0].label, dots[-1].label) if dots[0].label != "100 %" else ()
         series[name] = [dot if dot.label in ends else dot._replace(label="") for dot in dots]
@@ -230,5 +220,4 @@ def _chart(group: Group, metric: Metric, batch: int | None, cost: str) -> Chart:
         series=series,
         level=0.0 if top1 else None,
         log=not top1,
-        aside=RANDOM,
     )

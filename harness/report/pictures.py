@@ -1,5 +1,6 @@
 """The painter of patches: images, and which of their patches matter or are kept."""
 
+import base64
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,6 @@ from scipy.stats import rankdata
 from harness.report.charts import OPTIONS, encode
 
 Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
-Arrays = dict[str, dict[int, NDArray[Any]]]  # (N,) by column and row
 Size = tuple[int, int]  # height and width, in pixels or in patches
 
 IMAGE = "image"  # column of the image itself
@@ -38,8 +38,8 @@ class PatchSheet:
         views: (n, H, W, 3), the images as the model sees them.
         labels: their classes, empty where unknown.
         columns: titles, in order; the image itself comes before them.
-        importance: (N,) float by column and row, higher = keep. A panel that nothing has is a dash.
-        tokens: (N,) position of the token that a patch is in, its own where it is kept, below 0 where dropped.
+        panels: (N,) by column and row, a dash where there is none. Of float: importance, higher = keep. Of integers:
+            position of the token that a patch is in, its own where it is kept, below 0 where dropped.
         notes: lines below.
     """
 
@@ -48,14 +48,8 @@ class PatchSheet:
     views: Colours
     grid: Size
     columns: dict[str, str] = field(default_factory=dict)
-    importance: Arrays = field(default_factory=dict)
-    tokens: Arrays = field(default_factory=dict)
+    panels: dict[str, dict[int, NDArray[Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def patches(self) -> int:
-        """The number N of patches."""
-        return self.grid[0] * self.grid[1]
 
 
 def draw(sheet: PatchSheet, scale: float = 1.0, form: str = "png", **how: Any) -> bytes:
@@ -75,8 +69,8 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
     columns = [IMAGE, *sheet.columns]
     across = min(max((WIDTH - 1) / len(columns) - 0.1, PANEL[0]), PANEL[1])
     size = fit(sheet.views.shape[1:3], sheet.grid, DPI * scale * across)
-    down = across * size[0] / size[1]
-    coloured, rows = bool(sheet.importance), len(sheet.views)
+    down, rows = across * size[0] / size[1], len(sheet.views)
+    coloured = any(values.dtype.kind == "f" for own in sheet.panels.values() for values in own.values())
     width = len(columns) * (across + 0.1) + 1
     notes = [line for note in sheet.notes for line in textwrap.wrap(note, int(width / LETTER))]
     height = rows * (down + 0.4) + 1.2 + coloured + 0.3 * len(notes)
@@ -110,13 +104,12 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
 
 def panel(sheet: PatchSheet, row: int, column: str, size: Size) -> Colours | None:
     """Return the pixels of a column; None where the row has nothing in it."""
-    view, grid = sheet.views[row], sheet.grid
+    view, values = sheet.views[row], sheet.panels.get(column, {}).get(row)
     if column == IMAGE:
         return image_panel(view, size)
-    if (importance := sheet.importance.get(column, {}).get(row)) is not None:
-        return heat_panel(view, importance, grid, size)
-    tokens = sheet.tokens.get(column, {}).get(row)
-    return None if tokens is None else token_panel(view, tokens, grid, size)
+    if values is None:
+        return None
+    return (heat_panel if values.dtype.kind == "f" else token_panel)(view, values, sheet.grid, size)
 
 
 def fit(image: Size, grid: Size, width: float) -> Size:
@@ -145,11 +138,10 @@ def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size
     """
     from matplotlib import colormaps
 
-    grey = image_panel(view, size) @ np.array([0.299, 0.587, 0.114])
-    tiles = _tiles(grey, grid)
-    detail = (tiles - tiles.mean(axis=(1, 3), keepdims=True)).reshape(size)
-    colours = colormaps[COLOURS](ranks(importance).reshape(grid))[..., :3]
-    return np.asarray((_spread(colours, size) + DETAIL * detail[..., None]).clip(0.0, 1.0))
+    grey = _split_patches(image_panel(view, size), grid) @ np.array([0.299, 0.587, 0.114])
+    detail = grey - grey.mean(axis=(1, 3), keepdims=True)
+    colours = colormaps[COLOURS](ranks(importance).reshape(grid))[:, None, :, None, :3]
+    return np.asarray((colours + DETAIL * detail[..., None]).clip(0.0, 1.0).reshape(*size, 3))
 
 
 def token_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Size) -> Colours:
@@ -157,15 +149,14 @@ def token_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Siz
 
     ``token`` is as in `PatchSheet`. Lines are between patches that don't share a token.
     """
-    image, own = image_panel(view, size), np.arange(len(token))
+    patches, own = _split_patches(image_panel(view, size), grid), np.arange(len(token))
     apart = np.where(token < 0, -1 - own, token)  # what is dropped is in no token together
-    means = _tiles(image, grid).mean(axis=(1, 3)).reshape(-1, 3)
+    means = patches.mean(axis=(1, 3)).reshape(-1, 3)
     _, group, count = np.unique(apart, return_inverse=True, return_counts=True)
     mean = np.stack([np.bincount(group, channel) for channel in means.T], axis=1) / count[:, None]
-    shared = (count[group] > 1).reshape(grid)[..., None]
-    pixels = np.where(_spread(shared, size), _spread(mean[group].reshape(*grid, 3), size), image)
-    pixels = np.where(_spread((token < 0).reshape(grid)[..., None], size), dim(image), pixels)
-    cells = _spread(apart.reshape(grid)[..., None], size)[..., 0]
+    merged = np.where(_align(count[group] > 1, grid), _align(mean[group], grid), patches)
+    pixels = np.where(_align(token < 0, grid), dim(patches), merged).reshape(*size, 3)
+    cells = np.broadcast_to(_align(apart, grid)[..., 0], patches.shape[:4]).reshape(size)
     pixels[1:][cells[1:] != cells[:-1]] = BORDER
     pixels[:, 1:][cells[:, 1:] != cells[:, :-1]] = BORDER
     return pixels
@@ -182,25 +173,23 @@ def shorten(name: str, letters: int) -> str:
     return name if len(name) <= letters else f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
 
 
-def _tiles(pixels: NDArray[np.floating], grid: Size) -> NDArray[np.floating]:
-    """Split pixels into patches: (rows, height, columns, width, ...)."""
+def _split_patches(pixels: Colours, grid: Size) -> Colours:
+    """Split pixels into patches: (rows, height, columns, width, 3)."""
     (height, width), (rows, columns) = pixels.shape[:2], grid
-    return pixels.reshape(rows, height // rows, columns, width // columns, *pixels.shape[2:])
+    return pixels.reshape(rows, height // rows, columns, width // columns, 3)
 
 
-def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
-    """Blow values of patches (rows, columns, channels) up to pixels."""
-    rows = cells.repeat(size[0] // cells.shape[0], axis=0)
-    return rows.repeat(size[1] // cells.shape[1], axis=1)
+def _align(values: NDArray[np.generic], grid: Size) -> NDArray[np.generic]:
+    """Return values of patches, (N,) or (N, channels), so that they broadcast with split pixels."""
+    return values.reshape(grid[0], 1, grid[1], 1, -1)
 
 
 class Gallery(NamedTuple):
     """A picture that `compare` drew of what its methods leave of a few images of a dataset."""
 
-    anchor: str  # unique on a page
     title: str
     alt: str  # for those who can't see it
-    jpeg: bytes
+    base64: str  # of the JPEG
 
 
 def read_galleries(folders: Iterable[Path]) -> list[Gallery]:
@@ -210,7 +199,7 @@ def read_galleries(folders: Iterable[Path]) -> list[Gallery]:
         title, separator, alt = read_comment(path).partition("\n")
         if not separator:
             raise ValueError(f"{str(path)!r} is no gallery; delete it, and `compare` draws it again")
-        found.append(Gallery(f"gallery-{len(found) + 1}", title, alt, path.read_bytes()))
+        found.append(Gallery(title, alt, base64.b64encode(path.read_bytes()).decode()))
     return found
 
 

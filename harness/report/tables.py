@@ -1,11 +1,12 @@
-"""Tables of measured models. Their columns are `metrics.METRICS`."""
+"""Rows of one run or many that may stand in one table, and these tables. Their columns are `metrics.METRICS`."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
-from typing import NamedTuple
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, estimate_cell, figure
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, estimate_cell, figure
 from harness.records.averages import (
     CLOSE,
     Average,
@@ -16,15 +17,19 @@ from harness.records.averages import (
     judged_on,
     labels,
     levels,
+    matched,
     nearness,
     protocol,
     tower_of,
+    training_free,
     with_recovery,
 )
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import DENSE, MATCHED, OPTIMIZED, UNREDUCED, Record, Times
-from harness.records.statistics import Interval
+from harness.records.record import CONDITIONS, DENSE, MATCHED, OPTIMIZED, UNREDUCED, Record, Times, differing
 
+# What a heading names; where other conditions differ, the heading names those, too.
+_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
+_APART = (*(name for name in CONDITIONS if name not in _NAMED), "version")
 _OVER_SEEDS = (
     "top-1: mean over seeds with 95 % t interval over seeds, the difference to dense with 95 % paired bootstrap "
     "interval over images"
@@ -35,27 +40,136 @@ _ABOUT = {
     "gflops": "GFLOPs: 1e9 multiply-adds per image",
 }
 _AFTER_TIMES = "tau"  # the first metric whose column stands behind those of times
+# How many of a terminal's forms, the widest first, have a metric's column, and how many of these its interval. A report
+# has all columns of the widest form, its summary those of the narrowest.
+_FORMS = {
+    **dict.fromkeys(("top1", "gflops"), (3, 1)),
+    **dict.fromkeys(("tau", "dense_agreement", "final_tokens"), (2, 1)),
+    **dict.fromkeys(("recall_image_1", "recall_image_1_diff", "recall_text_1", "recall_text_1_diff"), (3, 2)),
+    "cosine_distance": (3, 2),
+    "diff_to_dense": (3, 3),
+}
+RATIO = "× dense"
+_TIMES: dict[str, tuple[Callable[[Times], Cell], str]] = {  # cells of times by heading, and what is said of them
+    "ms [IQR]": (
+        lambda own: estimate_cell((own.median_ms, own.q1_ms, own.q3_ms), "{:.1f}".format),
+        "ms: median and quartiles",
+    ),
+    RATIO: (
+        lambda own: estimate_cell(own.ratio, "{:.2f}".format),
+        f"{RATIO}: time by the dense model's, median over rounds with its 95 % interval",
+    ),
+    "images/s": (lambda own: figure(own.images_per_s, ".1f"), ""),
+}
 Filled = tuple[Column, Callable[[Average], Cell]]  # a column, and what fills it of each row
 
 
-class Layout(NamedTuple):
-    """In which forms of a terminal's table a metric's column stands; a report has all columns of the wide form."""
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows measured under the same conditions."""
 
-    least: Form = "wide"  # narrowest form with the column; what the narrow one has, a report's summary has, too
-    ends: Form = "wide"  # narrowest form that shows the interval
+    name: str  # heading; no other group has it
+    short: str  # the dataset, or the heading where several groups are of it
+    rows: Sequence[Average]  # the dense one first, keep rates falling
+
+    @property
+    def first(self) -> Record:
+        """A record, for what all have in common."""
+        return self.rows[0].first
 
 
-_LAYOUTS = {
-    **{name: Layout("narrow") for name in ("top1", "gflops")},
-    **{name: Layout("middle") for name in ("tau", "dense_agreement", "final_tokens")},
-    "cosine_distance": Layout("narrow", ends="middle"),
-    "diff_to_dense": Layout("narrow", ends="narrow"),
-    **{
-        f"recall_{found}_1{end}": Layout("narrow", ends="middle")
-        for found in ("image", "text")
-        for end in ("", "_diff")
-    },
-}
+def group_records(records: Iterable[Record]) -> list[Group]:
+    """Share records out to groups, in their order, so that no table mixes conditions.
+
+    A row that was measured several times under the same conditions counts once, as it was last. Means over seeds are of
+    the same seeds in all rows of a group.
+
+    Raises:
+        ValueError: no records.
+    """
+    newest: dict[tuple[Hashable, str], dict[int, Record]] = {}  # by row and seed
+    for record in records:
+        own = newest.setdefault((_conditions(record), Average(records=(record,)).identity), {})
+        known = own.setdefault(record.seed, record)
+        if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
+            own[record.seed] = record
+    if not newest:
+        raise ValueError("there are no records to report")
+    shares: dict[Hashable, list[Record]] = {}
+    for (conditions, _), own in newest.items():
+        shares.setdefault((conditions, frozenset(own)), []).extend(own.values())
+    parts = [part for share in shares.values() for part in training_free(share)]
+    rows = [sorted(averages(part), key=lambda row: (row.method != DENSE, -row.keep)) for part in parts]
+    datasets = [own[0].first.dataset for own in rows]
+    return [
+        Group(name=name, short=name if datasets.count(dataset) > 1 else dataset, rows=own)
+        for name, dataset, own in zip(_name_groups(rows), datasets, rows, strict=True)
+    ]
+
+
+def _conditions(record: Record) -> tuple[Hashable, ...]:
+    """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
+    return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in (*_NAMED, *_APART))
+
+
+def _name_groups(groups: Sequence[Sequence[Average]]) -> list[str]:
+    """Return headings, with the conditions in which groups of the same heading differ."""
+    headings = []
+    for rows in groups:
+        first = rows[0].first
+        how = "by text" if first.labelled and not first.shots else protocol(first)
+        headings.append(f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}")
+    facts = [{name: _describe(rows, name) for name in _APART} for rows in groups]
+    names = []
+    for heading, own in zip(headings, facts, strict=True):
+        apart = differing(other for of, other in zip(headings, facts, strict=True) if of == heading)
+        names.append("; ".join(filter(None, (heading, ", ".join(own[name] for name in apart)))))
+    return names
+
+
+def _describe(rows: Sequence[Average], condition: str) -> str:
+    value = getattr(rows[0].first, condition)
+    if condition == "seed":
+        value = ", ".join(str(record.seed) for record in rows[0].records)
+    value = "unknown" if value is None else str(value)
+    name, hashed, _ = condition.partition("_sha256")
+    return f"{name.replace('_', ' ')} {value[:8] if hashed else value}"
+
+
+def sections(groups: Sequence[Group]) -> Iterator[Table]:
+    """Yield a table per group, and one of rows whose keep rate was searched for a time beside their target."""
+    for group in groups:
+        searched = [row for row in group.rows if MATCHED in row.first.method_config]
+        others = [row for row in group.rows if row not in searched]
+        about = _describe_group(group)
+        if others:
+            yield rows_table(others, group.name, about, settings=True)
+        if searched:
+            targets = [row for row in group.rows if any(matched(one, row) for one in searched)]
+            rows = [*(row for row in group.rows if row.method in UNREDUCED), *targets, *searched]
+            yield rows_table(rows, f"{group.name}, at equal time", about, settings=True)
+
+
+def _describe_group(group: Group) -> str:
+    """Say what all records of a group have in common."""
+    first = group.first
+    records = [record for row in group.rows for record in row.records]
+    golden = sorted({record.golden_images for record in records if record.golden_images})
+    seeds = [str(record.seed) for record in group.rows[0].records]
+    unknown = describe_uncounted(*records)
+    return (
+        f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
+        f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
+        f"{first.device_name}, {first.device}, {first.dtype}, "
+        f"{count_of(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
+        f"weights {first.weights_sha256[:12]}; agreement on "
+        f"{', '.join(map(str, golden)) or 'no'} images.{f' {unknown}.' if unknown else ''}"
+    )
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def rows_table(
@@ -72,9 +186,9 @@ def rows_table(
     Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. A row that misses
     the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
     """
-    rows, starts, missing = in_sections(every, reference)
+    rows, starts, missing = _sort_rows(every, reference)
     family = judge_rows(rows, reference)
-    columns = columns_of(rows, family, batches)
+    columns = _columns_of(rows, family, batches)
     return Table(
         title=title,
         columns=[column for column, _ in columns],
@@ -82,7 +196,7 @@ def rows_table(
         models=[row.first.model for row in rows],
         settings=[row.config for row in rows] if settings else None,
         legend=family.legend if family else "",
-        caption="; ".join(filter(None, [describe_note(rows, family), about])),
+        caption="; ".join(filter(None, [describe_optimized(rows), family.note if family else "", about])),
         sections=starts,
         notes=missing,
     )
@@ -95,24 +209,21 @@ def comparison_table(records: Sequence[Record], reference: str | None = None, ba
     title = (
         f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
         f"{seeds}{with_recovery(rows)}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
-        f"{record.threads} thread{'s' if record.threads > 1 else ''}"
+        f"{count_of(record.threads, 'thread')}"
     )
     uncounted = describe_uncounted(*(row.first for row in rows))
     return rows_table(rows, title, uncounted, reference=reference, batches=batches)
 
 
-def describe_note(rows: Sequence[Average], family: Judgement | None) -> str:
-    """Say what marks mean, and what an optimised row is."""
+def describe_optimized(rows: Sequence[Average]) -> str:
+    """Say what an optimised row is, if there is one."""
     fast = next((row for row in rows if row.method == OPTIMIZED), None)
-    notes = [] if family is None else [family.note]
-    if fast is not None:
-        notes.insert(0, f"{fast.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced")
-    return "; ".join(notes)
+    if fast is None:
+        return ""
+    return f"{fast.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced"
 
 
-def in_sections(
-    rows: Sequence[Average], reference: str | None = None
-) -> tuple[list[Average], frozenset[int], list[str]]:
+def _sort_rows(rows: Sequence[Average], reference: str | None) -> tuple[list[Average], frozenset[int], list[str]]:
     """Sort rows: unreduced ones, then costs falling, at each the nearest to dense first.
 
     Returns:
@@ -124,14 +235,17 @@ def in_sections(
         if level.missing and level.batch is not None:
             goal = f"the time of {level.target.method} at keep {100 * level.target.keep:.3g} %"
             missing.append(f"more than {100 * CLOSE:.0f} % off {goal}: {', '.join(level.missing)}")
+
+    def level_keep(row: Average) -> float:
+        return 2.0 if row.method in UNREDUCED else at.get(row.identity, row.keep)
+
     shown = [row for row in rows if row.identity in at or MATCHED not in row.first.method_config]
-    keeps = [2.0 if row.method in UNREDUCED else at.get(row.identity, row.keep) for row in shown]
-    order = sorted(range(len(shown)), key=lambda i: (-keeps[i], shown[i].method != DENSE, *nearness(shown[i])))
-    starts = frozenset(n for n, (i, j) in enumerate(pairwise(order), 1) if keeps[i] != keeps[j])
-    return [shown[i] for i in order], starts, missing
+    shown.sort(key=lambda row: (-level_keep(row), row.method != DENSE, *nearness(row)))
+    starts = (n for n, (one, other) in enumerate(pairwise(shown), 1) if level_keep(one) != level_keep(other))
+    return shown, frozenset(starts), missing
 
 
-def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches: Collection[int] = ()) -> list[Filled]:
+def _columns_of(rows: Sequence[Average], family: Judgement | None, batches: Collection[int]) -> list[Filled]:
     """Return the columns of a terminal's table; where narrower forms are without interval there are two of a heading.
 
     What no row has, such as top-1 without labels, has no column.
@@ -145,49 +259,34 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches
         if metric.name == _AFTER_TIMES:
             columns += _time_columns(rows, batches)
         if metric.heading and any(row.measured(metric.name) is not None for row in rows):
-            own = _LAYOUTS.get(metric.name, Layout())
-            forms = FORMS[: FORMS.index(own.least) + 1]
-            whole = FORMS.index(own.ends) + 1
             about = f"{metric.title}: {metric.fidelity}" if metric.fidelity else _ABOUT.get(metric.name, "")
             if metric.name == "top1" and len(rows[0].records) > 1:
                 about = _OVER_SEEDS
-            for some, ends in ((forms[:whole], True), (forms[whole:], False)):
-                cell = functools.partial(_cell, metric=metric, family=family, ends=ends)
-                columns += [(Column(heading=metric.heading, forms=some, about=about), cell)] if some else []
+            shown, whole = _FORMS.get(metric.name, (1, 1))
+            for forms, ends in ((FORMS[:whole], True), (FORMS[whole:shown], False)):
+                cell = functools.partial(_show_metric, metric=metric, family=family, ends=ends)
+                columns += [(Column(heading=metric.heading, forms=forms, about=about), cell)] if forms else []
     return columns
 
 
 def _time_columns(rows: Sequence[Average], asked: Collection[int]) -> Iterator[Filled]:
-    one, two = "{:.1f}".format, "{:.2f}".format
     entries = [entry for row in rows for entry in row.latency]
     batches = sorted({entry.batch for entry in entries}.union(asked))
-    about = "× dense: time by the dense model's, median over rounds with its 95 % interval"
     for batch in batches:
-        kinds: list[tuple[str, Sequence[Form], Callable[[Times], Cell], str]] = [
-            (
-                "ms [IQR]",
-                FORMS[:1],
-                lambda own: estimate_cell(Interval(own.median_ms, own.q1_ms, own.q3_ms), one),
-                "ms: median and quartiles",
-            ),
-            ("× dense", FORMS if batch == batches[-1] else FORMS[:2], lambda own: estimate_cell(own.ratio, two), about),
-            ("images/s", FORMS[:1], lambda own: figure(own.images_per_s, ".1f"), ""),
-        ]
         own = [entry for entry in entries if entry.batch == batch]
-        if not own:
-            kinds = kinds[1:2]
-        elif all(entry.ratio is None for entry in own):
-            del kinds[1]
-        for heading, forms, show, text in kinds:
-            column = Column(heading=f"Batch {batch}, {heading}", forms=forms, about=text)
-            yield column, _of_batch(batch, show)
+        for heading, (show, about) in _TIMES.items():
+            ratio = heading == RATIO
+            if any(entry.ratio for entry in own) or not own if ratio else own:
+                forms = FORMS[:1] if not ratio else FORMS if batch == batches[-1] else FORMS[:2]
+                cell = functools.partial(_show_time, batch=batch, show=show)
+                yield Column(heading=f"Batch {batch}, {heading}", forms=forms, about=about), cell
 
 
-def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
-    return lambda row: next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
+def _show_time(row: Average, batch: int, show: Callable[[Times], Cell]) -> Cell:
+    return next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
 
 
-def _cell(row: Average, metric: Metric, family: Judgement | None, *, ends: bool) -> Cell:
+def _show_metric(row: Average, metric: Metric, family: Judgement | None, *, ends: bool) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
     cell, own = estimate_cell(row.estimate(metric), metric.text, ends=ends), row.measured(metric.name)
     if own is None:

@@ -16,10 +16,9 @@ import numpy as np
 from harness.base.table import NOT_MEASURED, Table, figure, json_values
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
-from harness.records.averages import Average
+from harness.records.averages import Average, tower_of
 from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
-from harness.report.writers import markdown
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,
@@ -174,7 +173,6 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
 class PaperTable:
     """A table or measured figure: a study under the paper's conditions."""
 
-    name: str
     study: Study
     keeps: tuple[float, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of ``StudyConfig`` that are this table's
@@ -237,18 +235,15 @@ OWN = {"own_predictors": True}
 # Table 3 reports no accuracy, so few images will do.
 COST = {"batches": (1, 32), "seeds": 1, "limit": 64, "train_limit": 64}
 TABLES = {
-    one.name: one
-    for one in (
-        PaperTable(name="figure1", study=curves, keeps=curves.keeps, changes=OWN, plot=("GFLOPs", "method", "tuned")),
-        PaperTable(name="figure5", study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5), plot=("keep", "ranking")),
-        PaperTable(name="table1", study=scores, keeps=(0.8, 0.7, 0.6, 0.5, TOP_100)),
-        PaperTable(name="table2", study=transfer, keeps=(0.5,), joint=True),
-        PaperTable(name="table3", study=cost, keeps=cost.keeps, changes=COST),
-        PaperTable(name="table4", study=stages, keeps=stages.keeps, joint=True, general=GENERAL),
-        PaperTable(name="table5", study=tuning, keeps=(0.6,), changes=OWN),
-        PaperTable(name="table6", study=architectures, keeps=(0.6,)),
-        PaperTable(name="table7", study=points, keeps=(0.6,), changes=OWN),
-    )
+    "figure1": PaperTable(study=curves, keeps=curves.keeps, changes=OWN, plot=("GFLOPs", "method", "tuned")),
+    "figure5": PaperTable(study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5), plot=("keep", "ranking")),
+    "table1": PaperTable(study=scores, keeps=(0.8, 0.7, 0.6, 0.5, TOP_100)),
+    "table2": PaperTable(study=transfer, keeps=(0.5,), joint=True),
+    "table3": PaperTable(study=cost, keeps=cost.keeps, changes=COST),
+    "table4": PaperTable(study=stages, keeps=stages.keeps, joint=True, general=GENERAL),
+    "table5": PaperTable(study=tuning, keeps=(0.6,), changes=OWN),
+    "table6": PaperTable(study=architectures, keeps=(0.6,)),
+    "table7": PaperTable(study=points, keeps=(0.6,), changes=OWN),
 }
 
 
@@ -271,75 +266,22 @@ class PaperResult:
     paper: dict[str, float | None]
     paper_to: float | None  # the mean against that of the row's reference
 
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A table or figure of the paper with what we measured, on all datasets done so far."""
-
-    name: str
-    tower: str
-    results: tuple[PaperResult, ...]
-    images: dict[str, int]  # number of judged images by dataset, in order
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """Names of those that were judged."""
-        return tuple(self.images)
-
-    @property
-    def differences(self) -> list[str]:
-        """Which of tower and data aren't the paper's; without any, figures may be compared."""
-        alike = {"tower": self.tower == MODEL, "data": set(self.datasets) <= set(paper(self.name)["columns"])}
-        return [what for what, same in alike.items() if not same]
-
-    @property
-    def title(self) -> str:
-        """Name what is compared, and tell whether it may be."""
-        on = ", ".join(f"{name} ({count} images)" for name, count in self.images.items())
-        text, other = f"{paper(self.name)['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
-        return f"{text}; NOT the paper's {other}: what differs is no failed reproduction" if other else text
-
-    def table(self) -> Table:
-        """Lay out what we have of each row, what the paper has, and the difference."""
-        heads = ("", "whose", *self.datasets, MEAN, "compared with", "by")
-        rows: list[list[str]] = []
-        sections = []
-        for one in self.results:
-            sections.append(len(rows))
-            rows += self._lines(one)
-        words, wide = {"", "whose", "compared with"}, set(self.datasets)
-        about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
-        return Table.of(self.title, heads, rows, words=words, wide=wide, **about)
-
-    def _lines(self, one: PaperResult) -> Iterator[list[str]]:
-        (form, relative, _), places = MEASURES[one.row.measure], (*self.datasets, MEAN)
-        own, theirs, to = [*map(one.ours.get, places)], [*map(one.paper.get, places)], one.to.get(MEAN)
-        cells = [_interval(each, form) for each in own]
-        yield [one.row.name, "ours", *cells, one.row.against or "", _interval(to, relative)]
-        if not one.row.source:
+    def lines(self, datasets: Sequence[str], *, comparable: bool) -> Iterator[list[str]]:
+        """Lay out ours, the paper's and, of figures that may be compared, the difference."""
+        (form, relative, _), to = MEASURES[self.row.measure], self.to.get(MEAN)
+        columns = [(self.ours.get(name), self.paper.get(name)) for name in (*datasets, MEAN)]
+        by = _text(to, relative)
+        yield [self.row.name, "ours", *(_text(own, form) for own, _ in columns), self.row.against or "", by]
+        if not self.row.source:
             return
-        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(one.paper_to, relative)]
-        off = [NOT_MEASURED] * len(own)
-        if not self.differences:
-            off = [_difference(*pair, f"+{form}") for pair in zip(own, theirs, strict=True)]
-        off += ["", _difference(to, one.paper_to, f"+{relative.removeprefix('+')}")]
+        yield ["", "paper", *(figure(their, form) for _, their in columns), "", figure(self.paper_to, relative)]
+        off = [_minus(own, their if comparable else None, form) for own, their in columns]
+        off += ["", _minus(to, self.paper_to, relative)]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
 
-    def markdown(self) -> str:
-        """Return it as a Markdown section with remarks and sources."""
-        sources = sorted({one.row.source for one in self.results if one.row.source})
-        source = f"The paper's figures are from: {'; '.join(sources)}."
-        return markdown([replace(self.table(), notes=[*paper(self.name)["notes"], source])], level=2)
 
-    def data(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        facts = {"name": self.name, "title": self.title, "tower": self.tower, "images_by_dataset": self.images}
-        values: dict[str, Any] = json_values({**facts, "comparable": not self.differences, "rows": self.results})
-        return values
-
-
-def _interval(value: Interval | None, form: str) -> str:
+def _text(value: Interval | None, form: str) -> str:
     """Show an estimate with its ends, unless they are the estimate."""
     if value is None:
         return NOT_MEASURED
@@ -347,22 +289,58 @@ def _interval(value: Interval | None, form: str) -> str:
     return text if {*ends} == {text} else f"{text} [{', '.join(ends)}]"
 
 
-def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
-    return figure(None if ours is None or theirs is None else ours.estimate - theirs, form)
+def _minus(ours: Interval | None, theirs: float | None, form: str) -> str:
+    return figure(None if ours is None or theirs is None else ours.estimate - theirs, f"+{form.removeprefix('+')}")
 
 
-def compare_rows(
-    target: PaperTable, config: StudyConfig, depth: int, tower: str, tables: Sequence[StudyTable]
-) -> Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A table or figure of the paper with what we measured, on all datasets done so far."""
+
+    name: str
+    tower: str
+    results: Sequence[PaperResult]
+    images: dict[str, int]  # number of judged images by dataset, in order
+
+    @property
+    def differences(self) -> list[str]:
+        """Which of tower and data aren't the paper's; without any, figures may be compared."""
+        alike = {"tower": self.tower == MODEL, "data": set(self.images) <= set(paper(self.name)["columns"])}
+        return [what for what, same in alike.items() if not same]
+
+    def table(self) -> Table:
+        """Lay out what we have of each row, what the paper has, and the difference, with remarks and sources."""
+        on = ", ".join(f"{name} ({count} images)" for name, count in self.images.items())
+        title, other = f"{paper(self.name)['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
+        if other:
+            title += f"; NOT the paper's {other}: what differs is no failed reproduction"
+        rows, sections = list[list[str]](), []
+        for one in self.results:
+            sections.append(len(rows))
+            rows += one.lines([*self.images], comparable=not other)
+        sources = sorted({one.row.source for one in self.results if one.row.source})
+        about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
+        about["notes"] = [*paper(self.name)["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
+        heads, words = ("", "whose", *self.images, MEAN, "compared with", "by"), {"", "whose", "compared with"}
+        return Table.of(title, heads, rows, words=words, wide=set(self.images), **about)
+
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        facts = {"name": self.name, "tower": self.tower, "images_by_dataset": self.images, "rows": self.results}
+        values: dict[str, Any] = json_values({**facts, "comparable": not self.differences})
+        return values
+
+
+def compare_rows(name: str, config: StudyConfig, tables: Sequence[StudyTable]) -> Comparison:
     """Put what a study measured on some datasets beside the paper's rows."""
-    by_dataset = {table.dense.dataset: table for table in tables}
+    by_dataset, dense = {table.dense.dataset: table for table in tables}, tables[0].dense
     results: dict[str, PaperResult] = {}
     records: dict[str, dict[str, Sequence[Record]]] = {}
-    for row in paper_rows(target.name, config, depth):
+    for row in paper_rows(name, config, len(dense.tokens_per_block or ())):
         others, reference = records.get(row.against or "", {}), results.get(row.against or "")
         own = records[row.name] = row.records(by_dataset)
-        ours = {name: read(row.measure, part) for name, part in own.items()}
-        to = {name: read(row.measure, part, others[name]) for name, part in own.items() if name in others}
+        ours = {dataset: read(row.measure, part) for dataset, part in own.items()}
+        to = {each: read(row.measure, part, others[each]) for each, part in own.items() if each in others}
         mean, base = row.mean_over([*by_dataset]), None if reference is None else reference.paper[MEAN]
         paper_to = None
         if mean is not None and base is not None:
@@ -371,8 +349,8 @@ def compare_rows(
             row=row, unit=MEASURES[row.measure][2], ours=_add_mean(ours, by_dataset), to=_add_mean(to, by_dataset),
             paper={**row.by_dataset, MEAN: mean}, paper_to=paper_to,
         )  # fmt: skip
-    images = {name: table.dense.image_count for name, table in by_dataset.items()}
-    return Comparison(name=target.name, tower=tower, results=tuple(results.values()), images=images)
+    images = {dataset: table.dense.image_count for dataset, table in by_dataset.items()}
+    return Comparison(name=name, tower=tower_of(dense), results=[*results.values()], images=images)
 
 
 def _add_mean(values: Mapping[str, Interval | None], datasets: Collection[str]) -> dict[str, Interval]:

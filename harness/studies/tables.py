@@ -1,14 +1,14 @@
 """What a study measured on a dataset: its lines beside the dense model and beside each other, as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, figure, points
-from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p
+from harness.base.table import UNMEASURED, Cell, Table, estimate_cell
+from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import Record, refuse_mixed
 from harness.records.statistics import (
@@ -25,34 +25,38 @@ from harness.records.statistics import (
 from harness.report.charts import Chart, Dot
 
 NOTES = (
-    "1 - cosine of the features to dense, and top-1 in %, mean over seeds (least to most); differences, of top-1 in "
-    "points, on the same images, with 95 % paired bootstrap intervals over images of the mean over seeds, one "
-    "comparison at a time. Tau and match at k: agreement with the golden ranking that the line aims at, k being the "
-    "patches kept."
+    "1 - cosine of the features to dense, and top-1 in %, mean over seeds; differences, of top-1 in points, on the "
+    "same images, with 95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
+    "Tau and match at k: agreement with the golden ranking that the line aims at, k being the patches kept."
 )
 SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds."
 PATCH_NOTES = (
     "Per patch: 1 - cosine to dense, mean over patches. IoU: of the foreground in %, by a linear probe of single "
     "patches fitted to dense's features, and by one fitted to the row's own; differences in points."
 )
-# Differences that are tested, a family each, by the row's field; their columns.
-DIFFERENCES = {
-    "distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first",
-    "patches_to_first": "per patch to first", "iou_to_first": "IoU to first", "own_iou_to_first": "own IoU to first",
+# Differences that are tested, a family each, and what they are of.
+TESTED = {
+    "distance_to_first": "cosine_distance", "to_dense": "top1", "to_first": "top1",
+    "patches_to_first": "patch_distance", "iou_to_first": "foreground_iou", "own_iou_to_first": "foreground_iou_own",
 }  # fmt: skip
-# Those of metrics with values per image, but top-1.
-_METRICS = {
-    "distance_to_first": METRICS["cosine_distance"], "patches_to_first": METRICS["patch_distance"],
-    "iou_to_first": METRICS["foreground_iou"], "own_iou_to_first": METRICS["foreground_iou_own"],
-}  # fmt: skip
-_LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = (
+DIFFERENCES = TESTED | {"over_seeds": "top1"}  # that of top-1 to first, where both lines were tuned from the same seeds
+MEANS = (
     *("top1", "gflops", "cosine_distance", "tau", "match_at_k"),
     *("patch_distance", "foreground_iou", "foreground_iou_own"),
 )
-# Columns that narrower terminals do without.
-_FORMS = dict.fromkeys(("GFLOPs", "over seeds", "tau", "match@k (chance)", *list(DIFFERENCES.values())[3:]), FORMS[:1])
-_FORMS |= dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
+# Headings of metrics and differences, as they stand in a table.
+HEADS = {
+    "gflops": "GFLOPs", "cosine_distance": "1 - cos", "distance_to_first": "1 - cos to first",
+    "patch_distance": "per patch", "patches_to_first": "per patch to first",
+    "foreground_iou": "IoU", "iou_to_first": "IoU to first",
+    "foreground_iou_own": "own IoU", "own_iou_to_first": "own IoU to first",
+    "top1": "top-1", "to_dense": "to dense", "to_first": "to first", "over_seeds": "over seeds",
+    "tau": "tau", "match_at_k": "match@k, %",
+}  # fmt: skip
+# Narrower terminals do without these.
+WIDE = ("GFLOPs", "over seeds", "tau", "match@k, %", "per patch to first", "IoU to first", "own IoU to first")
+ROOMY = ("top-1", "to dense", "to first")
+LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # conditions that lines may differ in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,90 +70,22 @@ class StudyRow:
     group: float | str  # lines are compared with the first of the same group
     average: Average  # its records, one per seed
     differences: Mapping[str, tuple[Interval, float | None]]  # by name in `DIFFERENCES`, with the p-value
-    # top-1 to first with Student's t interval over seeds, where both lines were tuned from the same
-    over_seeds: Interval | None = None
-
-    def difference(self, name: str) -> Interval | None:
-        """Return a difference by its name in `DIFFERENCES`."""
-        return self.differences.get(name, (None,))[0]
 
     @property
     def records(self) -> tuple[Record, ...]:
         """One per seed."""
         return self.average.records
 
-    def cells(self) -> dict[str, Cell]:
-        """Return the figures by heading."""
-        mean, match = self.average.mean, self.average.measured("match_at_k")
-        top1 = [100 * right for record in self.records if (right := record.mean("top1")) is not None]
-        spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-        iou, own_iou = (None if (own := mean(f"foreground_iou{end}")) is None else 100 * own for end in ("", "_own"))
-        return {
-            "keep": Cell(f"{100 * self.records[0].keep:.3g}"),
-            "GFLOPs": figure(mean("gflops"), ".3f"),
-            "1 - cos": figure(mean("cosine_distance"), ".4f"),
-            "1 - cos to first": _further(self.difference("distance_to_first")),
-            "per patch": figure(mean("patch_distance"), ".4f"),
-            "per patch to first": _further(self.difference("patches_to_first")),
-            "IoU": figure(iou, ".1f"),
-            "IoU to first": points(self.difference("iou_to_first")),
-            "own IoU": figure(own_iou, ".1f"),
-            "own IoU to first": points(self.difference("own_iou_to_first")),
-            "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
-            "to dense": points(self.difference("to_dense")),
-            "to first": points(self.difference("to_first")),
-            "over seeds": points(self.over_seeds),
-            "tau": figure(mean("tau"), ".3f"),
-            "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
-        }
+    def difference(self, name: str) -> Interval | None:
+        """Return a difference by its name in `DIFFERENCES`."""
+        return self.differences.get(name, (None,))[0]
 
-
-def _further(difference: Interval | None) -> Cell:
-    """Show a difference of two distances."""
-    if difference is None:
-        return UNMEASURED
-    return Cell("{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference), difference.estimate)
-
-
-def compare_lines(
-    lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record
-) -> list[StudyRow]:
-    """Compare lines (labels, group, a record per seed) with the dense model and with the first.
-
-    Raises:
-        ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
-    """
-    refuse_mixed([dense, *(r for _, _, records in lines for r in records)], varying=_LEARNED)
-    base, first_of, rows = _average([dense]), dict[float | str, Average](), []
-    for labels, group, records in lines:
-        row = _average(records)
-        first = first_of.setdefault(group, row)
-        others = {"to_dense": base} | ({} if first is row else {"to_first": first})
-        differences: dict[str, tuple[Interval, float | None]] = {}
-        for name, other in others.items() if dense.labelled else ():
-            differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
-        for name, metric in _METRICS.items():
-            if first is not row and (apart := fidelity_difference(row, first, metric)) is not None:
-                differences[name] = apart
-        own = None if first is row else _over_seeds(records, first.records)
-        rows.append(StudyRow(labels=labels, group=group, average=row, differences=differences, over_seeds=own))
-    return rows
-
-
-def _average(records: Sequence[Record]) -> Average:
-    return Average(records=tuple(records))
-
-
-def _share(row: Average) -> NDArray[np.float64]:
-    """Return (image_count,) for what share of the seeds each image was right."""
-    return row.hits / len(row.records)
-
-
-def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval | None:
-    seeds = [[r.seed for r in group if r.tuning is not None] for group in (records, first)]
-    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
-        return None
-    return mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in zip(records, first, strict=True)])
+    def cell(self, name: str) -> Cell:
+        """Show a metric, or a difference with its interval."""
+        if name not in DIFFERENCES:
+            return estimate_cell(self.average.mean(name), METRICS[name].text)
+        form = f"+{METRICS[DIFFERENCES[name]].form}"
+        return estimate_cell(self.difference(name), lambda value: format(value, form).removesuffix("%"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +96,30 @@ class StudyTable:
     dense: Record
     rows: Sequence[StudyRow]
 
+    @classmethod
+    def of(
+        cls, title: str, dense: Record, lines: Iterable[tuple[dict[str, str], float | str, Sequence[Record]]]
+    ) -> "StudyTable":
+        """Compare lines (labels, group, a record per seed) with the dense model and with the first of their group.
+
+        Raises:
+            ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
+        """
+        lines = list(lines)
+        refuse_mixed([dense, *(record for _, _, records in lines for record in records)], varying=LEARNED)
+        base, first_of, rows = Average(records=(dense,)), dict[float | str, Average](), []
+        for labels, group, records in lines:
+            row = Average(records=tuple(records))
+            first = first_of.setdefault(group, row)
+            rows.append(StudyRow(labels=labels, group=group, average=row, differences=_differences(row, first, base)))
+        top1 = f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
+        if (iou := dense.mean("foreground_iou")) is not None:
+            top1 += f"; dense IoU {100 * iou:.1f} %"
+        return cls(title=f"{title}: {_images(dense)}, {tower_of(dense)}, {dense.dtype}{top1}", dense=dense, rows=rows)
+
     def families(self) -> dict[str, Together[int]]:
         """Return the p-values of each column of differences, a family each, by row."""
-        every = {name: [row.differences.get(name, (None, None))[1] for row in self.rows] for name in DIFFERENCES}
+        every = {name: [row.differences.get(name, (None, None))[1] for row in self.rows] for name in TESTED}
         return {name: together(dict(enumerate(p_values))) for name, p_values in every.items()}
 
     def table(self) -> Table:
@@ -171,29 +128,29 @@ class StudyTable:
         Columns of what wasn't measured are left out.
         """
         labels = list(dict.fromkeys(name for row in self.rows for name in row.labels))
+        columns = {name: [Cell(row.labels.get(name, "")) for row in self.rows] for name in labels}
+        columns["keep"] = [Cell(f"{100 * row.average.keep:.3g}") for row in self.rows]
         families = self.families()
-        lines = []
-        for at, row in enumerate(self.rows):
-            cells = {name: Cell(row.labels.get(name, "")) for name in labels} | row.cells()
-            for name, head in DIFFERENCES.items():
-                cells[head] = Cell(cells[head], cells[head].value, families[name].mark(at))
-            lines.append(cells)
-        heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
+        for name, head in HEADS.items():
+            cells = [row.cell(name) for row in self.rows]
+            if name in TESTED:
+                cells = [Cell(cell, cell.value, families[name].mark(at)) for at, cell in enumerate(cells)]
+            columns[head] = cells
+        columns = {head: cells for head, cells in columns.items() if any(cell != UNMEASURED for cell in cells)}
         several = any(len(row.records) > 1 for row in self.rows)
         tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
-        lacking = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
-        seeds = [SEED_NOTES] if "over seeds" in heads else []
-        seeds += [PATCH_NOTES] if "per patch" in heads else []
-        notes = [NOTES, *seeds, f"{mark_note(' or '.join(tests), 'all of a column')}."]
-        notes += [f"{lacking}."] if lacking else []
+        uncounted = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
+        notes = [
+            NOTES,
+            *([SEED_NOTES] if "over seeds" in columns else []),
+            *([PATCH_NOTES] if "per patch" in columns else []),
+        ]
+        notes += [f"{mark_note(' or '.join(tests), 'all of a column')}.", *([f"{uncounted}."] if uncounted else [])]
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
-        return Table(
-            title=self.title,
-            caption=" ".join(notes),
-            columns=[Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS)) for head in heads],
-            rows=[[line[head] for head in heads] for line in lines],
-            sections=frozenset(begins.values()),
-        )
+        rows = list(zip(*columns.values(), strict=True))
+        sections = frozenset(begins.values())
+        about: dict[str, Any] = {"caption": " ".join(notes), "sections": sections}
+        return Table.of(self.title, list(columns), rows, words=labels, wide=WIDE, roomy=ROOMY, **about)
 
     def chart(self, x: str, *series: str, accuracy: bool = False) -> Chart:
         """Draw 1 - cosine to dense, or the difference of top-1 where lines lack it, against a column of numbers.
@@ -205,16 +162,15 @@ class StudyTable:
         near = not accuracy and all(row.average.mean(distance.name) is not None for row in self.rows)
         dots: dict[str, list[Dot]] = {}
         for row in self.rows:
-            at = (row.labels | row.cells())[x]
+            at = {"keep": 100 * row.average.keep, "GFLOPs": row.average.mean("gflops"), **row.labels}[x]
             y = row.average.estimate(distance) if near else row.difference("to_dense")
-            if at == UNMEASURED or not isinstance(y, Interval):
+            if at is None or not isinstance(y, Interval):
                 continue
             height = y if near else Interval(*(100 * end for end in y))
             name = " ".join(filter(None, (row.labels.get(column) for column in series)))
             dots.setdefault(name, []).append(Dot(Interval(*[float(at)] * 3), height))
         y_label = "1 - cosine to dense" if near else "top-1 to dense, points"
-        images = f"{self.dense.dataset} ({judged_on(self.dense)}, {self.dense.image_count} images)"
-        return Chart(title=images, x_label=x, y_label=y_label, series=dots, log=near)
+        return Chart(title=_images(self.dense), x_label=x, y_label=y_label, series=dots, log=near)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return its rows as CSV and JSON have them; numbers have six digits, None is what wasn't measured.
@@ -226,11 +182,11 @@ class StudyTable:
         about = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "dtype")}
         for at, row in enumerate(self.rows):
             match = row.average.measured("match_at_k")
-            figures: dict[str, Any] = {"keep": row.average.keep} | {name: row.average.mean(name) for name in _MEANS}
+            figures: dict[str, Any] = {"keep": row.average.keep} | {name: row.average.mean(name) for name in MEANS}
             figures["match_chance"] = None if match is None else match.chance
-            for name in (*DIFFERENCES, "over_seeds"):
-                interval = row.over_seeds if name == "over_seeds" else row.difference(name)
-                figures |= zip((name, f"{name}_low", f"{name}_high"), interval or [None] * 3, strict=True)
+            for name in DIFFERENCES:
+                ends = row.difference(name) or [None] * 3
+                figures |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
             figures |= {f"{name}_p_holm": family.adjusted.get(at) for name, family in families.items()}
             figures = {
                 name: None if value is None else float(f"{value:.6g}")
@@ -239,3 +195,30 @@ class StudyTable:
             }
             lines.append(about | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
         return lines
+
+
+def _differences(row: Average, first: Average, dense: Average) -> dict[str, tuple[Interval, float | None]]:
+    """Compare a row with the dense model by top-1, and with the first of its group."""
+    found: dict[str, tuple[Interval, float | None]] = {}
+    others = {"to_dense": dense} | ({} if first is row else {"to_first": first})
+    for name, other in others.items() if dense.first.labelled else ():
+        found[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
+    if first is row:
+        return found
+    for name, metric in TESTED.items():
+        if metric != "top1" and (difference := fidelity_difference(row, first, METRICS[metric])) is not None:
+            found[name] = difference
+    seeds, others_seeds = ([record.seed for record in one.records if record.tuning is not None] for one in (row, first))
+    if seeds == others_seeds and len(seeds) > 1:
+        pairs = zip(row.records, first.records, strict=True)
+        found["over_seeds"] = mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in pairs]), None
+    return found
+
+
+def _share(row: Average) -> NDArray[np.float64]:
+    """Return (image_count,) for what share of the seeds each image was right."""
+    return row.hits / len(row.records)
+
+
+def _images(dense: Record) -> str:
+    return f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"

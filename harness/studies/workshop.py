@@ -1,8 +1,9 @@
-"""What a study is, and what it makes of a dense tower, each thing once."""
+"""What a study is: its function yields lines of models, each thing made once; then the lines are judged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,20 +11,22 @@ import torch
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import Dataset, SplitName
-from harness.datasets.few_shot import COOP, OURS, subset
+from harness.datasets.base import FINAL, Dataset, SplitName
+from harness.datasets.few_shot import COOP, OURS, require_apart, require_labels, subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
-from harness.measure.cost import gflops
+from harness.measure.bench import PROBE_SPLITS, Bench
+from harness.measure.cost import costs, gflops
 from harness.measure.match import KeepSolver
-from harness.measure.plan import Plan
+from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
-from harness.models.towers import Tower
-from harness.records.record import DENSE, GOLDEN
-from zoo.core.files import cache_file, digest
-from zoo.core.precision import AUTO, precision_on
+from harness.models.towers import Tower, load_tower, no_text
+from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
+from harness.studies.tables import StudyTable
+from zoo.core.files import cache_file, digest, fingerprint
+from zoo.core.messages import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PredictorFile, PromptFile
@@ -56,7 +59,6 @@ class StudyConfig:
     # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
-    halves: bool = False  # tables of the images' halves by detail, too
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -106,6 +108,12 @@ class StudyLine:
     prompts: Sequence[Tuned] = ()  # of each row; none where class captions classify
 
 
+def tuned_line(labels: dict[str, str], row: Variant, group: str, prompts: Sequence[PromptFile | None]) -> StudyLine:
+    """Return a line of one model, tuned from several seeds."""
+    tuned = [Tuned.of(row.vit, file) for file in prompts if file is not None]
+    return StudyLine(labels, [row] * len(prompts), group, tuned)
+
+
 @dataclass(frozen=True)
 class StudyCase:
     """What a study is asked about, and what makes it: each thing once, kept in the user's cache.
@@ -135,7 +143,7 @@ class StudyCase:
     def truth(self, golden: GoldenConfig) -> RankingSpec:
         """Rank the images that are judged."""
         spec = RankingSpec(self.dataset.images_of, self.config.split, golden, self.config.limit)
-        self.rank(spec)
+        self._rankings(spec)
         return spec
 
     def predictors(
@@ -166,47 +174,28 @@ class StudyCase:
         cost: Variant | None = None,
         **options: Any,
     ) -> list[Variant]:
-        """Reduce by each predictor, compared with golden rankings, at the cost of another model; see `rows`."""
+        """Reduce by each predictor, compared with golden rankings, at the cost of another model; see `_models`."""
         golden = predictors[0].golden
         settings = tuple(({"reduce_at": (golden.block,)} | options).items())
-        return self.rows([Kind(PREDICTED, settings, one) for one in predictors], keep, truth, cost)
+        return self._models([Kind(PREDICTED, settings, one) for one in predictors], keep, truth, cost)
 
     def oracle(self, golden: GoldenConfig, keep: float, **options: Any) -> list[Variant]:
         """Prune by golden rankings."""
         settings = tuple(({"reduce_at": (golden.block,)} | options).items())
-        return self.rows([Kind(GOLDEN, settings)], keep, self.truth(golden))
+        return self._models([Kind(GOLDEN, settings)], keep, self.truth(golden))
 
     def baseline(
-        self,
-        method: str,
-        keep: float,
-        truth: RankingSpec | None = None,
-        cost: Variant | None = None,
-        **options: Any,
+        self, method: str, keep: float, truth: RankingSpec | None = None, cost: Variant | None = None, **options: Any
     ) -> list[Variant]:
-        """Reduce by a method without a predictor; from each of the study's seeds where it is random. See `rows`."""
+        """Reduce by a method without a predictor; from each of the study's seeds where it is random. See `_models`."""
         seeds = [{"seed": seed} for seed in range(self.config.seeds)] if method == "random" else [{}]
-        return self.rows([Kind(method, tuple((seed | options).items())) for seed in seeds], keep, truth, cost)
+        return self._models([Kind(method, tuple((seed | options).items())) for seed in seeds], keep, truth, cost)
 
     def untuned(self, keep: float) -> Variant:
         """Return the dense model (keep rate 1), or Patch Ranking by ``own_predictors``."""
         if keep < 1 and self.config.own_predictors:
             return self.predicted(self.predictors(self.golden(), [self.dataset.images_of], seeds=1), keep)[0]
-        return self.rows([Kind(DENSE if keep == 1 else PREDICTED)], keep)[0]
-
-    def rows(
-        self, kinds: Sequence[Kind], keep: float, truth: RankingSpec | None = None, cost: Variant | None = None
-    ) -> list[Variant]:
-        """Build models of some kinds, alike but for their seed, at one keep rate.
-
-        With ``cost`` it is the rate at which the first costs as nearly as it can what that model does. Models are
-        compared with the rankings of ``truth``, and a golden one prunes by them.
-        """
-        if cost is not None and self.stock is None:
-            kind, dense = kinds[0], self.tower.vit
-            new = KeepSolver(dense, lambda keep: self._build(kind, keep, None).vit)
-            keep = self._once(("solver", kind), lambda: new).nearest(self.gflops(cost))
-        return [self._once((kind, keep, truth), partial(self._build, kind, keep, truth)) for kind in kinds]
+        return self._models([Kind(DENSE if keep == 1 else PREDICTED)], keep)[0]
 
     def gflops(self, row: Variant) -> float:
         """Count a model's 1e9 multiply-adds per image; a dry run counts none."""
@@ -219,10 +208,6 @@ class StudyCase:
         recipe = replace(self.config.tune, **changes)
         every = [replace(recipe, seed=recipe.seed + seed) for seed in range(self.config.seeds)]
         return [self._once((self.dataset.name, row.key, one), partial(self._tune, row, one)) for one in every]
-
-    def rank(self, spec: RankingSpec) -> Rankings | None:
-        """Return golden rankings; None where a dry run would have to make some."""
-        return self._once(spec, partial(self._rank, spec))
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
         if key not in self.made:
@@ -237,24 +222,57 @@ class StudyCase:
             counts[0] += cached
             counts[1] += total - cached
 
+    def _models(
+        self, kinds: Sequence[Kind], keep: float, truth: RankingSpec | None = None, cost: Variant | None = None
+    ) -> list[Variant]:
+        """Build models of some kinds, alike but for their seed, at one keep rate.
+
+        With ``cost`` it is the rate at which the first costs as nearly as it can what that model does. Models are
+        compared with the rankings of ``truth``, and a golden one prunes by them.
+        """
+        if cost is not None and self.stock is None:
+            new = KeepSolver(self.tower.vit, lambda keep: self._build(kinds[0], keep, None).vit)
+            keep = self._once(("solver", kinds[0]), lambda: new).nearest(self.gflops(cost))
+        return [self._once((kind, keep, truth), partial(self._build, kind, keep, truth)) for kind in kinds]
+
+    def _build(self, kind: Kind, keep: float, truth: RankingSpec | None) -> Variant:
+        method, settings, predictor = kind
+        tower, options = self.tower, {"keep": keep, **dict(settings)}
+        path = None if predictor is None else predictor.path
+        number = f"({len(self.made)})"  # tells it from others of its name
+        if predictor is not None and path is None:  # a dry run has no weights for it, so another model stands there
+            options = {"keep": keep, "reduce_at": options.get("reduce_at", predictor.golden.block)}
+            row = make_row(tower.vit, tower.arch, tower.tag, "random", options, number)
+            return replace(row, method=method)
+        row = make_row(tower.vit, tower.arch, tower.tag, method, options, predictor=path)
+        if method == DENSE:
+            return row
+        rankings = None if truth is None else self._rankings(truth)
+        against = {} if rankings is None or method == GOLDEN else {"against": rankings.provenance.describe()}
+        return replace(row, config=row.config | against, rankings=rankings, what=number)
+
+    def _rankings(self, spec: RankingSpec) -> Rankings | None:
+        """Return golden rankings; None where a dry run would have to make some."""
+        return self._once(spec, partial(self._rank, spec))
+
     def _rank(self, spec: RankingSpec) -> Rankings | None:
         source = Source.of(get_dataset(spec.dataset), spec.split)
         image_ids = subset(source.images, spec.limit).image_ids
 
-        def search(golden: GoldenConfig) -> tuple[Rankings | None, bool]:
-            found = find(self.tower.name, self.weights, source, golden, image_ids)
-            return found, found is not None and len(found) == len(image_ids)
+        def search(golden: GoldenConfig) -> Rankings | None:
+            return find(self.tower.name, self.weights, source, golden, image_ids)
 
-        rankings, whole = search(spec.golden)
-        words = f"{spec.dataset} {spec.split}: {spec.golden.describe()}"
-        self._count("rankings", words, len(rankings or ()), len(image_ids))
-        if not whole:
+        rankings = search(spec.golden)
+        self._count(
+            "rankings", f"{spec.dataset} {spec.split}: {spec.golden.describe()}", len(rankings or ()), len(image_ids)
+        )
+        if len(rankings or ()) < len(image_ids):
             if self.stock is not None:
                 return None
-            others = sorted({*self.scores, spec.golden.score})
-            lacking = tuple(score for score in others if not search(replace(spec.golden, score=score))[1])
+            others = {score: search(replace(spec.golden, score=score)) for score in sorted(self.scores)}
+            scores = tuple(score for score, found in others.items() if len(found or ()) < len(image_ids))
             job = RankJob(
-                model=self.tower.name, source=source, config=spec.golden, scores=lacking, limit=spec.limit,
+                model=self.tower.name, source=source, config=spec.golden, scores=scores, limit=spec.limit,
                 dtype=AUTO, device=self.config.device,
             )  # fmt: skip
             rankings = Rankings.read(rank(job, self.progress).path)
@@ -265,7 +283,7 @@ class StudyCase:
         self, train: Sequence[RankingSpec], stop: Sequence[RankingSpec], recipe: FitConfig, shots: int | None
     ) -> Fitted:
         golden, path, known = train[0].golden, None, False
-        rankings = [[one for spec in part if (one := self.rank(spec)) is not None] for part in (train, stop)]
+        rankings = [[one for spec in part if (one := self._rankings(spec)) is not None] for part in (train, stop)]
         if list(map(len, rankings)) == [len(train), len(stop)]:
             # By a hash of all that decides its weights.
             parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in rankings]
@@ -276,11 +294,11 @@ class StudyCase:
             known = file is not None
         names = " + ".join(one.dataset for one in train)
         self._count("predictors", f"{recipe.arch} {recipe.width} on {names}: {golden.describe()}", known)
-        if path is None or known:
-            return Fitted(golden, path)
-        if self.stock is not None:
+        if not known and self.stock is not None:
             return Fitted(golden, None)
-        fit(self.tower.name, rankings[0], rankings[1], recipe, out=path, progress=self.progress, shots=shots)
+        assert path is not None
+        if not known:
+            fit(self.tower.name, rankings[0], rankings[1], recipe, out=path, progress=self.progress, shots=shots)
         return Fitted(golden, path)
 
     def _tune(self, row: Variant, recipe: TuneConfig) -> PromptFile | None:
@@ -291,32 +309,16 @@ class StudyCase:
         dtype = precision_on(next(row.vit.parameters()).device, recipe.dtype)
         path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(recipe, dtype=dtype))
         name = DENSE if row.method == DENSE else f"{row.method}{round(100 * row.keep)}"
-        self._count(
-            "prompts", f"{recipe.tokens} for {name} on {self.dataset.name}", tuner.read_cached(path) is not None
-        )
+        words = f"{recipe.tokens} for {name} on {self.dataset.name}"
+        self._count("prompts", words, tuner.read_cached(path) is not None)
         return None
 
     def _tuner(self) -> Tuner:
         assert self.tower.clip is not None
-        about: dict[str, Any] = {"model": self.tower.arch, "tag": self.tower.tag, "weights": self.weights}
-        about |= {"progress": self.progress, "draws": self.config.draws}
-        return Tuner(self.tower.clip, get_dataset(self.dataset.name), **about)
-
-    def _build(self, kind: Kind, keep: float, truth: RankingSpec | None) -> Variant:
-        method, settings, predictor = kind
-        options, tower = {"keep": keep, **dict(settings)}, self.tower
-        path = None if predictor is None else predictor.path
-        number = f"({len(self.made)})"  # tells it from others of its name
-        if predictor is not None and path is None:  # a dry run has no weights for it, so another model stands there
-            options = {"keep": keep, "reduce_at": options.get("reduce_at", predictor.golden.block)}
-            row = make_row(tower.vit, tower.arch, tower.tag, "random", options, number)
-            return replace(row, method=method)
-        row = make_row(tower.vit, tower.arch, tower.tag, method, options, predictor=path)
-        if method == DENSE:
-            return row
-        rankings = None if truth is None else self.rank(truth)
-        against = {} if rankings is None or method == GOLDEN else {"against": rankings.provenance.describe()}
-        return replace(row, config=row.config | against, rankings=rankings, what=number)
+        return Tuner(
+            self.tower.clip, get_dataset(self.dataset.name), model=self.tower.arch, tag=self.tower.tag,
+            weights=self.weights, progress=self.progress, draws=self.config.draws,
+        )  # fmt: skip
 
 
 def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:
@@ -338,12 +340,6 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
         if same and (path != shipped or known.issuperset(image_ids)):
             return rankings.take([name for name in image_ids if name in known])
     return None
-
-
-def tuned_line(labels: dict[str, str], row: Variant, group: str, prompts: Sequence[PromptFile | None]) -> StudyLine:
-    """Return a line of one model, tuned from several seeds."""
-    tuned = [Tuned.of(row.vit, file) for file in prompts if file is not None]
-    return StudyLine(labels, [row] * len(prompts), group, tuned)
 
 
 Lines = Callable[[StudyCase], Iterator[StudyLine]]
@@ -377,3 +373,106 @@ def study(title: str, keeps: tuple[float, ...], **facts: Any) -> Callable[[Lines
     tunes = facts.get("tunes", False)
     facts = {"fits": not tunes, "labels": tunes} | facts
     return lambda lines: Study(title=title, keeps=keeps, lines=lines, **facts)
+
+
+def take_stock(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
+    """Return how much of what a study makes and keeps the user's cache has, and how much it lacks; make nothing."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for case in _cases(study, config, progress, counts):
+        list(study.lines(case))
+    return [
+        {"kind": kind, "of": of, "cached": cached, "missing": missing}
+        for (kind, of), (cached, missing) in counts.items()
+    ]
+
+
+def answer(
+    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
+) -> Iterator[tuple[StudyTable, list[Record]]]:
+    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
+
+    Rankings and predictors that are missing are made first, and kept. ``folder`` is for outcomes of a run that is
+    stopped.
+
+    Raises:
+        ValueError: a tower without text tower, or something that can't be made.
+    """
+    cases = _cases(study, config, progress)
+    with progress.task(f"study {study.name}, datasets", len(cases)) as update:
+        # All is made before the first is measured: predictors know their tower by the weights as loaded.
+        every = [list(study.lines(case)) for case in cases]
+        for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):
+            bench, dense = _bench(case, lines, study.foreground, known, folder)
+            plain = {dense.key: dense} | {row.key: row for line in lines if not line.prompts for row in line.rows}
+            judged = bench.judge(Tuning(seed=bench.plan.seed), list(plain.values()), {})
+            by_key = dict(zip(plain, judged, strict=True))
+            records = [
+                _judge_tuned(bench, line) if line.prompts else [by_key[row.key] for row in line.rows] for line in lines
+            ]
+            rows = [(line.labels, line.group, own) for line, own in zip(lines, records, strict=True)]
+            yield StudyTable.of(study.title, judged[0], rows), [judged[0], *chain.from_iterable(records)]
+            bench.outcomes.forget()  # records are written by now
+            update(done)
+
+
+def _cases(
+    study: Study, config: StudyConfig, progress: Progress, stock: dict[tuple[str, str], list[int]] | None = None
+) -> list[StudyCase]:
+    """Return the datasets that a study can do something with, each as a case.
+
+    Raises:
+        ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
+    """
+    tower, datasets = load_tower(config.model), [get_dataset(name) for name in config.datasets]
+    if tower.clip is None:
+        raise no_text(tower)
+    usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
+    for dataset in datasets:
+        if dataset not in usable:
+            progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
+        elif study.tunes:
+            require_apart(dataset, config.split)
+    if study.foreground and config.split in PROBE_SPLITS:
+        raise ValueError(f"--split {config.split}: probes of foreground are fitted or chosen by it; expected test")
+    if not usable:
+        require_labels(datasets[0], f"study {study.name}")
+    if config.split == FINAL:
+        usable = [dataset.released() for dataset in usable]
+    config = replace(config, datasets=tuple(dataset.name for dataset in usable))
+    weights, keeps, made = fingerprint(tower.vit), config.keeps or study.keeps, dict[Any, Any]()
+    return [StudyCase(config, tower, weights, dataset, keeps, progress, made, stock) for dataset in usable]
+
+
+def _bench(
+    case: StudyCase, lines: Sequence[StudyLine], foreground: bool, known: Sequence[Record], folder: Path | None
+) -> tuple[Bench, Variant]:
+    """Return a bench of the dense model and all lines that knows what they cost, and the dense model."""
+    config, tower = case.config, case.tower
+    assert tower.clip is not None
+    plan = Plan(
+        models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
+        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
+    )  # fmt: skip
+    dense = case.untuned(1.0)
+    rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
+    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
+    # Other seeds cost the same as the first.
+    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
+    bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
+    bench.costs |= {dense.key: first[dense.key]}
+    return bench, dense
+
+
+def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
+    """Judge each row of a line by its prompts; what it costs is counted once."""
+    first = replace(line.rows[0], vit=line.prompts[0].vit)
+    bench.prompted_costs = {}
+    if first.prompted:
+        bench.prompted_costs = dict.fromkeys(
+            (row.key for row in line.rows), costs([first], {}, bench.progress)[first.key]
+        )
+    records = []
+    for row, own in zip(line.rows, line.prompts, strict=True):
+        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
+        records += bench.judge(tuning_of(own.file), [row], {row.key: own})
+    return records

@@ -9,7 +9,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.host import FeatureTower, Host
+from zoo.core.host import Host, give_features
 from zoo.core.reducer import configure
 from zoo.towers.vit import TimmHost
 
@@ -76,7 +76,7 @@ def build(kind: str, **overrides: Any) -> nn.Module:
 def reduced(tower: nn.Module, method: str | None, **options: Any) -> Host:
     """Reduce a tower; the result gives features, whatever the library's does."""
     host: Host = zoo.reduce(tower, method=method, **options)
-    return host if isinstance(host, TimmHost) else FeatureTower(host).over(host)
+    return host if isinstance(host, TimmHost) else give_features(host)
 
 
 def images_of(tower: nn.Module, count: int) -> Tensor:

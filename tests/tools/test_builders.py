@@ -52,7 +52,7 @@ def test_the_index_and_the_sources_give_what_ships(monkeypatch: pytest.MonkeyPat
     fashion, parts = get_dataset("fashion").released(), {}
     for name, split in build_fashion.INDEX["splits"].items():
         items, _ = parts.setdefault(split["part"], (np.zeros((60_000, 28, 28), np.uint8), None))
-        items[split["source_index"]] = fashion.items(name)
+        items[split["source_index"]] = fashion.items[name]
     monkeypatch.setattr(build_fashion, "read_parts", lambda _: parts)
     for builder in (build_emoji, build_fashion):
         assert write_or_check(builder.build(Path()), DATA_DIR, check=True) == 0

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.datasets import get_dataset
-from harness.datasets.emoji import CATEGORIES, EmojiCategory
-from harness.datasets.fashion import CLASSES, Fashion
+from harness.datasets.packaged import CATEGORIES, CLOTHES, EmojiCategory, Fashion
 from tools import build_fashion, train_text
 from tools.train_text import LitModel, train_lit
 from zoo.loading.clip import CompactText, load_text, tokenizer
@@ -52,16 +51,16 @@ def test_every_class_caption_is_seen(emoji):
 def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
     """With a source made of shipped items, only what ships as training is left to draw."""
     fashion = Fashion()
-    parts = [fashion.items(name) for name in ("train", "val", "test")]
+    parts = [fashion.items[name] for name in ("train", "val", "test")]
     labels = [fashion.labels(name).astype(np.uint8) for name in ("train", "val", "test")]
     source = {"train": (np.concatenate(parts), np.concatenate(labels))}
     monkeypatch.setattr(build_fashion, "read_parts", lambda _: source)
     taken = []
-    monkeypatch.setattr(train_text, "sample", lambda items, labels, i, rng: (taken.append(items[i].tobytes()),) * 2)
+    monkeypatch.setattr(train_text, "sample_item", lambda items, _, i, rng: (taken.append(items[i].tobytes()),) * 2)
     source = train_text.fashion_source(tmp_path)
     for index in range(300):
         source.draw(index)
-        assert any(name in source.captions(index)[0] for name in CLASSES)
+        assert any(name in source.captions(index)[0] for name in CLOTHES)
     assert len(set(taken)) > 200
     assert not {item.tobytes() for part in parts[1:] for item in part} & set(taken)
 

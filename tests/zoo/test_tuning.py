@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import blocks_fingerprint
-from zoo.core.prompts import CosineHead, CoupledPrompts, VisualPrompts
 from zoo.learning.tuning import (
     COUPLINGS,
+    CoupledPrompts,
     Labelled,
     PromptedText,
     PromptLearner,
@@ -36,6 +36,7 @@ from zoo.learning.tuning import (
 )
 from zoo.loading.clip import Clip, ClipParts, CompactText, OpenClipText, tokenizer
 from zoo.loading.learned_files import PromptFile, save_prompts
+from zoo.towers.vit import CosineHead, VisualPrompts
 
 LENGTH = 14
 CLASSES = ("cat", "dog", "house")

@@ -6,9 +6,9 @@ A family of towers is one file with a ``HostBlock`` and a ``Host``, a subclass o
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 import torch.fx
@@ -17,24 +17,31 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended, PoolingQuery, attend, cls_attention
-from zoo.core.prompts import Prompts
 from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
 
 torch.fx.wrap("attend")  # as in its own module
 
 
+class PromptShape(NamedTuple):
+    """What a tuned model is built from, as JSON values."""
+
+    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
+    classes: int  # of the head; 0: it stays the tower's
+    features: int  # width of the joint space of images and text
+
+
 class HostBlock:
     """One block of a tower, taken apart: attention, the residual behind it, and the MLP.
 
     Shapes are those of ``zoo.core.attention``. ``module`` is the tower's own block number ``index``, ``probe`` is
-    ``Host.probe`` where an attention pool has the query that pools. It holds nothing about the images in flight: what
-    depends on a token's place is read off ``Tokens.patch_idx``, ``Tokens.place`` and ``Tokens.positional``.
+    ``Host.probe`` where an attention pool has the query that pools. What depends on a token's place is read off
+    ``Tokens.patch_idx``, ``Tokens.place`` and ``Tokens.positional``.
     """
 
-    # Where the module has its attention layer, and the norms before that and before the MLP.
-    attn_name: ClassVar[str] = "attn"
-    norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")
+    attn_name: ClassVar[str] = "attn"  # of the module's attention layer
+    norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")  # of the norms before attention and MLP
+    pairs_places: ClassVar[bool] = False  # whether ``bias`` gives one for each pair of places
 
     def __init__(self, module: Any, index: int = 0, probe: Callable[[Tokens], PoolingQuery] | None = None) -> None:
         self.module, self.index, self.probe = module, index, probe
@@ -83,11 +90,6 @@ class HostBlock:
         """Run the MLP on the residual stream and add its result."""
         return x + self.residual(2, self.module.mlp(self.norm(x, 2)))
 
-    @property
-    def pairs_places(self) -> bool:
-        """Whether ``bias`` gives one for each pair of places."""
-        return False
-
     def bias(self, tokens: Tokens) -> Tensor | None:
         """Return the tower's own bias on the logits, broadcastable to (B, H, T, T), None for none."""
         return None
@@ -100,7 +102,7 @@ class HostBlock:
         """Normalise and attend; the same operations in the same order as the tower's own."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        out = self.attend_fused(query, key, value, self._sum(tokens, bias)).transpose(1, 2).flatten(2)
+        out = self.attend_fused(query, key, value, self._whole_bias(tokens, bias)).transpose(1, 2).flatten(2)
         return Attended(self.project(out, normed), query, key, value, self.scale)
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
@@ -111,7 +113,7 @@ class HostBlock:
         """Run the block for the first token alone, (B, 1, D): exact where nothing else is read afterwards."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        bias = self._sum(tokens, bias)
+        bias = self._whole_bias(tokens, bias)
         bias = None if bias is None else bias[:, :, :1]
         out = self.attend_fused(query[:, :, :1], key, value, bias).transpose(1, 2).flatten(2)
         return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
@@ -131,11 +133,9 @@ class HostBlock:
             return PoolingQuery(attended.query[:, :, :1], attended.key, attended.scale, tokens.prefix)
         return self.probe(tokens)
 
-    def _sum(self, tokens: Tokens, bias: Tensor | None) -> Tensor | None:
-        own = self.bias(tokens)
-        if own is None or bias is None:
-            return bias if own is None else own
-        return own + bias
+    def _whole_bias(self, tokens: Tokens, bias: Tensor | None) -> Tensor | None:
+        parts = [part for part in (self.bias(tokens), bias) if part is not None]
+        return sum(parts[1:], parts[0]) if parts else None
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -159,7 +159,7 @@ class Host(nn.Module):
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
     projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
     reducer: Reducer | None  # None for the dense tower
-    prompts: Prompts | None  # learned prefix tokens, None without
+    prompts: Any  # module that gives learned prefix tokens, None without
     grad_checkpointing: bool  # run blocks again for gradients instead of keeping what they computed
     embed_dim: int  # width D of the tokens
 
@@ -303,16 +303,8 @@ class Host(nn.Module):
     ) -> tuple[Tokens, list[Tensor], list[Tensor]]:
         """Run the blocks, and return what is left, features of all patches after some blocks, and of prefix tokens.
 
-        Args:
-            embedded: the tokens that enter the first block.
-            indices: these blocks, or how many of the last, as timm's ``forward_intermediates`` takes them.
-            stop_early: run no block behind the last of these.
-            norm: normalise them as those that leave the tower.
-            output_fmt: ``NCHW`` for (B, D, rows, columns), ``NLC`` for (B, N, D).
-            missing: see ``Tokens.spread``.
-
-        Raises:
-            ValueError: another ``output_fmt`` or ``missing``.
+        ``embedded`` are the tokens that enter the first block. The rest is as in timm's ``forward_intermediates``,
+        ``missing`` as in ``Tokens.spread``.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
@@ -379,50 +371,23 @@ def host_of(tower: nn.Module) -> type[Host]:
     raise ValueError(f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}")
 
 
-def _hosts(name: str) -> Any:
-    """Make a property that is the inner tower's."""
-    return property(lambda self: getattr(self.host, name))
-
-
 class FeatureTower(Host):
-    """Any host as a tower whose output is a tensor of features, whatever the library's is."""
-
-    grid: Any = _hosts("grid")
-    input_size: Any = _hosts("input_size")
-    prefix_count: Any = _hosts("prefix_count")
-    query: Any = _hosts("query")
-    pools_first: Any = _hosts("pools_first")
-    block: Any = _hosts("block")
-    embed: Any = _hosts("embed")
-    finish: Any = _hosts("finish")
-    probe: Any = _hosts("probe")
-    normalise: Any = _hosts("normalise")
-    require_reducible: Any = _hosts("require_reducible")
-
-    def __init__(self, host: Host) -> None:
-        super().__init__()
-        self.host = host
-        self.reducer = self.prompts = None
-        self.grad_checkpointing = False
-        self.embed_dim, self.blocks_prefix = host.embed_dim, f"host.{host.blocks_prefix}"
-        self.train(host.training)
-
-    def bare(self) -> Host:
-        """Return the library's own tower with this one's reducer, on the same modules."""
-        host = type(self.host).adopt(self.host)
-        host.reducer = self.reducer
-        return host
-
-    def over(self, host: Host) -> Self:
-        """Return another one over a tower of the same kind, whose reducer becomes this one's."""
-        other = share_weights(self, type(self))
-        other.host = type(host).adopt(host)
-        other.reducer, other.host.reducer = host.reducer, None
-        return other
+    """Any host as a tower whose output is a tensor of features, whatever the library's is; see ``give_features``."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, D)."""
         return self.features(images)
 
 
-HOSTS[FeatureTower] = FeatureTower
+def give_features(host: Host) -> FeatureTower:
+    """Return a tower of the host's modules whose output is features."""
+    kind: Any = type(host)
+    tower: FeatureTower = share_weights(host, _feature_kind(kind))
+    return tower
+
+
+@cache
+def _feature_kind(host: type[Host]) -> Any:
+    kind = type(f"Feature{host.__name__.removeprefix('Reduced')}", (FeatureTower, host), {})
+    HOSTS[kind] = kind
+    return kind

@@ -64,8 +64,7 @@ class Merger(Reducer):
         if r <= 0:
             return tokens
         metric = attended.key.mean(dim=1, dtype=attended.out.dtype)  # float32 in optimised towers
-        merged = self.merge(index, tokens, metric[:, tokens.prefix :], r)
-        return merged.with_bias() if self.config.proportional else merged
+        return self.merge(index, tokens, metric[:, tokens.prefix :], r)
 
 
 class Pairs(NamedTuple):

@@ -1,9 +1,14 @@
-"""Phrases that messages share, and the check of settings."""
+"""What settings may be: precisions by name, the check of fields, and phrases that refusals share."""
 
 import dataclasses
 import difflib
 from collections.abc import Collection
 from typing import Any, get_type_hints
+
+import torch
+
+AUTO = "auto"  # the precision that is fastest on the device
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def expected(value: str, allowed: Any) -> str:
@@ -42,3 +47,17 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
         inside = number and low <= value <= high and (value, values[0]) != (low, "(")
         if not inside or (value, values[-1]) == (high, ")"):
             raise ValueError(f"{name}={value!r}: expected {'an integer' if whole else 'a number'} in {values}")
+
+
+def best_precision(device: str | torch.device) -> str:
+    """Return the precision that is fastest on a device: bfloat16 where its hardware has it."""
+    kind = torch.device(device).type
+    fast = kind == "cuda" and torch.cuda.is_bf16_supported()
+    if kind == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def precision_on(device: str | torch.device, dtype: str) -> str:
+    """Return ``dtype`` itself, or the precision that is fastest on the device where it is ``auto``."""
+    return best_precision(device) if dtype == AUTO else dtype

@@ -8,8 +8,6 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-MISSING = ("nearest", "zeros")  # what `Tokens.spread` gives patches whose token was dropped
-
 
 class Reduction(NamedTuple):
     """What happened at one reduction point of one forward pass; positions are in the grid, -1 for a fused token."""
@@ -44,8 +42,6 @@ class Tokens(NamedTuple):
     # (B, n, 2) float row and column of each patch token, where they count and some were merged: the mean of those that
     # it stands for. None for that of its ``patch_idx``.
     place: Tensor | None = None
-    # A mass, a ``prefix`` and the ``size_bias`` of the two, which blocks between two merges share.
-    known_bias: tuple[Tensor, int, Tensor] | None = None
 
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int], positional: Tensor | None = None) -> "Tokens":
@@ -65,16 +61,7 @@ class Tokens(NamedTuple):
     def size_bias(self) -> Tensor | None:
         """Return the log of each key's mass, (B, 1, 1, T), which attends in proportion to it; None while all are 1."""
         mass = self.size if self.mass is None else self.mass
-        if mass is None:
-            return None
-        if self.known_bias is not None and self.known_bias[0] is mass and self.known_bias[1] == self.prefix:
-            return self.known_bias[2]
-        return F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
-
-    def with_bias(self) -> "Tokens":
-        """Return the same tokens, which know their ``size_bias``."""
-        mass, bias = self.size if self.mass is None else self.mass, self.size_bias()
-        return self if mass is None or bias is None else self._replace(known_bias=(mass, self.prefix, bias))
+        return None if mass is None else F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
 
     def places(self) -> Tensor:
         """Return the row and column of each patch token, (B, n, 2) float32; a fused token needs its ``place``."""
@@ -156,71 +143,54 @@ class Tokens(NamedTuple):
                 Its mass is its parts' by the same factor: its value, which LayerNorm stretches whatever we do, would
                 otherwise count for more than theirs.
         """
-        exporting = torch.compiler.is_exporting()
-        idx, own = self.patch_idx, every_position(self.x, self.patch_count)
-        goal = _find_goals(gone, into, own) if exporting else own.scatter(1, gone, into)
+        exporting = torch.compiler.is_exporting()  # its runtimes are slow or wrong at scattered sums
+        put, add_up = (_put_by_mask, _add_by_product) if exporting else (torch.scatter, _add_by_index)
+        idx, size, own = self.patch_idx, self.sizes(), every_position(self.x, self.patch_count)
+        goal = put(own, 1, gone, into)
         if stay is None:
             stay = (goal != own).int().argsort(dim=1, stable=True)[:, :count]
-        short = (self._product if exporting else self._sums)(gone, into, stay, rescale)
-        after = idx.gather(1, stay)
-        last = torch.full_like(idx, torch.inf, dtype=torch.float32).scatter(1, gone, importance.float())
-        place = torch.zeros_like(idx).scatter(1, stay, every_position(self.x, count))
-        reduction = Reduction(index, idx, after, last, place.gather(1, goal))
-        return short._replace(patch_idx=after, patch_count=count, history=(*self.history, reduction))
-
-    def _sums(self, gone: Tensor, into: Tensor, stay: Tensor, rescale: bool) -> "Tokens":
-        """Return what the tokens at ``stay`` become, for ``merge``, by sums over the pairs of ``gone`` and ``into``."""
-        size = self.sizes()
-        moved = size.gather(1, gone)
-        merged_size = size.scatter_add(1, into, moved)
-        share = moved / merged_size.gather(1, into)
-        parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
-        merged, stretch = _merge_parts(parts, target, into, share, rescale)
-        mass = size if self.mass is None and rescale else self.mass
-        if mass is not None:
-            mass = mass.scatter_add(1, into, mass.gather(1, gone))
-            mass = mass.scatter(1, into, mass.gather(1, into) / stretch).gather(1, stay)
-        where, carried = None, self.importance
-        if self.positional is not None:
-            sums = self.places() * size.unsqueeze(2)
-            sums = sums.scatter_add(1, into.unsqueeze(2).expand(-1, -1, 2), rows(sums, gone))
-            where = rows(sums / merged_size.unsqueeze(2), stay)
-        if carried is not None:
-            carried = carried.scatter_reduce(1, into, carried.gather(1, gone), "amax").gather(1, stay)
-        x, size = _splice(self.x, self.prefix, stay, merged, into), merged_size.gather(1, stay)
-        return self._replace(x=x, size=size, mass=mass, importance=carried, place=where)
-
-    def _product(self, gone: Tensor, into: Tensor, stay: Tensor, rescale: bool) -> "Tokens":
-        """Return the same by a matrix product: runtimes of exported models are slow or wrong at scattered sums."""
-        size, carried, where = self.sizes(), self.importance, None
         alike = into.unsqueeze(2) == into.unsqueeze(1)  # (B, r, r) whether two go into one
-        moved, there = size.gather(1, gone), size.gather(1, into)
-        merged_size = there + (alike * moved.unsqueeze(1)).sum(dim=2)
-        parts, target = rows(self.patches, gone), rows(self.patches, into)
-        share = (moved / merged_size).unsqueeze(2)
-        merged, stretch = target + alike.to(parts.dtype) @ ((parts - target) * share.to(parts.dtype)), None
-        if rescale:
-            longest, own, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
-            stretch = (alike * longest.unsqueeze(1)).amax(dim=2).maximum(own) / now.clamp(min=1e-12)
-            merged = merged * stretch.unsqueeze(2).to(merged.dtype)
+        pairs = alike if exporting else alike.int().argmax(dim=2)
         # Where in the old tokens, with the merged ones behind them, each of those that stay is.
-        hit = stay.unsqueeze(2) == into.unsqueeze(1)
-        source = (size.shape[1] + hit.int().argmax(dim=2)).where(hit.any(dim=2), stay)
+        source = put(own, 1, into, self.patch_count + every_position(self.x, gone.shape[1])).gather(1, stay)
+
+        moved, there = size.gather(1, gone).unsqueeze(2), size.gather(1, into).unsqueeze(2)
+        total = add_up(pairs, there, moved)
+        parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
+        moves = (parts - target) * (moved / total).to(parts.dtype)
+        merged = target + add_up(pairs, torch.zeros_like(moves), moves)
         mass = size if self.mass is None and rescale else self.mass
         if mass is not None:
-            total = mass.gather(1, into) + (alike * mass.gather(1, gone).unsqueeze(1)).sum(dim=2)
-            mass = torch.cat((mass, total if stretch is None else total / stretch), dim=1).gather(1, source)
+            heavier = add_up(pairs, mass.gather(1, into).unsqueeze(2), mass.gather(1, gone).unsqueeze(2)).squeeze(2)
+        if rescale:
+            arrived, before, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
+            stretch = (alike * arrived.unsqueeze(1)).amax(dim=2).maximum(before) / now.clamp(min=1e-12)
+            merged, heavier = merged * stretch.unsqueeze(2).to(merged.dtype), heavier / stretch
+        if mass is not None:
+            mass = put(mass, 1, into, heavier).gather(1, stay)
+        place, carried = None, self.importance
         if self.positional is not None:
             places = self.places()
-            old, new = rows(places, into), rows(places, gone)
-            mean = (old * there.unsqueeze(2) + alike.float() @ (new * moved.unsqueeze(2))) / merged_size.unsqueeze(2)
-            where = rows(torch.cat((places, mean), dim=1), source)
+            sums = add_up(pairs, rows(places, into) * there, rows(places, gone) * moved)
+            place = rows(torch.cat((places, sums / total), dim=1), source)
         if carried is not None:
-            most = carried.gather(1, gone).unsqueeze(1).where(alike, -torch.inf).amax(dim=2)
+            most = torch.where(alike, carried.gather(1, gone).unsqueeze(1), -torch.inf).amax(dim=2)
             carried = torch.cat((carried, most.maximum(carried.gather(1, into))), dim=1).gather(1, source)
-        x = torch.cat((self.x[:, : self.prefix], rows(torch.cat((self.patches, merged), dim=1), source)), dim=1)
-        size = torch.cat((size, merged_size), dim=1).gather(1, source)
-        return self._replace(x=x, size=size, mass=mass, importance=carried, place=where)
+
+        after = idx.gather(1, stay)
+        last = torch.full_like(idx, torch.inf, dtype=torch.float32).scatter(1, gone, importance.float())
+        new = torch.zeros_like(idx).scatter(1, stay, every_position(self.x, count))
+        sequence = torch.cat((every_position(self.x, self.prefix), self.prefix + source), dim=1)
+        return self._replace(
+            x=rows(torch.cat((self.x, merged), dim=1), sequence),
+            patch_idx=after,
+            patch_count=count,
+            size=put(size, 1, into, total.squeeze(2)).gather(1, stay),
+            mass=mass,
+            importance=carried,
+            place=place,
+            history=(*self.history, Reduction(index, idx, after, last, new.gather(1, goal))),
+        )
 
     def token_of_patch(self) -> Tensor:
         """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence, -1 if dropped.
@@ -240,8 +210,8 @@ class Tokens(NamedTuple):
         Raises:
             ValueError: another ``missing``.
         """
-        if missing not in MISSING:
-            raise ValueError(f"missing={missing!r}: expected one of {', '.join(MISSING)}")
+        if missing not in ("nearest", "zeros"):
+            raise ValueError(f"missing={missing!r}: expected one of nearest, zeros")
         if not self.history:
             return self.x
         token = self.token_of_patch()
@@ -291,37 +261,24 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
     return flat.view(batch, idx.shape[1], dim)
 
 
-def _find_goals(gone: Tensor, into: Tensor, own: Tensor) -> Tensor:
-    """Return ``own`` (B, n) positions with those at ``gone`` replaced by ``into``, without a scatter."""
-    goal = into.unsqueeze(2).where(gone.unsqueeze(2) == own.unsqueeze(1), -1).amax(dim=1)
-    return own.where(goal < 0, goal)
+def _add_by_index(slot: Tensor, there: Tensor, moved: Tensor) -> Tensor:
+    """Add rows ``moved`` (B, r, C) to those of ``there`` (B, r, C), all that go into one at the first of them.
 
-
-def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:
-    """Return what each token at ``into`` (B, r) becomes, (B, r, D), and by which factor it was stretched, (B, r).
-
-    ``parts`` (B, r, D) go into ``target`` (B, r, D), aligned, each with its ``share`` (B, r) of the size in the end.
+    ``slot`` (B, r) is where that is. Far faster than ``scatter_add``.
     """
-    # Sums are taken at the first of those that share a position.
-    slot = (into.unsqueeze(2) == into.unsqueeze(1)).int().argmax(dim=2)
-    moves = (parts - target) * share.unsqueeze(2).to(parts.dtype)
     flat = (slot + slot.shape[1] * torch.arange(slot.shape[0], device=slot.device).unsqueeze(1)).flatten()
-    sums = torch.zeros_like(moves).flatten(0, 1).index_add(0, flat, moves.flatten(0, 1))  # far faster than scatter_add
-    merged = target + sums.index_select(0, flat).view_as(moves)
-    stretch = torch.ones_like(share)
-    if rescale:
-        arrived, there, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
-        stretch = there.scatter_reduce(1, slot, arrived, "amax").gather(1, slot) / now.clamp(min=1e-12)
-        merged = merged * stretch.unsqueeze(2).to(merged.dtype)
-    return merged, stretch
+    return there.flatten(0, 1).index_add(0, flat, moved.flatten(0, 1)).index_select(0, flat).view_as(there)
 
 
-def _splice(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, into: Tensor) -> Tensor:
-    """Return the prefix tokens of ``x`` (B, T, D) and the patch tokens at ``stay``, with ``merged`` for ``into``."""
-    source = every_position(x, x.shape[1])
-    source = source.scatter(1, prefix + into, x.shape[1] + every_position(x, merged.shape[1]))
-    patches = source.gather(1, prefix + stay)
-    return rows(torch.cat((x, merged), dim=1), torch.cat((source[:, :prefix], patches), dim=1))
+def _add_by_product(alike: Tensor, there: Tensor, moved: Tensor) -> Tensor:
+    """Do the same by a matrix product; ``alike`` (B, r, r) says which go into one."""
+    return there + alike.to(moved.dtype) @ moved
+
+
+def _put_by_mask(x: Tensor, _dim: int, idx: Tensor, values: Tensor) -> Tensor:
+    """Return ``x`` (B, n), not negative, with ``values`` (B, r) at ``idx`` (B, r), as ``torch.scatter`` does."""
+    put = values.unsqueeze(2).where(idx.unsqueeze(2) == every_position(x, x.shape[1]).unsqueeze(1), -1).amax(dim=1)
+    return x.where(put < 0, put)
 
 
 def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:
@@ -353,7 +310,7 @@ def every_position(x: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=x.device).expand(x.shape[0], -1)
 
 
-for _function in ("every_position", "rows", "_merge_parts", "_splice"):
+for _function in ("every_position", "rows", "_add_by_index"):
     torch.fx.wrap(_function)  # one call in a graph: it knows no shapes, and torch.arange no traced device
 
 
@@ -365,31 +322,20 @@ def top(importance: Tensor, count: int) -> Tensor:
     return importance.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
-def _cells(positions: Tensor, patches: int) -> Tensor:
-    """Give fused tokens, which have no place in the grid, one cell more than it has."""
-    return positions.where(positions >= 0, patches)
-
-
-def _mark_cells(positions: Tensor, patches: int) -> Tensor:
-    """Return (B, N + 1) bool: the cells at ``positions`` (B, n)."""
-    empty = positions.new_zeros(len(positions), patches + 1, dtype=torch.bool)
-    return empty.scatter(1, _cells(positions, patches), True)
-
-
 def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
     """Order all N patches of the grid by when they went, then by their importance at that time.
 
     ``history`` is that of one forward pass, oldest first, at least one. Returns (B, N), higher
     = kept longer; patches of equal fate tie.
     """
-    scores = history[0].before.new_zeros(len(history[0].before), patches + 1, dtype=torch.float32)
+    cells = patches + 1  # the last for fused tokens, at position -1
+    scores = history[0].before.new_zeros(len(history[0].before), cells, dtype=torch.float32)
     for stage, reduction in enumerate(history):
         importance = reduction.importance.float()
-        below = importance.unsqueeze(2) > importance.unsqueeze(1)
-        share = below.sum(dim=2) / importance.shape[1]
+        share = (importance.unsqueeze(2) > importance.unsqueeze(1)).sum(dim=2) / importance.shape[1]
         # What goes on is overwritten by the next stage; what went keeps this stage's score.
-        scores = scores.scatter(1, _cells(reduction.before, patches), stage + share)
-        scores = scores + _mark_cells(reduction.after, patches)
+        scores = scores.scatter(1, reduction.before % cells, stage + share)
+        scores = scores.scatter_add(1, reduction.after % cells, torch.ones_like(reduction.after, dtype=torch.float32))
     return scores[:, :patches]
 
 

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import PARTIAL, fingerprint, no_room, wanting, write_whole
 from zoo.core.host import Host
-from zoo.core.messages import expected
-from zoo.core.precision import PRECISIONS
+from zoo.core.messages import PRECISIONS, expected
 
 Call = Callable[[Tensor], Tensor]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.host import Host, HostBlock, share_weights
-from zoo.core.messages import expected
-from zoo.core.precision import PRECISIONS
+from zoo.core.messages import PRECISIONS, expected
 from zoo.loading.adopt import image_tower, reduce
 from zoo.towers.lean import LeanBlock, Product, is_lean, special_layer
 from zoo.towers.open_clip import ReducedOpenClip

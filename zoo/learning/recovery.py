@@ -17,7 +17,6 @@ from torch.func import functional_call
 
 from zoo.core.files import digest, weights_digest
 from zoo.core.host import Host, share_weights
-from zoo.core.prompts import CosineHead
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
     DOWN,
@@ -27,7 +26,6 @@ from zoo.loading.recovery_file import (
     Recovered,
     RecoveryConfig,
     additions,
-    bare_tower,
     fold,
     last_map,
     trainable,
@@ -35,6 +33,7 @@ from zoo.loading.recovery_file import (
     with_head,
     with_precision,
 )
+from zoo.towers.vit import CosineHead
 
 CHUNK = 16  # images at a time where nothing is learnt
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 7))  # of the ridge, times the mean square of an input
@@ -113,7 +112,6 @@ def recover(
     """
     if not isinstance(model, Host):
         raise ValueError(f"{type(model).__name__} is no reduced tower: expected what zoo.reduce makes of one")
-    model = bare_tower(model)
     if model.reducer is None:
         raise ValueError("this model is dense: there is nothing to recover; reduce it first")
     if isinstance(getattr(model, "head", None), CosineHead) or model.prompts is not None:

@@ -15,17 +15,16 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest
-from zoo.core.messages import check_fields
-from zoo.core.precision import AUTO, precision_on
-from zoo.core.prompts import CosineHead, CoupledPrompts, Prompts, VisualPrompts, near
+from zoo.core.messages import AUTO, check_fields, precision_on
 from zoo.learning.fit import FitState
 from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
 from zoo.loading.learned_files import PromptFile, save_prompts
-from zoo.towers.vit import ReducedViT
+from zoo.towers.vit import CosineHead, ReducedViT, VisualPrompts
 
 TOKENS = ("t", "v", "vt")
 COUPLINGS = ("offset", "printed", "none")
 CHUNK = 32  # images at a time where nothing is learnt
+NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 DTYPES = (AUTO, "float32", "bfloat16")
 _LEARNED = ("tokens", "count", "seed", "rounds", "steps")  # said beside the rest of a recipe
@@ -187,6 +186,35 @@ class PromptedText(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
+class CoupledPrompts(nn.Module):
+    """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
+
+    ``projection`` is M, ``begin`` the fixed p (D). The paper (2409.14607, section 3.4) has no p and doesn't say how M
+    begins; ``PromptLearner`` says what we do beside it and why.
+    """
+
+    begin: Tensor
+
+    def __init__(self, context: nn.Parameter, begin: Tensor, start: torch.Generator | None = None) -> None:
+        """Couple ``context`` (1, count, D_t) to the token ``begin`` (D).
+
+        M begins as zero, or with ``start`` as the random weight of ``nn.Linear``, drawn from it.
+        """
+        super().__init__()
+        self.context, self.count = context, context.shape[1]
+        self.register_buffer("begin", begin, persistent=False)
+        self.projection = nn.Linear(context.shape[2], len(begin), bias=False)
+        if start is None:
+            nn.init.zeros_(self.projection.weight)
+        else:
+            bound = context.shape[2] ** -0.5
+            nn.init.uniform_(self.projection.weight, -bound, bound, generator=start)
+
+    def forward(self) -> Tensor:
+        """Return the tokens, (count, D)."""
+        return self.projection(self.context[0]) + self.begin
+
+
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
@@ -210,7 +238,7 @@ class PromptLearner(nn.Module):
         generator = torch.Generator().manual_seed(config.seed)
         device = next(vit.parameters()).device
         self.text: PromptedText | None = None  # where the text is tuned
-        self.visual: Prompts | None = None
+        self.visual: VisualPrompts | CoupledPrompts | None = None
         if "t" in config.tokens:
             self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
@@ -220,7 +248,8 @@ class PromptLearner(nn.Module):
             begin, start = (torch.zeros_like(patch), generator) if printed else (patch, None)
             self.visual = CoupledPrompts(self.text.context, begin, start).to(device)
         elif patch is not None:
-            first = near(patch, config.count, generator)
+            noise = torch.randn(config.count, len(patch), generator=generator).to(device)
+            first = patch + NOISE * patch.square().mean().sqrt() * noise
             self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
             self.visual.tokens.data.copy_(first)
 

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from zoo.core.files import blocks_fingerprint
 from zoo.core.host import Host, host_of, share_weights
-from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PredictorFile, PredictorPath, PromptFile, load_predictor
 from zoo.loading.recovery_file import add_recovery
-from zoo.loading.weights import filter_weights
-from zoo.towers.vit import TimmHost
+from zoo.loading.sizes import EMBEDDED
+from zoo.towers.vit import TimmHost, for_head
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
 CONTAINERS = {
@@ -139,6 +139,31 @@ def _describe(model: Host, method: str | None) -> None:
         "reduction": reduction,
     }
     facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
+
+
+def filter_weights(
+    state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
+) -> dict[str, Any]:
+    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
+
+    Raises:
+        ValueError: ``predictor`` was fitted to other weights, or without one its weights are missing.
+    """
+    reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
+    weights = type(model).filter_fn({k: v for k, v in state_dict.items() if k not in reducer}, model)
+    facts: Any = model.pretrained_cfg
+    headless = not any(name.startswith("head.") for name in weights)
+    if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
+        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
+    if model.reducer is None:
+        return weights | reducer
+    if predictor is not None:
+        predictor.require(weights=blocks_fingerprint(weights))
+        reducer = predictor.tensors()
+    if missing := sorted(k for k in model.state_dict() if k.startswith("reducer.") and k not in reducer):
+        raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
+    return weights | reducer
 
 
 @register_model

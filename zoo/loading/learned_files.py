@@ -23,9 +23,8 @@ from zoo.core.files import (
     write_learned,
     write_whole,
 )
-from zoo.core.host import Host
+from zoo.core.host import Host, PromptShape
 from zoo.core.messages import tower_name
-from zoo.core.prompts import PromptShape
 from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
 from zoo.loading.sizes import EMBEDDED
 

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from zoo.core.files import cache_file, digest, write_whole
-from zoo.core.host import FeatureTower
+from zoo.core.host import give_features
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
 from zoo.loading.adopt import reduce
@@ -180,7 +180,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         tokenizer = open_clip.get_tokenizer(arch)
     pools = isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None
     try:  # timm has no pool such as CoCa's
-        visual: Any = FeatureTower(reduce(model.visual, method=None)) if pools else from_open_clip(model)
+        visual: Any = give_features(reduce(model.visual, method=None)) if pools else from_open_clip(model)
         visual.spec()
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error

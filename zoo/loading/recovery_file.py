@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest, from_json, weights_digest, write_learned
-from zoo.core.host import FeatureTower, Host, share_weights
-from zoo.core.messages import check_fields
-from zoo.core.precision import AUTO, precision_on
+from zoo.core.host import Host, share_weights
+from zoo.core.messages import AUTO, check_fields, precision_on
 from zoo.core.reducer import Reducer
 from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names
 
@@ -138,11 +137,6 @@ class Recovered(NamedTuple):
     after: tuple[float, ...]  # the same with the changes; none is higher
 
 
-def bare_tower(model: T) -> Host | T:
-    """Return the library's own tower, whose weights have the names that files hold."""
-    return model.bare() if isinstance(model, FeatureTower) else model
-
-
 def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
     """Return the recipe with a precision by name for ``auto``."""
     device = next(model.block_modules[0].parameters()).device
@@ -241,7 +235,6 @@ def save_recovery(
     ``model`` is the reduced tower that it was trained on, of dense name ``name``; ``datasets``
     are facts about its sets of images, ``name`` first of all.
     """
-    model = bare_tower(model)
     assert model.reducer is not None
     losses, patches = zip(recovered.before, recovered.after, strict=True), math.prod(model.grid)
     facts: dict[str, Any] = {
@@ -274,8 +267,6 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
         FileNotFoundError: no such file.
     """
     file = recovery if isinstance(recovery, RecoveryFile) else RecoveryFile.read(recovery)
-    if isinstance(model, FeatureTower):
-        return model.over(add_recovery(model.bare(), file))
     headed = with_head(model, file.recipe["what"])
     file.require(headed)
     added = file.load_for(headed)

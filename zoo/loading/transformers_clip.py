@@ -18,7 +18,7 @@ from transformers import (
     SiglipModel,
 )
 
-from zoo.core.host import FeatureTower
+from zoo.core.host import FeatureTower, give_features
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts
 
@@ -105,7 +105,7 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
     elif isinstance(model, (SiglipModel, Siglip2Model)):
         tower = model.vision_model
     try:
-        visual: Any = FeatureTower(reduce(tower.eval(), method=None)).eval()
+        visual: Any = give_features(reduce(tower.eval(), method=None)).eval()
         visual.spec()
     except ValueError as error:
         raise ValueError(f"{named}: {error}") from error

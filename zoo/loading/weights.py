@@ -18,10 +18,8 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from zoo.core.files import blocks_fingerprint, cache_folder, is_out_of_memory, wanting
-from zoo.loading.learned_files import PredictorFile
-from zoo.loading.sizes import EMBEDDED, SIZES
-from zoo.towers.vit import TimmHost
+from zoo.core.files import cache_folder, is_out_of_memory, wanting
+from zoo.loading.sizes import SIZES
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 _UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
@@ -167,31 +165,6 @@ def timm_source(cfg: PretrainedCfg) -> str:
     """Return the file on the hub from which timm would take weights, "" for others."""
     there = cfg.hf_hub_id and not cfg.file and not cfg.state_dict
     return f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}" if there else ""
-
-
-def filter_weights(
-    state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
-) -> dict[str, Any]:
-    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
-
-    Raises:
-        ValueError: ``predictor`` was fitted to other weights, or without one its weights are missing.
-    """
-    reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
-    weights = model.convert_weights({k: v for k, v in state_dict.items() if k not in reducer})
-    facts: Any = model.pretrained_cfg
-    headless = not any(name.startswith("head.") for name in weights)
-    if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
-        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
-        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
-    if model.reducer is None:
-        return weights | reducer
-    if predictor is not None:
-        predictor.require(weights=blocks_fingerprint(weights))
-        reducer = predictor.tensors()
-    if missing := sorted(k for k in model.state_dict() if k.startswith("reducer.") and k not in reducer):
-        raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
-    return weights | reducer
 
 
 def own_weights(size: str, tag: str) -> Path | None:

@@ -97,7 +97,7 @@ class RankMerge(Reducer):
             place, r = scale_places(tokens, self.config.distance), tokens.patch_count - left
             gone, into, cost = pair_tokens(tokens.patches, place, weight, r, protection=protection)
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
-        return tokens.with_bias()
+        return tokens
 
 
 def _shares(importance: Tensor, count: int) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.messages import check_fields, expected
-from zoo.core.precision import PRECISIONS
+from zoo.core.messages import PRECISIONS, check_fields, expected
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
 from zoo.ranking.suffix import Suffix, follow, mean_over_windows, members, outside, windows
 from zoo.towers.lean import is_lean, special_layer

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.precision import PRECISIONS
+from zoo.core.messages import PRECISIONS
 from zoo.core.tokens import Tokens, every_position
 from zoo.towers.lean import LeanBlock, is_lean
 

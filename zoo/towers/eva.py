@@ -172,12 +172,10 @@ class BeitBlock(TimmBlock):
     A token that others were merged into keeps its own place. Learned tokens and fused ones have none: they get no bias.
     """
 
-    @property
-    def pairs_places(self) -> bool:
-        return self.attn.relative_position_bias_table is not None
+    pairs_places = True
 
     def bias(self, tokens: Tokens) -> Tensor | None:
-        if not self.pairs_places:
+        if self.attn.relative_position_bias_table is None:
             return None
         # (H, N + 2, N + 2), the class token first and no place last
         places = F.pad(self.attn._get_rel_pos_bias()[0], (0, 1, 0, 1))

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zoo.core.attention import PoolingQuery, is_plain, mean_share, split_heads
-from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
-from zoo.core.prompts import CosineHead, PromptShape, VisualPrompts, for_head, insert
+from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, PromptShape, register_host
 from zoo.core.reducer import build_reducer
 from zoo.core.tokens import Tokens
 
@@ -35,8 +34,7 @@ class _Recorder(torch.fx.Tracer):
 def straight_line(model: nn.Module) -> GraphModule:
     """Record ``model`` as a module that shares its weights and names, for torch.fx and TorchScript.
 
-    Whatever depends on an image's shape alone is known from the tower, so the recording has no
-    branches. It holds for one input size and for the mode, training or not, of the recording.
+    It has no branches, and holds for one input size and for the mode, training or not, of the recording.
     """
     recorded = GraphModule(model, _Recorder().trace(model), type(model).__name__)
     recorded.graph.eliminate_dead_code()  # the history of reductions is no output
@@ -54,18 +52,55 @@ def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
 torch.fx.wrap("refuse_mask")  # one call in a graph, where arguments have no values
 
 
+def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
+    """Return a tuned model's shape, and whether the caller wants logits of its classes.
+
+    In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
+    """
+    if prompts is None:
+        return None, False
+    shape = PromptShape(**prompts)
+    classify = shape.classes > 0 and vit_args.get("num_classes") == shape.classes
+    if classify:
+        vit_args["num_classes"] = shape.features
+    return shape, classify
+
+
+class VisualPrompts(nn.Module):
+    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block; zeros at first."""
+
+    def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.count = count
+        self.tokens = nn.Parameter(torch.zeros(count, dim, device=device, dtype=dtype))
+
+    def forward(self) -> Tensor:
+        """Return the tokens, (count, D)."""
+        return self.tokens
+
+
+class CosineHead(nn.Module):
+    """Classify as CLIP does: by the scaled cosine of image and text features."""
+
+    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.projection = projection  # from pooled tokens to the joint space, the dense tower's head
+        # Its weights (classes, D) are unit text features times the logit scale.
+        self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled tokens (B, D) to logits (B, classes)."""
+        return self.classes(F.normalize(self.projection(x), dim=-1))
+
+
 class TimmHost(Host):
     """What timm's families of towers share: embedding, pooling, and the methods of timm's interface.
 
     A family is a subclass of this and of timm's class, with ``Block``, ``embed_patches`` and what it can reduce.
-
-    Attributes:
-        kinds: classes of a block and of its attention that ``Block`` takes apart.
-        filter_fn: timm's function that converts checkpoints for this class.
     """
 
-    kinds: ClassVar[tuple[tuple[type[nn.Module], type[nn.Module]], ...]]
-    filter_fn: ClassVar[Callable[..., dict[str, Any]]]
+    kinds: ClassVar[tuple[tuple[type[nn.Module], type[nn.Module]], ...]]  # of blocks and attention that are known
+    filter_fn: ClassVar[Callable[..., dict[str, Any]]]  # timm's, which converts checkpoints for this class
     projection = "head"
 
     # Typed loosely, as timm's classes differ in it.
@@ -78,10 +113,6 @@ class TimmHost(Host):
     @abstractmethod
     def embed_patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of images with what is added for places, (B, T, D), and ``Tokens.positional``."""
-
-    def convert_weights(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint of any library that timm knows into the form of this tower."""
-        return type(self).filter_fn(weights, self)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -117,7 +148,6 @@ class TimmHost(Host):
         return torch.cat((x[:, : self.pooled_prefix], x[:, self.prefix_count :]), dim=1)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """Pool as timm does; learned tokens are never averaged in."""
         timms: Any = super()
         return timms.pool(self.drop_prompts(x, pool_type), pool_type)
 
@@ -172,9 +202,10 @@ class TimmHost(Host):
         return int(rows), int(columns)
 
     def embed(self, images: Tensor) -> Tokens:
-        (x, positional), prefix = self.embed_patches(images), self.prefix_count
+        (x, positional), prefix, timms = self.embed_patches(images), self.prefix_count, self.num_prefix_tokens
         if self.prompts is not None:
-            x = insert(x, self.num_prefix_tokens, self.prompts())
+            prompts = self.prompts().to(x.dtype).expand(x.shape[0], -1, -1)
+            x = torch.cat((x[:, :timms], prompts, x[:, timms:]), dim=1)
         return Tokens.start(self.norm_pre(x), prefix, self.grid_of(images), positional)
 
     @torch.no_grad()
@@ -183,11 +214,7 @@ class TimmHost(Host):
         return self.embed_patches(images)[0][:, self.num_prefix_tokens :].float().mean(dim=(0, 1))
 
     def finish(self, tokens: Tokens) -> Tensor:
-        """Normalise, pool and apply the head.
-
-        An average weighs merged tokens by what they stand for, an attention pool adds the log of that, and a maximum
-        needs nothing.
-        """
+        """Normalise, pool and apply the head: averages and attention pools weigh merged tokens by size."""
         x = self.norm(tokens.x)
         if tokens.size is None or (self.attn_pool is None and self.global_pool in ("", "token", "max")):
             return self.forward_head(x)
@@ -201,11 +228,7 @@ class TimmHost(Host):
         return self.head(self.head_drop(self.fc_norm(pooled)))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Return the head's output.
-
-        Where merged tokens are averaged, or an attention pool sees them, that isn't ``forward_head`` of
-        ``forward_features``, which know nothing of sizes.
-        """
+        """Return the head's output; ``forward_head`` of ``forward_features`` knows nothing of merged tokens' sizes."""
         return self.features(refuse_mask(x, attn_mask, is_causal))
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -235,11 +258,8 @@ class TimmHost(Host):
         with_prefix = return_prefix_tokens and tokens.prefix > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}
-            if with_prefix:
-                result["image_intermediates_prefix"] = prefixes
-            if not intermediates_only:
-                result["image_features"] = self.norm(tokens.x)
-            return result
+            result |= {"image_intermediates_prefix": prefixes} if with_prefix else {}
+            return result | ({} if intermediates_only else {"image_features": self.norm(tokens.x)})
         intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
         return intermediates if intermediates_only else (self.norm(tokens.x), intermediates)
 
@@ -273,7 +293,6 @@ class TimmBlock(HostBlock):
         return float(self.attn.attn_drop.p) if self.attn.training else 0.0
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values; places are in the tokens already, or count in ``bias``."""
         attn = self.attn
         if getattr(attn, "q_bias", None) is None:
             qkv = attn.qkv(normed)
@@ -291,7 +310,7 @@ class TimmBlock(HostBlock):
         return attn.proj_drop(attn.proj(out))
 
     def layer_scale(self, number: int, out: Tensor) -> Tensor:
-        """Scale what the attention layer (1) or the MLP (2) gives, by a layer or a vector where there is one."""
+        """Scale what the attention layer (1) or the MLP (2) gives, by a layer or a vector if there is one."""
         if (layer := getattr(self.module, f"ls{number}", None)) is not None:
             return layer(out)
         gamma = getattr(self.module, f"gamma_{number}", None)
@@ -304,9 +323,8 @@ class TimmBlock(HostBlock):
 class ViTBlock(TimmBlock):
     """timm's plain block, with its plain attention.
 
-    The class token's row needs no key or value of others where nothing is between weights and logits: q (W x) is
-    (q W) x, so the query goes through the keys' weights once instead of every token, and the attended mean of the
-    tokens through the values'.
+    The class token's row needs no key or value of others, as q (W x) is (q W) x: the query goes through the keys'
+    weights once instead of every token, and the attended mean of the tokens through the values'.
     """
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
@@ -357,9 +375,6 @@ class ViTBlock(TimmBlock):
 @register_host(VisionTransformer)
 class ReducedViT(TimmHost, VisionTransformer):
     """A timm VisionTransformer, dense or with a token reduction method.
-
-    Only what reduction changes is overridden: embedding, blocks and final norm are driven through
-    ``embed``, ``advance`` and ``finish``, and every other method of timm's class is inherited.
 
     Args:
         method: name of a registered reduction method, None for the dense tower.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
-from harness.datasets.images import LEAVE_OUT, decode_image
+from harness.datasets.images import decode_image
 from harness.records.times import cores
 from zoo.core.files import digest, is_out_of_memory
 
@@ -56,8 +56,8 @@ class DecodedChunk(NamedTuple):
     seconds: float
 
 
-def prepare(pictures: Sequence[PictureFile], transform: Transform, *, way: str = LEAVE_OUT) -> DecodedChunk:
-    """Read, decode and transform pictures; ``way`` out of a bad one is for messages.
+def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
+    """Read, decode and transform pictures.
 
     Raises:
         MemoryError: too little memory, which says nothing about a picture.
@@ -65,16 +65,16 @@ def prepare(pictures: Sequence[PictureFile], transform: Transform, *, way: str =
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata
-        items = [_prepare_one(picture, transform, way) for picture in pictures]
+        items = [_prepare_one(picture, transform) for picture in pictures]
     return DecodedChunk(items, time.perf_counter() - start)
 
 
-def _prepare_one(picture: PictureFile, transform: Transform, way: str) -> Item:
+def _prepare_one(picture: PictureFile, transform: Transform) -> Item:
     known = ""
     try:
         content = picture.read()
         known = digest(content)
-        image = decode_image(content, repr(picture.path), way=way)
+        image = decode_image(content, repr(picture.path))
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
         pixels = np.asarray(transform(image))

@@ -5,13 +5,13 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
-from harness.apps.vectors.codes import PRECISIONS, Codes
 from harness.apps.vectors.decode import DecodedChunk, Decoders, Item, processes_beside
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, shard_path
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
@@ -39,7 +38,54 @@ IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
+FLOAT32, INT8, BINARY = "float32", "int8", "binary"
+PRECISIONS = {FLOAT32: np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
+
+
+class Codes(NamedTuple):
+    """Embeddings as they are stored, each by itself, so that shards don't depend on one another.
+
+    int8: an embedding is its row of ``codes`` times its ``scale``, which makes the largest coordinate 127. binary: bits
+    tell which coordinates are above 0, eight to a byte, the first in the highest bit, as `numpy.packbits` has them; an
+    embedding is 1 or -1 in each coordinate, by the root of the width.
+    """
+
+    precision: str
+    width: int  # D
+    codes: NDArray[Any]  # (n, D) or, of bits, (n, D / 8 rounded up)
+    scale: NDArray[np.float32] | None = None  # (n,) of int8
+
+    @classmethod
+    def of(cls, embeddings: NDArray[np.float32], precision: str) -> Self:
+        """Encode unit vectors (n, D)."""
+        scale, width = None, embeddings.shape[1]
+        if precision == BINARY:
+            return cls(precision, width, np.packbits(embeddings > 0, axis=1))
+        if precision == INT8:
+            scale = np.abs(embeddings).max(axis=1) / np.float32(127)
+            embeddings = np.rint(embeddings / np.where(scale > 0, scale, 1)[:, None])
+        return cls(precision, width, embeddings.astype(PRECISIONS[precision]), scale)
+
+    @classmethod
+    def from_table(cls, table: Any, precision: str, width: int) -> Self:
+        """Read what ``columns`` gave."""
+        scale = table["scale"].to_numpy() if precision == INT8 else None
+        return cls(precision, width, from_lists(table, "embedding"), scale)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a table."""
+        columns = {"embedding": to_lists(self.codes)}
+        return columns if self.scale is None else columns | {"scale": self.scale}
+
+    def decode(self, rows: Any = slice(None)) -> NDArray[np.float32]:
+        """Return the embeddings of some rows, or of all, (n, D)."""
+        codes = self.codes[rows]
+        if self.precision == BINARY:
+            signs = 2 * np.unpackbits(codes, axis=1, count=self.width).astype(np.float32) - 1
+            return signs / np.float32(self.width**0.5)
+        floats = codes.astype(np.float32)
+        return floats if self.scale is None else floats * self.scale[rows, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +106,6 @@ class VectorsProvenance(Origin):
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words
-    upright: bool  # whether pictures are turned as their EXIF says
     dtype: str  # of the computation
     optimised: bool = False  # by `zoo.optimize`, which can't take every tower
     batch: int  # pictures per pass decide the last bits
@@ -83,28 +128,19 @@ class Bad(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """The embeddings of consecutive pictures or texts.
-
-    A digest is 16 hex digits over a picture's bytes as they were read, "" of a text.
-    """
+    """The embeddings of consecutive pictures or texts."""
 
     ids: NDArray[np.int64]  # (n,) positions in the source, ascending; of the bad ones there is no row
     names: Sequence[str]  # (n,) paths or texts
     codes: Codes  # of n embeddings, in the provenance's precision
     provenance: VectorsProvenance
     bad: Sequence[Bad]
-    digests: Sequence[str]  # (n,)
+    digests: Sequence[str]  # (n,), 16 hex digits over a picture's bytes as they were read; "" of a text
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
         """(n, D), of unit length but for rounding."""
         return self.codes.decode()
-
-    @property
-    def contents(self) -> dict[int, tuple[str, str]]:
-        """Map the positions of all pictures, the bad ones included, to name and digest."""
-        rows = zip(self.ids.tolist(), zip(self.names, self.digests, strict=True), strict=True)
-        return dict(rows) | {bad.id: (bad.name, bad.digest) for bad in self.bad}
 
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
@@ -116,12 +152,13 @@ def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
-    """Refuse rows that don't cover what they should."""
+    """Refuse rows that don't cover what they should, and embeddings that are no numbers."""
     vectors = _from_shard(shard)
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
-    vectors.codes.check()
+    if not np.isfinite(vectors.embeddings).all():
+        raise BrokenShardError("an embedding is not finite")
 
 
 VECTORS = ShardKind(
@@ -162,10 +199,8 @@ def _write_errors(folder: Path, kind: str) -> int:
     if not bad:
         errors_path(folder).unlink(missing_ok=True)
         return 0
-    sink = pa.BufferOutputStream()
     ids, names, reasons, _ = zip(*bad, strict=True)
-    table = {"id": pa.array(ids, pa.int64()), NAMES[kind]: pa.array(names, pa.string()), "reason": pa.array(reasons)}
-    pq.write_table(pa.table(table), sink)
+    pq.write_table(pa.table({"id": ids, NAMES[kind]: names, "reason": reasons}), sink := pa.BufferOutputStream())
     write_whole(errors_path(folder), bytes(sink.getvalue()))
     return len(bad)
 
@@ -189,7 +224,7 @@ class Encoder:
         own = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
         self.reducer = weights_digest(own) if own else None
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
-        self.transform, self._scaling = split_preprocessing(tower.preprocess, device)
+        self.transform, self._scale = split_preprocessing(tower.preprocess, device)
         if tower.clip is not None:
             tower.clip.model.text.to(device)
         self.vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
@@ -224,8 +259,8 @@ class Encoder:
             ValueError: too little memory.
         """
         if pixels.dtype == torch.uint8:
-            assert self._scaling is not None
-            pixels = self._scaling.apply(pixels)
+            assert self._scale is not None
+            pixels = self._scale(pixels)
         try:
             features: Tensor = self.vit(pixels.to(torch.float32 if self.optimised else DTYPES[self.setup.dtype]))
         except torch.OutOfMemoryError as error:
@@ -234,8 +269,10 @@ class Encoder:
         return features.float()
 
     def unit(self, features: Tensor) -> NDArray[np.float32]:
-        """Return pictures' features (n, D) at unit length; raise ValueError if the tower overflowed."""
-        return _unit(features, self.setup.dtype)
+        """Return features (n, D) at unit length; raise ValueError if the tower overflowed."""
+        if not features.isfinite().all():
+            raise ValueError(f"embeddings overflowed in {self.setup.dtype}; use --dtype bfloat16 or float32")
+        return F.normalize(features, dim=-1).numpy()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
@@ -262,13 +299,7 @@ class Encoder:
             return None, wrong
         some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
         features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
-        return _unit(features.float().cpu(), "float32"), wrong
-
-
-def _unit(features: Tensor, dtype: str) -> NDArray[np.float32]:
-    if not features.isfinite().all():
-        raise ValueError(f"embeddings overflowed in {dtype}; use --dtype bfloat16 or float32")
-    return F.normalize(features, dim=-1).numpy()
+        return self.unit(features.float().cpu()), wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,10 +369,12 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         embedder.take_revision(progress)
         todo = store.missing(embedder.provenance)
         begun = total - sum(len(store.positions(index)) for index in todo)
-        title = f"embeddings by {job.setup.name}"
         if todo:
+            start = partial(_start, embedder.job, embedder.provenance)
+            parts = make_shards(embedder.job, todo, embedder.make, start=start, release=embedder.encoder.release)
+            title = f"embeddings by {job.setup.name}"
             with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
-                for part in embedder.run(todo):
+                for part in parts:
                     for name, value in part.items():
                         spent[name] += value
                     show(begun + spent["count"])
@@ -374,10 +407,11 @@ def _find_change(store: Store[VectorsProvenance], count: int, source: PictureSou
     changes = [] if len(source) == count else [f"{count:,} then, {len(source):,} now"]
     with progress.task("comparing pictures", count) as update:
         for index in store.present:
-            contents = _from_shard(VECTORS.read(shard_path(store.folder, index), index)).contents
-            places = range(min(contents), max(contents) + 1)
-            for place, picture in zip(places, source.pictures(places), strict=False):
-                name, known = contents[place]
+            vectors = _from_shard(VECTORS.read(shard_path(store.folder, index), index))
+            rows = [*zip(vectors.ids.tolist(), vectors.names, vectors.digests, strict=True)]
+            rows = sorted(rows + [(bad.id, bad.name, bad.digest) for bad in vectors.bad])
+            places = range(rows[0][0], rows[-1][0] + 1)
+            for (_, name, known), picture in zip(rows, source.pictures(places), strict=False):
                 if picture.path != name:
                     return ", ".join([*changes, f"{picture.path!r} is in the place of {name!r}"])
                 if not changes and picture.digest() != known:
@@ -404,7 +438,6 @@ class Embedder:
             revision=job.source.revision,
             count=len(job.source),
             random_weights=job.random_weights,
-            upright=True,
             text_weights=encoder.text_weights if job.kind == TEXTS else None,
             batch=job.batch,
             embedding_dtype=job.embedding_dtype,
@@ -434,11 +467,6 @@ class Embedder:
         progress.say("files of the source have other times than when it was embedded, and the same content")
         self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=there.revision))
         self.provenance = dataclasses.replace(wanted, revision=there.revision)
-
-    def run(self, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Make shards here or by workers; yield what each batch took, see ``make``."""
-        start = partial(_start, self.job, self.provenance)
-        yield from make_shards(self.job, todo, self.make, start=start, release=self.encoder.release)
 
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed what some shards cover and write each when it is whole.
@@ -482,18 +510,19 @@ class Embedder:
         chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
         files = self._files(indices)
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
-        yield from self.ring.run(_join(islice(prepared, len(batch))) for batch in chunks)
+
+        def join(count: int) -> DecodedChunk:
+            items, seconds = zip(*islice(prepared, count), strict=True)
+            return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
+
+        yield from self.ring.run(join(len(batch)) for batch in chunks)
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
-        """Yield the pictures of shards; those of consecutive ones at once, which spares Parquet a new start."""
+        """Yield the pictures of shards, of consecutive ones at once: a start may read much of a Parquet file."""
         assert not isinstance(self.job.source, TextSource)
-        runs = list[range]()
-        for index in indices:
-            own = self.store.positions(index)
-            first = runs.pop().start if runs and runs[-1].stop == own.start else own.start
-            runs.append(range(first, own.stop))
-        for run in runs:
-            yield from self.job.source.pictures(run)
+        for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0]):
+            places = [self.store.positions(index) for _, index in run]
+            yield from self.job.source.pictures(range(places[0].start, places[-1].stop))
 
     def _texts(self, indices: Sequence[int]) -> Iterator[EmbeddedBatch]:
         assert isinstance(self.job.source, TextSource)
@@ -503,11 +532,6 @@ class Embedder:
                 vectors, wrong = self.encoder.texts(texts)
                 items = [Item(text, wrong=wrong.get(place, "")) for place, text in enumerate(texts)]
                 yield EmbeddedBatch(items, vectors, {"model_s": time.perf_counter() - start})
-
-
-def _join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
-    every = list(chunks)
-    return DecodedChunk([item for chunk in every for item in chunk.items], sum(chunk.seconds for chunk in every))
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:

@@ -25,48 +25,41 @@ Forward = Callable[[Tensor], Any]  # from pictures on the device to features (n,
 Finish = Callable[[Tensor], NDArray[np.float32]]  # from features here to vectors in memory of their own
 
 
-class Scaling(NamedTuple):
-    """How bytes become a tower's pixels, by float32 tensors on its device: divided, less a mean, divided again."""
-
-    full: Tensor  # (), 255; by a number CUDA multiplies with its inverse, whose last bit differs
-    mean: Tensor  # (C, 1, 1)
-    std: Tensor
-
-    def apply(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (n, H, W, C) to float32 (n, C, H, W), with the bits of `ToTensor` and `Normalize`."""
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return images.div_(self.full).sub_(self.mean).div_(self.std)
-
-
-def split_preprocessing(preprocess: Any, device: str) -> tuple[Transform, Scaling | None]:
-    """Part what is done with each picture from what the device does with a batch.
+def split_preprocessing(preprocess: Any, device: str) -> tuple[Transform, Callable[[Tensor], Tensor] | None]:
+    """Split what is done with each picture from what the device does with a batch.
 
     Returns:
-        What makes a PIL picture of the tower's size, whose bytes are uint8 (H, W, C), and how the device scales them;
-        all of a preprocessing that doesn't end with `ToTensor` and `Normalize`, to float32 (C, H, W), and None.
+        What makes a PIL picture of the tower's size, and what maps such pictures, uint8 (n, H, W, C), to float32
+        (n, C, H, W), with the bits of `ToTensor` and `Normalize`. Where a preprocessing doesn't end with these two,
+        all of it, and None.
     """
     steps = list(getattr(preprocess, "transforms", ()))
     if len(steps) < 2 or type(steps[-2]) not in TO_TENSOR or type(steps[-1]) is not Normalize:
         return preprocess, None
-    mean, std = (torch.as_tensor(each, dtype=torch.float32) for each in (steps[-1].mean, steps[-1].std))
-    parts = (torch.tensor(255.0), mean.view(-1, 1, 1), std.view(-1, 1, 1))
-    return Compose(steps[:-2]), Scaling(*(part.to(device) for part in parts))
+    full, mean, std = (
+        torch.as_tensor(each, dtype=torch.float32, device=device).view(-1, 1, 1)
+        for each in (255.0, steps[-1].mean, steps[-1].std)  # for a number CUDA would multiply by its inverse
+    )
+
+    def scale(pixels: Tensor) -> Tensor:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return images.div_(full).sub_(mean).div_(std)
+
+    return Compose(steps[:-2]), scale
 
 
-class Moment:
-    """What stands for an event on a device that has done its work when a call returns."""
+class _Moment:
+    """Stands for torch.cuda.Event on a device that has done its work when a call returns."""
 
     def record(self) -> None:
-        """Note the time."""
         self.seconds = time.perf_counter()
 
     def wait(self) -> None:
-        """Nothing is left to wait for."""
+        pass
 
     synchronize = wait
 
-    def elapsed_time(self, later: "Moment") -> float:
-        """Return the milliseconds until a later one."""
+    def elapsed_time(self, later: "_Moment") -> float:
         return 1000 * (later.seconds - self.seconds)
 
 
@@ -87,7 +80,7 @@ class Route(NamedTuple):
     there: Callable[[Tensor], Tensor]  # as much memory on the device as some here takes
     host: Callable[..., Tensor] = torch.empty
     overlaps: bool = False  # copies run beside the tower
-    event: Callable[[], Any] = Moment
+    event: Callable[[], Any] = _Moment
     current: Callable[[], AbstractContextManager[Any]] = nullcontext  # makes the device the current one
     aside: Callable[[], AbstractContextManager[Any]] = nullcontext  # launches on a stream beside the tower's
     graph: Callable[[Forward, Tensor], Forward | None] | None = None  # captures the tower, for batches of one size
@@ -111,7 +104,7 @@ class Route(NamedTuple):
         )
 
 
-class Lane:
+class _Lane:
     """Memory for one batch on its way there and back, and events that tell how far it is."""
 
     def __init__(self, route: Route, batch: int, like: NDArray[Any], width: int) -> None:
@@ -139,7 +132,7 @@ class LaneRing:
     def __init__(self, forward: Forward, finish: Finish, route: Route, *, batch: int, width: int) -> None:
         self._forward, self._finish, self._route = forward, finish, route
         self._batch, self._width = batch, width
-        self._lanes = deque[Lane]()
+        self._lanes = deque[_Lane]()
         self._static = False
 
     def run(self, batches: Iterable[DecodedChunk]) -> Iterator[EmbeddedBatch]:
@@ -147,7 +140,7 @@ class LaneRing:
 
         Seconds are ``decoding_s`` of the batch, ``copying_s`` on the way there, and ``model_s`` with the way back.
         """
-        sent = deque[tuple[EmbeddedBatch, Lane | None]]()
+        sent = deque[tuple[EmbeddedBatch, _Lane | None]]()
         for batch in batches:
             sent.append(self._send(batch))
             if len(sent) == LANES:
@@ -156,7 +149,7 @@ class LaneRing:
             yield self._fetch(*each)
 
     @torch.inference_mode()
-    def _send(self, batch: DecodedChunk) -> tuple[EmbeddedBatch, Lane | None]:
+    def _send(self, batch: DecodedChunk) -> tuple[EmbeddedBatch, _Lane | None]:
         items = [item._replace(pixels=None) for item in batch.items]
         known = EmbeddedBatch(items, None, {"decoding_s": batch.seconds})
         some = next((item.pixels for item in batch.items if item.pixels is not None), None)
@@ -175,7 +168,7 @@ class LaneRing:
         return known, lane
 
     def _prepare(self, like: NDArray[Any]) -> None:
-        self._lanes.extend(Lane(self._route, self._batch, like, self._width) for _ in range(LANES))
+        self._lanes.extend(_Lane(self._route, self._batch, like, self._width) for _ in range(LANES))
         there = self._lanes[0].there.zero_()
         if self._route.graph is not None and (graph := self._route.graph(self._forward, there)) is not None:
             self._forward, self._static = graph, True
@@ -183,7 +176,7 @@ class LaneRing:
             lane.done.record()
             lane.done.synchronize()
 
-    def _launch(self, lane: Lane, size: int) -> None:
+    def _launch(self, lane: _Lane, size: int) -> None:
         """Start the copy there, the tower and the copy back; the lane's batch before has been fetched."""
         at_once = self._route.overlaps
         with self._route.aside():
@@ -196,7 +189,7 @@ class LaneRing:
         lane.features[:size].copy_(self._forward(lane.there[:size]), non_blocking=at_once)
         lane.done.record()
 
-    def _fetch(self, known: EmbeddedBatch, lane: Lane | None) -> EmbeddedBatch:
+    def _fetch(self, known: EmbeddedBatch, lane: _Lane | None) -> EmbeddedBatch:
         if lane is None:
             return known
         lane.done.synchronize()

@@ -15,9 +15,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from harness.apps.vectors.codes import BINARY, FLOAT32, PRECISIONS, Codes
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.embed import (
+    BINARY,
+    FLOAT32,
+    IMAGES,
+    PRECISIONS,
+    TEXTS,
+    Codes,
+    Encoder,
+    VectorsProvenance,
+    read_vectors,
+)
 from harness.apps.vectors.source import PictureFile, PictureSource, open_source
 from harness.base.terminal import printable
 from harness.datasets.images import EXTENSIONS, decode_image
@@ -82,17 +91,13 @@ def query_vector(
                 "embed again"
             )
     if is_picture:
-        [picture] = prepare([PictureFile(query, file=query)], encoder.transform, way="take another one").items
+        [picture] = prepare([PictureFile(query, file=query)], encoder.transform).items
         if picture.pixels is None:
             raise ValueError(f"query {query!r}: {picture.wrong}")
-        count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
+        count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != FLOAT32 else 1
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
-    return _embed_words(query, encoder, say)
-
-
-def _embed_words(query: str, encoder: Encoder, say: Callable[[str], object] | None) -> NDArray[np.float32]:
     features, wrong = encoder.texts([query.strip()])
-    if isinstance(encoder.require_text().model.text, CompactText) and say is not None:
+    if say is not None and isinstance(encoder.require_text().model.text, CompactText):
         say(
             f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
             "with a model such as clip_vit_b16.openai"
@@ -102,7 +107,7 @@ def _embed_words(query: str, encoder: Encoder, say: Callable[[str], object] | No
     return features[0]
 
 
-def shortlist(
+def _shortlist(
     codes: Codes, vector: NDArray[np.float32], top: int
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
     """Return the rows that may be among the ``top`` nearest, the distances that chose them, and cosines, each (k,).
@@ -110,7 +115,7 @@ def shortlist(
     Of bits these are those of least Hamming distance, `RESCORED` at least, and cosines are with ``vector`` as it is.
     """
     if codes.precision == BINARY:
-        distances = codes.distances(vector)
+        distances = np.bitwise_count(codes.codes ^ np.packbits(vector > 0)).sum(axis=1, dtype=np.int64)
         order = np.argsort(distances, kind="stable")[: max(top, RESCORED)]
         return order, distances[order], codes.decode(order) @ vector
     scores = codes.decode() @ vector
@@ -123,7 +128,7 @@ def nearest(
 ) -> SearchResult:
     """Return the ``top`` embeddings of a folder with the largest cosine; of equal ones the first come first.
 
-    Bits are searched in two steps, as by `shortlist`. What the folder lacks is told by ``say``, as by ``read_vectors``.
+    Bits are searched in two steps. What the folder lacks is told by ``say``, as by ``read_vectors``.
 
     Raises:
         ValueError: ``top`` is below 1, or what ``read_vectors`` refuses.
@@ -133,9 +138,9 @@ def nearest(
         raise ValueError(f"--top {top}: expected a number from 1")
     best, searched, bad = list[tuple[float, float, int, str, str]](), 0, 0
     for vectors in read_vectors(folder, say):
-        ids, names, digests = vectors.ids, vectors.names, vectors.digests
-        for row, distance, score in zip(*shortlist(vectors.codes, vector, top), strict=True):
-            best.append((float(distance), float(score), int(ids[row]), names[row], digests[row]))
+        ids, names, digests = vectors.ids.tolist(), vectors.names, vectors.digests
+        for row, distance, score in zip(*_shortlist(vectors.codes, vector, top), strict=True):
+            best.append((float(distance), float(score), ids[row], names[row], digests[row]))
         best = sorted(best, key=lambda hit: (hit[0], hit[2]))[: max(top, RESCORED)]
         searched += len(ids)
         bad += len(vectors.bad)
@@ -177,12 +182,13 @@ def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -
     truth = neighbours(queries, queries)
     for precision in PRECISIONS:
         codes = Codes.of(floats, precision)
+        size = sum(column[0].nbytes for column in (codes.codes, codes.scale) if column is not None)
         decoded = torch.from_numpy(codes.decode())
         cosine = float(F.cosine_similarity(queries, decoded).double().mean())
         found = {precision: neighbours(queries, decoded)} if precision != BINARY else _search_bits(codes, floats)
         for name, own in found.items():
             share = over_images(overlap(own, truth))
-            losses.append(Loss(stored=name, bytes=codes.bytes_each, cosine=cosine, overlap=share))
+            losses.append(Loss(stored=name, bytes=size, cosine=cosine, overlap=share))
     return len(floats), losses
 
 
@@ -190,7 +196,7 @@ def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray
     """Return the nearest others of each of n embeddings, (n, 10), by the first step of a search in bits and by both."""
     first, second = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for place, vector in enumerate(floats):
-        order, _, scores = shortlist(codes, vector, NEIGHBOURS)
+        order, _, scores = _shortlist(codes, vector, NEIGHBOURS)
         scores, order = scores[order != place], order[order != place]
         first.append(order[:NEIGHBOURS])
         second.append(order[np.argsort(-scores, kind="stable")[:NEIGHBOURS]])

@@ -11,7 +11,6 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -23,15 +22,12 @@ import pyarrow.parquet as pq
 
 from harness.base.terminal import Progress
 from harness.datasets.archives import members_of
-from harness.datasets.base import cached_json, keep_json
 from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, shorten
 from harness.datasets.webdataset import LARGEST
 from zoo.core.files import digest, require_file
-from zoo.core.messages import expected
 
 TAR, PARQUET = ".tar", ".parquet"
 WHOLE = -1  # size of a picture that is a file of its own
-KEPT = 1_000  # pictures of a tar from which on its list is worth keeping
 ROWS = 16  # of a Parquet file that are read at once
 BUFFER = 1 << 20  # bytes of a column that are read ahead; else a whole group of rows would be
 EXPECTED = "a folder of pictures, tars, or Parquet files"
@@ -39,18 +35,14 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class PictureFile(NamedTuple):
-    """A picture that isn't read yet.
+    """A picture that isn't read yet: its bytes, or where they are."""
 
-    path: what it is called. content: its bytes, or file, offset and size: where they are. wrong: why
-    it can't be read, if that is known already.
-    """
-
-    path: str
+    path: str  # what it is called
     content: bytes = b""
     file: str = ""
     offset: int = 0
     size: int = WHOLE
-    wrong: str | None = None
+    wrong: str | None = None  # why it can't be read, if that is known already
 
     def read(self) -> bytes:
         """Return the bytes of its file.
@@ -85,15 +77,11 @@ class PictureFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSource:
-    """Pictures that are files, or lie in tars.
+    """Pictures that are files, or lie in tars."""
 
-    words: what was asked for, with absolute paths. revision: 12 hex digits, see above. table: of each picture what
-    `PictureFile` says of it, content aside.
-    """
-
-    words: tuple[str, ...]
-    revision: str
-    table: Any
+    words: tuple[str, ...]  # what was asked for, with absolute paths
+    revision: str  # 12 hex digits
+    table: Any  # of each picture what `PictureFile` says of it, content aside
 
     def __len__(self) -> int:
         return len(self.table)
@@ -105,43 +93,44 @@ class ListedSource:
                 yield PictureFile(**row | {"file": os.fsdecode(row["file"])})
 
 
+def _tabulate(pictures: Sequence[PictureFile]) -> Any:
+    columns = {
+        "path": pa.array([one.path for one in pictures], pa.large_string()),
+        "file": pa.array([os.fsencode(one.file) for one in pictures], pa.large_binary()).dictionary_encode(),
+        "offset": pa.array([one.offset for one in pictures], pa.int64()),
+        "size": pa.array([one.size for one in pictures], pa.int64()),
+        "wrong": pa.array([one.wrong for one in pictures], pa.large_string()),
+    }
+    return pa.table(columns)
+
+
 def _list_folder(folder: Path) -> ListedSource:
     """List the pictures below a folder, in the order of their names; paths are relative to it."""
     if not (found := find_images(folder)):
         inside = [kind for kind in (TAR, PARQUET) if any(folder.glob(f"*{kind}"))]
         hint = "".join(f"; for its {kind[1:]} files give '{folder / f'*{kind}'}'" for kind in inside)
         raise ValueError(f"{str(folder)!r}: no images below this folder; {KNOWN}{hint}")
-    paths = [escape_bytes(file.path.relative_to(folder).as_posix()) for file in found]
-    files = [os.fsencode(file.path.absolute()) for file in found]  # names needn't be UTF-8
-    wrong = [file.wrong and escape_bytes(file.wrong) for file in found]
-    facts = "".join(f"{path}\0{file[1:]}\n" for path, file in zip(paths, found, strict=True))
-    columns = {
-        "path": pa.array(paths, pa.large_string()),
-        "file": pa.array(files, pa.large_binary()),
-        "wrong": pa.array(wrong, pa.large_string()),
-    }
-    return ListedSource(words=(str(folder.absolute()),), revision=_revision(facts), table=pa.table(columns))
+    pictures = [
+        PictureFile(
+            escape_bytes(one.path.relative_to(folder).as_posix()),
+            file=str(one.path.absolute()),
+            wrong=one.wrong and escape_bytes(one.wrong),
+        )
+        for one in found
+    ]
+    facts = "".join(f"{picture.path}\0{one[1:]}\n" for picture, one in zip(pictures, found, strict=True))
+    return ListedSource(words=(str(folder.absolute()),), revision=_revision(facts), table=_tabulate(pictures))
 
 
 def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
-    """List the pictures in tars, in the tars' order; a path is the tar's name and the member's.
-
-    All members with the ending of a picture count, whatever their key. Of a damaged tar the pictures before the damage
-    count, and one more that says what is wrong.
-    """
+    """List the pictures in tars, in the tars' order; a path is the tar's name and the member's."""
     words, names = tuple(str(tar.absolute()) for tar in tars), _names_of(tars)
     facts, tables = "", []
     with progress.task("reading tars", len(tars)) as update:
         for number, (tar, name) in enumerate(zip(tars, names, strict=True), start=1):
-            members = _members(tar)
-            columns = {
-                "path": pa.array([f"{name}/{one[0]}".rstrip("/") for one in members], pa.string()),
-                "file": pa.array([os.fsencode(words[number - 1])] * len(members), pa.binary()).dictionary_encode(),
-                "offset": pa.array([one[1] for one in members], pa.int64()),
-                "size": pa.array([one[2] for one in members], pa.int64()),
-                "wrong": pa.array([one[3] for one in members], pa.string()),
-            }
-            tables.append(pa.table(columns))
+            pictures, times = _list_members(tar.absolute(), name)
+            members = [(one.path, one.offset, one.size, one.wrong, at) for one, at in zip(pictures, times, strict=True)]
+            tables.append(_tabulate(pictures))
             facts += f"{name}\0{_file_facts(tar)}\0{digest(members)}\n"
             update(number)
     source = ListedSource(words=words, revision=_revision(facts), table=pa.concat_tables(tables))
@@ -150,40 +139,31 @@ def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
     return source
 
 
-# A picture in a tar: its name, offset, size, what is wrong, and when it was changed. JSON has lists for it.
-_Member = tuple[str, int, int, str | None, float]
+def _list_members(tar: Path, name: str) -> tuple[list[PictureFile], list[float]]:
+    """List a tar's members with the ending of a picture, and when they were changed.
 
-
-def _members(tar: Path) -> list[_Member]:
-    """List a tar's pictures; a long list is kept in the user's cache, until the tar's size or time is another."""
-    facts = tar.stat()
-    file, members = cached_json("tars", "members and times", str(tar.resolve()), _file_facts(tar), facts.st_ctime_ns)
-    if isinstance(members, list):
-        return members
-    members = _list_members(tar, facts.st_size)
-    if len(members) >= KEPT:
-        keep_json(file, members)
-    return members
-
-
-def _list_members(tar: Path, size: int) -> list[_Member]:
-    """List the pictures of a tar of ``size`` bytes; of a hard link the file that it is another name of."""
-    members, files = list[_Member](), dict[str, tuple[int, int, str | None]]()  # offset, size and fault by name
+    A hard link has the content of its file. Of a damaged tar the pictures before the damage count, and one more that
+    says what is wrong.
+    """
+    file, size = str(tar), tar.stat().st_size
+    pictures, times, known = list[PictureFile](), list[float](), dict[str, PictureFile]()
     with tar.open("rb") as opened:
         try:
-            for member in members_of(opened, f"tar {str(tar)!r}"):
-                place = (member.offset_data, member.size, _member_fault(member, str(tar), size))
+            for member in members_of(opened, f"tar {file!r}"):
+                path = f"{name}/{escape_bytes(member.name)}"
+                fault = _member_fault(member, file, size)
+                picture = PictureFile(path, b"", file, member.offset_data, member.size, fault)
                 if member.isreg():
-                    files[member.name] = place
+                    known[member.name] = picture
                 elif member.islnk():
-                    place = files.get(member.linkname, place)
+                    picture = known.get(member.linkname, picture)
                 if not member.isdir() and is_named_like_image(member.name):
-                    offset, length, fault = place
-                    wrong = name_fault(member.name) or fault
-                    members.append((escape_bytes(member.name), offset, length, wrong, member.mtime))
+                    pictures.append(picture._replace(path=path, wrong=name_fault(member.name) or picture.wrong))
+                    times.append(member.mtime)
         except ValueError as error:
-            members.append(("", 0, 0, str(error), 0))
-    return members
+            pictures.append(PictureFile(name, file=file, wrong=str(error)))
+            times.append(0)
+    return pictures, times
 
 
 def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
@@ -205,23 +185,19 @@ def _file_facts(file: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource:
-    """The pictures of a column of Parquet files: bytes, or a struct with a field ``bytes``.
+    """The pictures of a column of Parquet files, bytes or structs with ``bytes``; a path is a file's name and a row."""
 
-    A path is the file's name and the row. words, revision: as of `ListedSource`. files: what these are called. firsts:
-    position of each file's first row, and the number of all rows.
-    """
-
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # as of `ListedSource`
     revision: str
-    files: tuple[str, ...]
-    firsts: tuple[int, ...]
+    files: tuple[str, ...]  # what these are called
+    firsts: tuple[int, ...]  # position of each file's first row, and the number of all rows
     column: str
 
     @classmethod
     def open(cls, files: Sequence[Path], column: str | None) -> "ParquetSource":
         """Read what the files say of themselves."""
         words, names = tuple(str(file.absolute()) for file in files), _names_of(files)
-        facts, counts = "", []
+        facts, counts = "", list[int]()
         for name, file in zip(names, files, strict=True):
             try:
                 with pq.ParquetFile(file) as opened:
@@ -364,18 +340,13 @@ def _revision(facts: str) -> str:
 def _image_column(schema: Any, column: str | None, file: str) -> str:
     """Return the column of images of a Parquet file: the one asked for, or the only one that can be."""
     fitting = [field.name for field in schema if _holds_bytes(field.type)]
-    if column is not None and column not in fitting:
-        raise ValueError(
-            f"{file!r}: image column {column!r}: {expected(column, fitting or schema.names)}, of bytes or a struct "
-            "with bytes"
-        )
-    if column is None and len(fitting) != 1:
-        listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        mend = f"say which with --image-column {fitting[0]}" if fitting else "expected one"
-        raise ValueError(
-            f"{file!r} has {len(fitting) or 'no'} columns of bytes or structs with bytes: {listed}; {mend}"
-        )
-    return column or fitting[0]
+    if column in fitting or (column is None and len(fitting) == 1):
+        return column or fitting[0]
+    what = "columns of bytes or structs with bytes"
+    have = f"{len(fitting) or 'no'} {what}" if column is None else f"no {column!r} among its {what}"
+    listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    mend = f"; say which with --image-column {fitting[0]}" if fitting else ""
+    raise ValueError(f"{file!r} has {have}: {listed}{mend}")
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -388,7 +359,6 @@ def _picture(path: str, value: Any) -> PictureFile:
     """Return the picture of a row."""
     named = ""
     if isinstance(value, dict):
-        with suppress(KeyError):
-            named = f"; only its name is there, {value['path']!r}" if value["path"] else ""
+        named = f"; only its name is there, {value['path']!r}" if value.get("path") else ""
         value = value["bytes"]
     return PictureFile(path, content=value) if value else PictureFile(path, wrong=f"the row has no bytes{named}")

@@ -196,7 +196,7 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
     "fit predictor --model clip_vit_s14 --dataset photos",
     "fit prompts --model clip_vit_s14 --dataset emoji --shots 1",
     "fit recovery --model clip_vit_s14_tome50 --dataset photos",
-    "fit schedule --model clip_vit_s14 --dataset photos --keep 0.5",
+    "fit schedule --model clip_vit_s14 --dataset photos",
 ])  # fmt: skip
 def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
     path = tmp_path / ("out.json" if command.startswith("choose") else "out.pt2")

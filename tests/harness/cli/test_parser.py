@@ -119,7 +119,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("study reproduce table1 --golden stride=3,window=2", "stride=3"),
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
-    ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
     ("check --update --methods tome", "--methods with --update takes "),
     ("check --methods tmoe", "--methods: the expectation has no such row; it is of clip_vit_s14"),
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),

@@ -161,10 +161,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 def test_a_file_comes_whole_or_not_at_all(served: Served, tmp_path: Path):
     served.files["/x.tgz"], served.stop_after = CONTENT, 2 * CHUNK
     with pytest.raises(OSError, match=r"'x.tgz' from http.* failed: .*try again"):
-        fetch(served.archive(), tmp_path / "x.tgz")
+        fetch(served.archive(), tmp_path / "x.tgz", Mock())
     assert not any(tmp_path.iterdir())
     served.stop_after = None
-    fetch(served.archive(), tmp_path / "x.tgz")
+    fetch(served.archive(), tmp_path / "x.tgz", Mock())
     assert contents(tmp_path) == {"x.tgz": CONTENT}
 
 
@@ -181,7 +181,7 @@ def test_downloads_that_fail(served: Served, tmp_path: Path, monkeypatch: pytest
         ):
             served.kind = kind
             with pytest.raises((ValueError, OSError), match=match):
-                fetch(archive, tmp_path / "x.tgz")
+                fetch(archive, tmp_path / "x.tgz", Mock())
             assert not any(tmp_path.iterdir())
 
 

@@ -108,7 +108,7 @@ def test_splits_and_columns_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Mo
     ({"test": rows(0, label=(datasets.ClassLabel(names=["a_cat", "a cat"]), [1]))}, "", "'a_cat' and 'a cat' would"),
     ({"test": rows(0, label=(datasets.ClassLabel(names=["cat", "_"]), [1]))}, "", "class name '_'"),
     ({"test": rows(0, -1)}, "", "1 of 2 rows have no label"),
-    ({"test": rows(0), "train": rows(0, label=(datasets.ClassLabel(names=["cat"]), [0]))}, "", "other columns"),
+    ({"test": rows(0), "train": rows(0, label=(datasets.ClassLabel(names=["cat"]), [0]))}, "", "other classes"),
     ({"val": rows(0), "validation": rows(0)}, "", "the splits val, validation; .* #test=val"),
     ({"extra": rows(0)}, "", "the splits extra; .* #test=extra"),
     ({"test": rows(0)}, "#img=image", "'img=image' after '#': expected KEY=VALUE, each once of config, image"),
@@ -143,8 +143,8 @@ def test_what_is_no_dataset_or_several(tmp_path: Path):
 
 @pytest.mark.parametrize(("content", "path", "match"), [
     (b"\x89PNG", None, "in row 1 of split 'test' of folder .* can't be read"),
-    (None, "http://127.0.0.1/a.png", "in row 1 .* only named, as 'http://127.0.0.1/a.png'"),
-    (b"", None, "in row 1 of .* the row has none"),
+    (None, "http://127.0.0.1/a.png", "No such file .*127.0.0.1/a.png'"),
+    (b"", None, "in row 1 of .* can't be read"),
 ])  # fmt: skip
 def test_bad_images_stop_with_their_row_and_can_be_left_out(content, path, match: str, tmp_path: Path):
     images = (IMAGE, [image(0), {"bytes": content, "path": path}, image(2)])

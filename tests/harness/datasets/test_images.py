@@ -203,10 +203,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_cannot_be_read_is_found_and_alone_tried_again(pets: Path, calls: list[str]):
     first = decode_all(FolderDataset(pets), QUIET)
-    assert set(first.bad) == set(BAD)
-    assert all("can't be read" in why for why in first.bad.values())
-    lost = {name: [i for i, digest in enumerate(d) if not digest] for name, d in first.digests.items()}
+    lost = {name: [at for at, image in enumerate(own) if not image.pixels] for name, own in first.items()}
     assert lost == {"train": [1], "val": [], "test": [5]}
+    assert (first["test"][5].image_id, first["train"][1].image_id) == BAD
+    assert "can't be read" in first["test"][5].wrong
     for known, count in ((True, 2), (False, 12)):
         calls.clear()
         assert decode_all(FolderDataset(pets), QUIET, known=known) == first
@@ -219,11 +219,10 @@ def test_digests_are_of_pixels(pets: Path):
     image.transpose(Image.Transpose.ROTATE_90).save(pets / "test" / "cat" / "turned.png")
     Image.new("RGB", (2, 8)).save(pets / "test" / "dog" / "tall.png")
     Image.new("RGB", (8, 2)).save(pets / "test" / "dog" / "wide.png")
-    dataset = FolderDataset(pets)
-    digests = decode_all(dataset, QUIET).digests["test"]
-    by_name = {Path(i).name: d for i, d in zip(dataset.split("test").image_ids[:5], digests, strict=False)}
+    found = decode_all(FolderDataset(pets), QUIET)["test"]
+    by_name = {Path(image.image_id).name: image.pixels for image in found[:5]}
     assert by_name["0.png"] == by_name["same.bmp"] != by_name["turned.png"]
-    assert len(set(digests)) == len(digests) - 1
+    assert len({image.pixels for image in found}) == len(found) - 1
 
 
 def test_bad_images_are_counted_and_left_out(pets: Path):

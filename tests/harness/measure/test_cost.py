@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from fvcore.nn import ActivationCountAnalysis
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +35,7 @@ class Applied(nn.Module):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_counts_the_same_fused_or_not(fused):
-    """From 5 queries to 12 keys, 2 heads, key width 8, value width 6; activations of a tower are fvcore's, unfused."""
+    """From 5 queries to 12 keys, 2 heads, key width 8, value width 6."""
 
     def attend(images: Tensor) -> Tensor:
         q, k, v = (images.new_ones(1, 2, *size) * images.mean() for size in ((5, 8), (12, 8), (12, 6)))
@@ -46,14 +45,7 @@ def test_attention_counts_the_same_fused_or_not(fused):
 
     cost = gflops(Applied(attend), 4)
     assert cost.gflops == pytest.approx(2 * 5 * 12 * (8 + 6) / 1e9)
-    assert cost.activations == 2 * 5 * 12 + 2 * 5 * 6
     assert cost.unsupported == ()
-    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512, depth=2, img_size=64)
-    for block in model.blocks:
-        block.attn.fused_attn = fused
-    counted = ActivationCountAnalysis(model.eval(), torch.ones(1, 3, 64, 64))
-    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    assert gflops(model, 64).activations == counted.total() + fused * 2 * (12 * 17**2 + 17 * 768)
 
 
 @pytest.mark.parametrize(("function", "operator", "count"), [
@@ -69,9 +61,6 @@ def test_attention_counts_the_same_fused_or_not(fused):
 def test_hidden_products_are_counted(function, operator, count):
     cost = gflops(Applied(function), 8)
     assert cost.by_operator == {operator: pytest.approx(count / 1e9)}
-    with torch.no_grad():
-        output = function(torch.ones(1, 3, 8, 8))
-    assert cost.activations == (0 if "bicubic" in operator else output.numel())  # no product
     assert cost.unsupported == ()
 
 
@@ -83,7 +72,7 @@ def test_selection_is_free_and_anything_unknown_is_reported():
         return x.gather(-1, best.clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 2)) ** 2
 
     free = gflops(Applied(select), 8)
-    assert free == OperatorCost(gflops=0, by_operator={}, unsupported=(), params=1, activations=0)
+    assert free == OperatorCost(gflops=0, by_operator={}, unsupported=(), params=1)
     unknown = gflops(Applied(lambda x: torch.linalg.inv(x + torch.eye(8) * 9)), 8)
     assert unknown.unsupported == ("aten::linalg_inv",)
     names = {name.removeprefix("aten::") for name in FREE_OPERATORS}

@@ -15,8 +15,8 @@ from harness.models.towers import caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 from harness.records.record import read_records, write_records
+from harness.report.folder import records_csv
 from harness.report.tables import comparison_table
-from harness.report.writers import records_csv
 
 NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT]
 

@@ -15,7 +15,15 @@ import zoo
 from harness.base import terminal
 from harness.base.terminal import Progress
 from harness.measure import server, timing
-from harness.measure.server import Servers, draw_arrivals, find_rates, measure_loads, prepare_server, serve_queries
+from harness.measure.server import (
+    Servers,
+    draw_arrivals,
+    find_rates,
+    measure_loads,
+    predict_rate,
+    prepare_server,
+    serve_queries,
+)
 from harness.records.times import LEAST_QUERIES, MET
 
 SERVE = serve_queries  # which a test patches
@@ -87,6 +95,17 @@ def test_arrivals_are_a_poisson_process_that_a_seed_determines():
     assert (gaps > 1 / 50).mean() == pytest.approx(math.exp(-1), abs=0.03)  # memoryless
 
 
+def test_a_rate_is_predicted_from_the_times_of_calls():
+    times_s = {count: 0.02 + 0.005 * count for count in range(1, 9)}
+    clock, rate = Clock(fixed=0.02, each=0.005), predict_rate(times_s, 100.0)
+
+    def p99_ms(rate: float) -> float:
+        return max(np.percentile(1000 * clock.run(draw_arrivals(rate, 200, s), 8)[0], 99) for s in range(server.RUNS))
+
+    assert p99_ms(0.98 * rate) < 100 < p99_ms(1.05 * rate)
+    assert predict_rate(times_s, 20.0) == 0
+
+
 @pytest.mark.parametrize("start", [1.0, 90.0, 700.0])
 @pytest.mark.parametrize("disturbed", [None, 0, 4, 7])
 def test_a_search_finds_the_highest_rate_though_a_step_is_disturbed(start: float, disturbed: int | None):
@@ -103,12 +122,14 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
     serving, order = list[str](), list[tuple[str, float]]()
 
     def serve_on_a_clock(serve: Any, arrivals: Any, most: int, **how: Any) -> Any:
+        if "now" in how:  # a prediction
+            return SERVE(serve, arrivals, most, **how)
         serve(1)
         order.append((serving[-1], len(arrivals) / arrivals[-1]))
         return Clock(fixed=costs[serving[-1]], each=costs[serving[-1]] / 10).run(arrivals, most, **how)
 
     monkeypatch.setattr(server, "serve_queries", serve_on_a_clock)
-    monkeypatch.setattr(Servers, "warm", lambda self, key: 1 / costs[key])
+    monkeypatch.setattr(Servers, "time_sizes", lambda self, key: {n: costs[key] * (1 + n / 10) for n in range(1, 5)})
     monkeypatch.setattr(timing, "why_crowded", lambda _: "")
     servers = Servers(calls=calls, images=torch.zeros(4, 3, 8, 8), rounds=6, seconds=60.0)
     monkeypatch.setattr(terminal, "LINE_S", 0.0)

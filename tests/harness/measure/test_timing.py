@@ -202,7 +202,6 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
 
 
 @pytest.mark.parametrize(("way", "device", "message"), [
-    ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
     (timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
     (timing.ONNX, CUDA, "--ways onnx on --device 'cuda:0': exported files"),
     (timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),

@@ -39,35 +39,6 @@ def test_tau_equals_scipy_on_every_row_and_is_symmetric_odd_and_blind_to_monoton
     np.testing.assert_allclose(statistics.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
 
 
-def slow_weighted_tau(a: list[float], b: list[float]) -> float:
-    """Sum over pairs as printed; rank r, by one side and then the other, weighs 1 / (1 + r)."""
-    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
-    results = []
-    for first, second in ((a, b), (b, a)):
-        order = sorted(range(len(a)), key=lambda i: (first[i], second[i]), reverse=True)
-        weight = {patch: 1 / (1 + rank) for rank, patch in enumerate(order)}
-
-        def product(x: list[float], y: list[float], weight: dict[int, float] = weight) -> float:
-            signs = ((x[i] > x[j]) - (x[i] < x[j]) for i, j in pairs)
-            others = ((y[i] > y[j]) - (y[i] < y[j]) for i, j in pairs)
-            terms = zip(pairs, signs, others, strict=True)
-            return sum((weight[i] + weight[j]) * s * o for (i, j), s, o in terms)
-
-        scale = math.sqrt(product(a, a) * product(b, b))
-        results.append(product(a, b) / scale if scale else math.nan)
-    return sum(results) / 2
-
-
-@given(score_pairs())
-def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(pair: Pair):
-    found = statistics.weighted_tau(*pair)
-    rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
-    np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
-    with np.errstate(invalid="ignore"):  # scipy adds infinities up
-        alone = [stats.weightedtau(*row, rank=True).statistic for row in rows]
-    np.testing.assert_allclose(found, alone, atol=1e-12)
-
-
 @given(score_pairs(), st.data())
 def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
     a, b = pair
@@ -87,7 +58,6 @@ def test_unrelated_scores_agree_by_chance():
     assert statistics.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
     assert statistics.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
     assert statistics.kendall_tau(a, b).mean() == pytest.approx(0, abs=0.005)
-    assert statistics.weighted_tau(a, b).mean() == pytest.approx(0, abs=0.015)
 
 
 def test_the_mean_over_images_leaves_out_what_has_no_value():
@@ -121,7 +91,7 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
         (statistics.kendall_tau, (TWO, TWO[:, :3]), r"got \(2, 4\), \(2, 3\)"),
         (statistics.match_at_k, (TWO[0], TWO[0], 2), r"got \(4,\), \(4,\)"),
         (statistics.kendall_tau, (TWO, [[0, 1, 2, NAN], [0] * 4]), "scores_b has NaN in 1 of 2"),
-        (statistics.weighted_tau, (TWO * NAN, TWO), "scores_a has NaN in 2 of 2 images"),
+        (statistics.kendall_tau, (TWO * NAN, TWO), "scores_a has NaN in 2 of 2 images"),
         (statistics.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
         (statistics.match_chance, (0, 4), r"1\.\.4 .* got 0"),
     ],

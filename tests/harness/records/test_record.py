@@ -231,7 +231,7 @@ def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
 def test_agreement_and_closeness_are_measured_where_they_were_not():
     known, blank = row(), row(**BLANK)
     assert fitting(blank, [known], [], ranked=True) is None  # golden rankings turned up
-    agreed = replace(known, weighted_tau=0.5, weighted_tau_low=0.4, weighted_tau_high=0.6)
+    agreed = replace(known, tau=0.5, tau_low=0.4, tau_high=0.6)
     assert fitting(blank, [agreed, known], [], ranked=True) is agreed
     whole = row(**AS_DENSE, cosine_distance=None)  # nothing was dropped, so there is no ranking to agree
     assert fitting(row(**BLANK | AS_DENSE), [whole], [], ranked=True) is whole

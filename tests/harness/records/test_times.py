@@ -11,7 +11,6 @@ from unittest.mock import MagicMock, Mock
 import numpy as np
 import pytest
 import torch
-from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import fit
@@ -27,7 +26,7 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
     load = times.Load(rate=30.0, queries=200, runs=(times.Percentiles(9.0, 20.0, 45.5),) * 6, batch_mean=1.5)
     server = latency_record(samples=(), bound_ms=50.0, load=load, verdict=times.MET)
     short = latency_record(
-        dense=(20.0,) * 6, saved_gflops=0.25, method_config={"keep": 0.5, "points": [3]},
+        dense=(20.0,) * 6, method_config={"keep": 0.5, "points": [3]},
         deviation=1e-6, peak_mib=3.25,
     )  # fmt: skip
     times.write_latencies(path, [latency_record(), failed])
@@ -40,7 +39,7 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
 
 def test_what_follows_from_times(latency_record: Make):
     samples, dense = (6.0, 6.6, 6.0, 6.0, 6.0, 6.0), (10.0, 11.0) + (10.0,) * 4
-    short = latency_record(samples, dense, saved_gflops=0.5)
+    short = latency_record(samples, dense)
     assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), FASTER)
     assert short.times.images_per_s == pytest.approx(1000 / 6)
 
@@ -88,13 +87,13 @@ def test_a_gpu_says_its_clocks_and_power_where_nvml_can_be_asked(monkeypatch: py
     nvml.NVMLError = OSError
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Mock(uuid="1-2"))
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    state = times.GpuState.read(cuda)
-    assert (state.performance_state, state.sm_mhz, state.memory_mhz, state.power_w) == (0, 1980, 2619, 350.0)
+    state = times.read_gpu(cuda)
+    assert (state["performance_state"], state["sm_mhz"], state["memory_mhz"], state["power_w"]) == (0, 1980, 2619, 350)
     nvml.nvmlDeviceGetHandleByUUID.assert_called_with("GPU-1-2")
     nvml.nvmlDeviceGetTemperature.side_effect = OSError("not supported")
-    assert times.GpuState.read(cuda) is None
+    assert times.read_gpu(cuda) is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert times.GpuState.read(cuda) is times.GpuState.read(torch.device("cpu")) is None
+    assert times.read_gpu(cuda) is times.read_gpu(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("facts", [{"samples": ()}, {"failed": "no"}, {"times": None}])
@@ -107,8 +106,7 @@ def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[st
     ("change", "said"),
     [
         ({"batches": 1}, r"line 2: unknown field 'batches', did you mean: batch"),
-        ({"machine": {"cores": 2}}, r"line 2: missing field 'device_name'"),
-        ({"schema_version": 9}, r"line 2: schema_version is 9, this version reads 4: move the file away"),
+        ({"schema_version": 9}, r"line 2: schema_version is 9, this version reads 5: move the file away"),
     ],
 )
 def test_a_line_that_is_no_record(latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str):
@@ -135,7 +133,7 @@ def test_another_condition_does_not_fit(latency_record: Make, name: str):
     known = latency_record()
     values: dict[type, Any] = {str: "another", float: 0.5, int: 77, bool: True, dict: {"a": 1}, tuple: (8, 8)}
     old = 50.0 if name in ("bound_ms", "rate") else getattr(known, name)
-    new = replace(old, governor="powersave") if name == "machine" else values[type(old)]
+    new = values[type(old)]
     blank = latency_record(samples=(), failed="not timed", **{name: new})
     assert times.fitting(blank, [known], 6) is None
 
@@ -145,7 +143,7 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
 
     def row(method: str, factor: float, **facts: Any) -> times.LatencyRecord:
         names = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
-        costs = {"gflops": 1.5, "saved_gflops": 0.25, "final_tokens": 32}
+        costs = {"gflops": 1.5, "final_tokens": 32}
         samples = () if facts.get("failed") else tuple(factor * time for time in dense)
         return latency_record(samples, dense, **(names | costs | facts))
 
@@ -164,7 +162,7 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
     lines = [line.replace("│", " ").split() for line in text.splitlines()]
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
     assert tome[4:] == [
-        *("8.12", "[8.08,", "8.16]", "–", "–", "123.2", "0.800", "[0.800,", "0.800]", "faster", "25", "%"),
+        *("8.12", "[8.08,", "8.16]", "–", "–", "123.2", "0.800", "[0.800,", "0.800]", "faster"),
         *("2", "+", "–"),
     ]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]

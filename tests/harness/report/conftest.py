@@ -11,8 +11,8 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.report.folder import page
-from harness.report.groups import group_records, sections
 from harness.report.highlights import plots_of
+from harness.report.tables import group_records, sections
 
 Make = Callable[..., Record]
 IMAGES = 100
@@ -72,7 +72,6 @@ def patchrank() -> Record:
         "patchrank", 0.6, 68, 2.45, diff_to_dense=-0.02, diff_low=-0.051, diff_high=0.012,
         latency=(make_timed(1, 0.71), make_timed(32, 0.7)), tau=0.313, tau_low=0.29, tau_high=0.33,
         match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
-        weighted_tau=0.413, weighted_tau_low=0.391, weighted_tau_high=0.433,
         final_tokens=118, tokens_per_block=(197, 119, 119, 119),
     )  # fmt: skip
 

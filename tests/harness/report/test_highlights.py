@@ -1,6 +1,5 @@
 """Which method is best at which cost: the rule against a slow search, its words, and plots of what records say."""
 
-import re
 import xml.etree.ElementTree as ET
 from itertools import combinations
 from pathlib import Path
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 from by_hand import part, per_image, replace
 
-from harness.records.metrics import Measured
 from harness.records.record import Record, read_run
 from harness.records.statistics import holm, sign_flip
 from harness.report.charts import Plot, draw, render
-from harness.report.groups import group_records
 from harness.report.highlights import headline, plots_of, standings
+from harness.report.tables import group_records
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 DISTANCE = "cosine_distance"
@@ -114,24 +112,6 @@ def test_drawings_have_their_words_and_plain_numbers(plots):
     texts = [element.text or "" for element in svg.iter() if element.tag.endswith("text")]
     assert {"30 %", "60 %"} <= set(texts)
     assert render(accuracy[:1], form="png").startswith(b"\x89PNG")
-
-
-def test_random_pruning_stretches_no_axis(committed: list[Record]):
-    """A row that loses 90 points is drawn, and no tick goes there."""
-
-    def ticks(records: list[Record]) -> set[str]:
-        [plot] = [plot for plot in plots_of(group_records(records)) if plot.name == "accuracy_gflops"]
-        svg = ET.fromstring(render(plot.charts[:1]))
-        words = {element.text or "" for element in svg.iter() if element.tag.endswith("text")}
-        return {word for word in words if re.fullmatch("\u2212\\d+", word)}
-
-    lost = Measured(mean=-0.9, low=-0.95, high=-0.8)
-    far = [
-        replace(r, method="random", model="clip_vit_s14_random60", metrics={**r.metrics, "diff_to_dense": lost})
-        for r in committed
-        if r.method == "clsattn" and r.keep > 0.5
-    ]
-    assert ticks([*committed, *far]) == ticks(committed) > set()
 
 
 def test_labels_stay_inside_the_axes_and_clear_of_each_other(plots):

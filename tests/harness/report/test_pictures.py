@@ -92,8 +92,7 @@ def test_a_sheet_is_a_picture_of_any_names_the_same_bytes_every_time(view: View)
     names = ["猫 $x_1$ " + "name" * 20, "red.png"]
     sheet = PatchSheet(names=names, labels=["boot", ""], views=np.stack([view] * 2), grid=GRID)
     sheet.columns |= {"rank": "golden\nlabel", "kept": "kept"}
-    sheet.importance["rank"] = {0: np.arange(24.0)}
-    sheet.tokens["kept"] = {1: np.arange(CELLS)}
+    sheet.panels |= {"rank": {0: np.arange(24.0)}, "kept": {1: np.arange(CELLS)}}
     sheet.notes.append("words " * 60)
     assert (panel(sheet, 0, "rank", SIZE) == heat_panel(view, np.arange(24.0), GRID, SIZE)).all()
     assert (panel(sheet, 1, "kept", SIZE) == token_panel(view, np.arange(24), GRID, SIZE)).all()

@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import per_image, replace
+from by_hand import ANOTHER, per_image, replace
 from rich.console import Console
 from scipy import stats
 
 from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
-from harness.records.record import Record, Times, names_of, read_records, read_run
+from harness.records.record import CONDITIONS, Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
-from harness.report.folder import page
-from harness.report.groups import group_records, sections
+from harness.report.folder import latex, markdown, page, records_csv
 from harness.report.highlights import plots_of
-from harness.report.tables import comparison_table
-from harness.report.writers import latex, markdown, records_csv
+from harness.report.tables import comparison_table, group_records, sections
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
@@ -39,7 +37,6 @@ FULL = replace(
     **{"cosine_distance": 0.0124, "cosine_low": 0.01, "cosine_high": 0.02, "gflops": 1.234},
     **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
     **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
-    **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
     latency=tuple(
         Times(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
                 **RATIO)
@@ -61,9 +58,9 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     assert rows["evit"] == [
         *("30 %", "0.0124 [0.0100, 0.0200]", "75.0 [40.9, 92.9]", "-12.5 [-25.0, +0.0]", "1.23"),
         *("10.0 [9.0, 12.0]", "0.55 [0.50, 0.60]", "101.0", "320.0 [288.0, 384.0]", "0.55 [0.50, 0.60]", "132.0"),
-        *("+0.43 [+0.40, +0.45]", "+0.57 [+0.50, +0.60]", "61.3 at 59 (30.1)", "59"),
+        *("+0.43 [+0.40, +0.45]", "61.3 at 59 (30.1)", "59"),
     ]
-    assert rows["dense"] == ["100 %", "–", "75.0 [40.9, 92.9]", *["–"] * 12]
+    assert rows["dense"] == ["100 %", "–", "75.0 [40.9, 92.9]", *["–"] * 11]
     assert [table.columns[at].heading for at in table.places("narrow")] == [
         *("Method", "Keep", "1 - cosine", "Top-1, %", "To dense", "GFLOPs", "Batch 32, × dense"),
     ]
@@ -236,3 +233,56 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
     assert list(find_movements(then, then, Tolerances())) == []
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_rows_of_other_conditions_have_a_table_of_their_own(name: str, dense: Record, patchrank: Record):
+    known: dict[str, Any] = {"tuning": "t", "prompt_tokens": 16, "images_sha256": "ab" * 32, "image_size": (196, 196)}
+    known |= dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense"))
+    if name == "seed":  # with shots it would be averaged over
+        known |= {"shots": 0, "tuning": None, "prompt_tokens": None}
+    ours = [replace(record, **known) for record in (dense, patchrank)]
+    theirs = [replace(record, **(known | {name: ANOTHER[name]})) for record in (dense, patchrank)]
+    first, second = group_records([ours[0], theirs[0], ours[1], theirs[1]])
+    assert [row.first for row in first.rows] == ours
+    assert [row.first for row in second.rows] == theirs
+    assert first.name != second.name
+
+
+def test_what_differs_between_tables_of_one_heading_is_told(dense: Record):
+    other = replace(dense, device="cuda:0", threads=1, weights_sha256="cd" * 32)
+    first, second = group_records([dense, other])
+    assert second.name == f"{first.name.partition(';')[0]}; weights cdcdcdcd, device cuda:0, threads 1"
+
+
+def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
+    old = row("random", 0.6, 50)
+    new = replace(row("random", 0.6, 60), created="2026-05-01T00:00:00+00:00")
+    equal = row("random", 0.6, 70)
+    for records, newest in (([old, new], new), ([new, old], new), ([old, equal], equal)):
+        [group] = group_records(records)
+        assert [each.first for each in group.rows] == [newest]
+
+
+def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
+    three = [row("evit", 0.6, 50 + seed, seed=seed) for seed in (0, 1, 2)]
+    two = [row("tome", 0.6, 50, seed=seed) for seed in (0, 1)]
+    first, second = group_records([*three, *two])
+    assert (len(first.rows[0].records), len(second.rows[0].records)) == (3, 2)
+    assert first.name.endswith("; seed 0, 1, 2")
+    assert second.name.endswith("; seed 0, 1")
+
+
+def test_rows_of_equal_time_stand_beside_the_method_whose_time_they_take(row: Any, timed: Any, dense: Record):
+    """One that misses it by more than 5 % is named and left out."""
+    setting = {"matched": {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}}
+    target = row("patchrank", 0.6, 60, latency=(timed(8, 0.7),))
+    plain = row("evit", 0.6, 60)
+    rows = [row("evit", 0.45, 50, latency=(timed(8, 0.71),), method_config=setting)]
+    rows.append(row("tome", 0.5, 50, latency=(timed(8, 0.75),), method_config=setting))
+    every, equal = sections(group_records([dense, target, plain, *rows]))
+    assert every.cells("Method") == ["dense", "patchrank", "evit"]
+    assert equal.cells("Method") == ["dense", "patchrank", "evit"]
+    assert equal.cells("Keep")[1:] == ["60 %", "45 %"]
+    assert ["tome" in note for note in equal.notes] == [True]
+    assert len(list(sections(group_records([target])))) == 1

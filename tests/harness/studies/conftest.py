@@ -17,10 +17,9 @@ from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
-from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
-from harness.studies.workshop import StudyConfig
+from harness.studies.workshop import StudyConfig, answer
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.ranking.golden import GoldenConfig
@@ -77,11 +76,10 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
         return datasets[name]
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names))
-    for place in ("studies.answer", "golden.fit", "golden.rank"):
+    for place in ("studies.workshop", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in (
         "studies.workshop",
-        "studies.answer",
         "studies.questions",
         "studies.reproduce",
         "golden.fit",
@@ -112,7 +110,7 @@ def reproduced(staged: dict[str, Dataset]) -> Reproduced:
         config = target.conditions(config)
         parts = [one for part in target.groups(config) for one in answer(target.study, part, [], Progress())]
         records = [record for _, group in parts for record in group]
-        return compare_rows(target, config, 6, NAME, [table for table, _ in parts]), records
+        return compare_rows(name, config, [table for table, _ in parts]), records
 
     return call
 
@@ -147,7 +145,7 @@ def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(model: Any, size: Any, **_: Any) -> OperatorCost:
         like = next(model.parameters())
         tokens = model.trace(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)).tokens_per_block
-        return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1, activations=1)
+        return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1)
 
     for place in ("measure.match", "measure.cost", "studies.workshop"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)

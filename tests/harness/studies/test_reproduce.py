@@ -15,7 +15,7 @@ from harness.datasets.base import Dataset
 from harness.measure import rows as measured_rows
 from harness.records.record import read_records
 from harness.records.statistics import Interval
-from harness.studies import answer
+from harness.studies import workshop
 from harness.studies.reproduce import TABLES, mean_of, paper, paper_rows
 from harness.studies.workshop import StudyConfig
 from zoo.core.reducer import final_count
@@ -243,7 +243,7 @@ def test_other_data_are_named_and_what_cannot_be_read(staged: dict[str, Dataset]
     assert run("table1 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
     assert "'dtd' has no val images" in capsys.readouterr().err
     monkeypatch.setattr(staged["dtd"], "split", whole)
-    tower = answer.load_tower("")._replace(clip=None)
-    monkeypatch.setattr(answer, "load_tower", lambda name: tower)
+    tower = workshop.load_tower("")._replace(clip=None)
+    monkeypatch.setattr(workshop, "load_tower", lambda name: tower)
     assert run("table1 --dataset dtd", FLAGS, f"--output {tmp_path}") == 2
     assert "has no text tower here" in capsys.readouterr().err

@@ -21,11 +21,10 @@ from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
-from harness.studies import answer as module
-from harness.studies.answer import answer, take_stock
+from harness.studies import workshop
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
-from harness.studies.tables import StudyTable, compare_lines
-from harness.studies.workshop import StudyConfig, find
+from harness.studies.tables import StudyTable
+from harness.studies.workshop import StudyConfig, answer, find, take_stock
 from zoo.core.files import read_facts
 from zoo.loading.weights import cache_folder
 from zoo.ranking.golden import GoldenConfig
@@ -157,8 +156,8 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyC
     pairs = zip(pruned.records, dense.records, strict=True)
     apart = [np.asarray(a.correct, float) - b.correct for a, b in pairs]
     assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0), seed=0)
-    assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
-    assert dense.over_seeds is table.rows[1].over_seeds is None
+    assert pruned.difference("over_seeds") == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
+    assert dense.difference("over_seeds") is table.rows[1].difference("over_seeds") is None
     plain = table.rows[0].average.mean("gflops")
     assert dense.average.mean("gflops") > plain == table.rows[2].average.mean("gflops")
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
@@ -235,16 +234,6 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     assert {other: other.stat().st_mtime_ns for other in others} == before
 
 
-@pytest.mark.usefixtures("quick_costs")
-def test_a_study_has_tables_of_halves_without_records_of_their_own(few: StudyConfig, studied):
-    found = studied("baselines", replace(few, seeds=1, halves=True))
-    assert [own != [] for _, own in found.values()] == [True, False, False]
-    whole, *parts = [[row.average for row in sheet.rows] for sheet, _ in found.values()]
-    for row, *own in zip(whole, *parts, strict=True):
-        apart = np.concatenate([part.per_image("cosine_distance") for part in own])
-        assert sorted(apart) == sorted(row.per_image("cosine_distance"))
-
-
 @pytest.mark.usefixtures("staged", "quick_costs")
 def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_path: Path):
     kept = tmp_path / "other"
@@ -267,7 +256,7 @@ def make_record(lost: int, won: int = 0, **changes: object) -> Record:
 def make_table(*records: list[Record], dense: Record | None = None) -> StudyTable:
     lines = [({"line": f"l{at}"}, 0.5, own) for at, own in enumerate(records)]
     dense = dense or make_record(0)
-    return StudyTable(title="t", dense=dense, rows=compare_lines(lines, dense))
+    return StudyTable.of("t", dense, lines)
 
 
 def test_each_column_is_a_family_judged_by_holm_and_marked():
@@ -322,8 +311,8 @@ def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, objec
 @pytest.mark.usefixtures("staged")
 def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path, monkeypatch):
     loads: list[str] = []
-    load = module.load_tower
-    monkeypatch.setattr(module, "load_tower", lambda name: loads.append(name) or load(name))
+    load = workshop.load_tower
+    monkeypatch.setattr(workshop, "load_tower", lambda name: loads.append(name) or load(name))
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
     assert main([*command, "--dry-run"]) == 0
     assert not list(tmp_path.iterdir())

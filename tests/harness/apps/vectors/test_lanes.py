@@ -32,12 +32,12 @@ BATCHES = [[0, 1, 2, 3], [4, None, 6, 7], [None, None], [8, 9], [10, 11, 12, 13]
 def test_bytes_scaled_as_a_batch_are_what_preprocessing_makes_of_each_picture(preprocess: Any):
     noise = np.random.default_rng(0).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8)
     pictures = [Image.fromarray(each) for each in noise]
-    transform, scaling = split_preprocessing(preprocess, "cpu")
+    transform, scale = split_preprocessing(preprocess, "cpu")
     sent = torch.from_numpy(np.stack([np.asarray(transform(each)) for each in pictures]))
     assert (sent.dtype, sent.shape) == (torch.uint8, (3, 20, 20, 3))
     wanted = torch.stack([preprocess(each) for each in pictures])
-    assert torch.equal(scaling.apply(sent), wanted)
-    assert scaling.apply(sent).is_contiguous()
+    assert torch.equal(scale(sent), wanted)
+    assert scale(sent).is_contiguous()
     assert split_preprocessing(preprocess.transforms[0], "cpu") == (preprocess.transforms[0], None)  # anything else
 
 

@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.apps.vectors.codes import BINARY, INT8, Codes
-from harness.apps.vectors.embed import VECTORS, Encoder, read_vectors
+from harness.apps.vectors.embed import BINARY, INT8, VECTORS, Codes, Encoder, read_vectors
 from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
 from harness.base.store import Shard, shard_path, to_lists
 from harness.cli.entry import main

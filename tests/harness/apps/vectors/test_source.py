@@ -69,15 +69,6 @@ def test_tars_by_ranges_and_globs(tars: Path, word: str, draw: Draw):
     assert source.words == tuple(str(tars / f"x-00{n}.tar") for n in range(3))
 
 
-def test_a_long_list_of_a_tar_is_kept(tars: Path, monkeypatch: pytest.MonkeyPatch):
-    word = [str(tars / "x-*.tar")]
-    monkeypatch.setattr(module, "KEPT", 1)
-    wanted = open_source(word)
-    monkeypatch.setattr(module, "members_of", None)
-    kept = open_source(word)
-    assert (everything(kept), kept.revision) == (everything(wanted), wanted.revision)
-
-
 def test_of_a_damaged_tar_the_rest_is_named(tars: Path, draw: Draw):
     damaged = tars / "x-001.tar"
     whole = damaged.read_bytes()
