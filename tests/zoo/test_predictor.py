@@ -19,11 +19,11 @@ from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import learned_files
+from zoo.loading.adopt import load_predictor
 from zoo.loading.learned_files import (
     PredictorFile,
     find_fitted,
     find_predictor,
-    load_predictor,
     predictor_name,
     with_predictor,
 )

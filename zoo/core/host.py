@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.fx
@@ -21,14 +21,6 @@ from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
 
 torch.fx.wrap("attend")  # as in its own module
-
-
-class PromptShape(NamedTuple):
-    """What a tuned model is built from, as JSON values."""
-
-    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
-    classes: int  # of the head; 0: it stays the tower's
-    features: int  # width of the joint space of images and text
 
 
 class HostBlock:

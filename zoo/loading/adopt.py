@@ -12,7 +12,7 @@ from torch import nn
 from zoo.core.files import blocks_fingerprint
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.reducer import build_reducer
-from zoo.loading.learned_files import PredictorFile, PredictorPath, PromptFile, load_predictor
+from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import EMBEDDED
 from zoo.towers.vit import TimmHost, for_head
@@ -87,6 +87,25 @@ def reduce(
             load_predictor(reduced, file)
     _describe(reduced, method)
     return reduced if recovery is None else add_recovery(reduced, recovery)
+
+
+def load_predictor(model: Host, file: PredictorFile) -> None:
+    """Fill the predictor of a reduced model.
+
+    Raises:
+        ValueError: the model has no predictor of this architecture, reduces at another block, or its tower has other
+            weights.
+    """
+    block = None if model.reducer is None else model.reducer.config.predictor_block(model.depth)
+    if block is None:
+        raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
+    file.require(block=block)
+    state, loaded = model.state_dict(), file.tensors()
+    ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
+    if ours != theirs:
+        raise file.refusal("has another architecture")
+    file.require(weights=blocks_fingerprint(state, model.blocks_prefix))
+    model.load_state_dict(loaded, strict=False)
 
 
 def image_tower(model: nn.Module) -> str | None:

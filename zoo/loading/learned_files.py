@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from zoo.core.files import (
-    blocks_fingerprint,
     cache_folder,
     from_json,
     load_learned,
@@ -23,9 +22,8 @@ from zoo.core.files import (
     write_learned,
     write_whole,
 )
-from zoo.core.host import Host, PromptShape
 from zoo.core.messages import tower_name
-from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
+from zoo.core.reducer import METHODS, PromptShape, ReducerConfig, configure, spread
 from zoo.loading.sizes import EMBEDDED
 
 PredictorPath = str | Path | None
@@ -179,25 +177,6 @@ def with_predictor(
     file.require(model=model, tag=tag, block=block)
     file.fill(completed)
     return completed, file
-
-
-def load_predictor(model: Host, file: PredictorFile) -> None:
-    """Fill the predictor of a reduced model.
-
-    Raises:
-        ValueError: the model has no predictor of this architecture, reduces at another block, or its tower has other
-            weights.
-    """
-    block = None if model.reducer is None else model.reducer.config.predictor_block(model.depth)
-    if block is None:
-        raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
-    file.require(block=block)
-    state, loaded = model.state_dict(), file.tensors()
-    ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
-    if ours != theirs:
-        raise file.refusal("has another architecture")
-    file.require(weights=blocks_fingerprint(state, model.blocks_prefix))
-    model.load_state_dict(loaded, strict=False)
 
 
 @dataclass(frozen=True, kw_only=True)

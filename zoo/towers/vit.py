@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zoo.core.attention import PoolingQuery, is_plain, mean_share, split_heads
-from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, PromptShape, register_host
-from zoo.core.reducer import build_reducer
+from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
+from zoo.core.reducer import PromptShape, build_reducer
 from zoo.core.tokens import Tokens
 
 _FILES = ("predictor", "prompts")  # arguments that may name a file whose weights come along
