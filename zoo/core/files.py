@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+EMBEDDED = Path(__file__).parent.parent / "embedded"
 PARTIAL = ".partial"
 _DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
 E = TypeVar("E", bound=BaseException)

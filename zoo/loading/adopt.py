@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from zoo.core.files import blocks_fingerprint
+from zoo.core.files import EMBEDDED, blocks_fingerprint
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile
 from zoo.loading.recovery_file import add_recovery
-from zoo.loading.sizes import EMBEDDED
 from zoo.towers.vit import TimmHost, for_head
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.files import (
+    EMBEDDED,
     cache_folder,
     from_json,
     load_learned,
@@ -24,7 +25,6 @@ from zoo.core.files import (
 )
 from zoo.core.messages import tower_name
 from zoo.core.reducer import METHODS, PromptShape, ReducerConfig, configure, spread
-from zoo.loading.sizes import EMBEDDED
 
 PredictorPath = str | Path | None
 PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict

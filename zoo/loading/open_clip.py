@@ -21,7 +21,7 @@ from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zoo.core.files import cache_file, digest, write_whole
+from zoo.core.files import EMBEDDED, cache_file, digest, write_whole
 from zoo.core.host import give_features
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
@@ -37,7 +37,7 @@ from zoo.loading.clip import (
     read_geometry,
 )
 from zoo.loading.learned_files import PredictorFile, with_predictor
-from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
+from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.loading.weights import find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
 

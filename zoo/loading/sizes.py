@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm.data import (
@@ -20,11 +19,9 @@ from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 
-from zoo.core.files import wanting
+from zoo.core.files import EMBEDDED, wanting
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, configure
-
-EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 class Tag(NamedTuple):
