@@ -89,12 +89,7 @@ def reduce(
 
 
 def load_predictor(model: Host, file: PredictorFile) -> None:
-    """Fill the predictor of a reduced model.
-
-    Raises:
-        ValueError: the model has no predictor of this architecture, reduces at another block, or its tower has other
-            weights.
-    """
+    """Fill the predictor of a reduced model; raise ValueError if it has none, or the file is of another one."""
     block = None if model.reducer is None else model.reducer.config.predictor_block(model.depth)
     if block is None:
         raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
@@ -162,11 +157,7 @@ def _describe(model: Host, method: str | None) -> None:
 def filter_weights(
     state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
 ) -> dict[str, Any]:
-    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
-
-    Raises:
-        ValueError: ``predictor`` was fitted to other weights, or without one its weights are missing.
-    """
+    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``, with its predictor."""
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     weights = type(model).filter_fn({k: v for k, v in state_dict.items() if k not in reducer}, model)
     facts: Any = model.pretrained_cfg

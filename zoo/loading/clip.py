@@ -36,10 +36,8 @@ class UnseenWordsError(ValueError):
 
     def __init__(self, words: Sequence[str], where: str = "") -> None:
         self.words = tuple(words)
-        super().__init__(
-            f"{where}{': ' if where else ''}the embedded text tower never saw {', '.join(map(repr, words))}; "
-            "use other words, or a model with a full vocabulary"
-        )
+        never = f"the embedded text tower never saw {', '.join(map(repr, words))}"
+        super().__init__(f"{where}{': ' * bool(where)}{never}; use other words, or a model with a full vocabulary")
 
 
 def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
@@ -49,19 +47,15 @@ def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
 
 
 class CompactText(nn.Module):
-    """A CLIP text tower, open_clip's TextTransformer of some ``geometry``, with table rows for known tokens only.
+    """A CLIP text tower, open_clip's TextTransformer of some ``geometry``, with table rows for known tokens only."""
 
-    ``token_ids`` (V,) of open_clip's tokenizer are ascending, with 0 (padding) and the end-of-text id.
-    """
-
-    token_ids: Tensor
+    token_ids: Tensor  # (V,) ascending, with 0 (padding) and the end-of-text id
 
     def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
         super().__init__()
         assert list(token_ids) == sorted(set(token_ids))
         self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
-        # Rows keep the order of ids, so the end-of-text token, which open_clip finds as the highest
-        # id of a prompt, is the highest row as well.
+        # Rows keep the order of ids: open_clip finds the end-of-text token as a prompt's highest id.
         self.tower = TextTransformer(vocab_size=len(token_ids), **geometry)
 
     def rows(self, tokens: Tensor) -> Tensor:
@@ -267,10 +261,7 @@ def image_transform(visual: nn.Module) -> Any:
 
 @torch.inference_mode()
 def class_features(model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Encode class names by the unit mean over templates with one ``{}``, (classes, D) float.
-
-    Raises UnseenWordsError for the first class whose words the text tower doesn't know.
-    """
+    """Encode class names by the unit mean over templates with one ``{}``, (classes, D), or raise UnseenWordsError."""
     rows = []
     for name in classes:
         prompts = tokenize([template.format(name) for template in templates])

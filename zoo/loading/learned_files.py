@@ -40,10 +40,7 @@ def dataset_names(facts: Any, field: str = "name") -> list[str]:
 
 
 def check_settings(method: str, options: Mapping[str, Any]) -> None:
-    """Refuse, by ValueError, settings that a method can't have; one that isn't registered is refused where it is used.
-
-    ``options`` have its reduction points.
-    """
+    """Refuse, by ValueError, settings that a method can't have; unknown methods are refused where they are used."""
     if method in METHODS:
         configure(method, dict(options), depth=0)
 
@@ -137,13 +134,9 @@ def _folders() -> tuple[Path, Path]:  # the user's own predictors, and those of 
 
 
 def find_predictor(model: str, tag: str, block: int, *, shape: Mapping[str, Any] | None = None) -> PredictorFile:
-    """Find the predictor for a tower: the user's own, else the packaged one.
+    """Find the predictor for a tower: the user's own, else the packaged one, else raise FileNotFoundError.
 
-    ``shape`` holds ``arch`` and ``width`` of the one that is wanted where there is none.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no predictor.
+    ``shape`` holds ``arch`` and ``width`` of the one that is wanted.
     """
     name = predictor_name(model, tag, block)
     found = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
@@ -164,12 +157,7 @@ def find_predictor(model: str, tag: str, block: int, *, shape: Mapping[str, Any]
 def with_predictor(
     model: str, tag: str, method: str, options: dict[str, Any], depth: int, path: PredictorPath = None
 ) -> tuple[dict[str, Any], PredictorFile | None]:
-    """Read or find a model's predictor, None of a method without; add its network's shape to options.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: options or a predictor that don't fit the model.
-    """
+    """Read or find a model's predictor, None of a method without; add its network's shape to options."""
     block, completed = configure(method, options, depth).predictor_block(depth), dict(options)
     if block is None:
         return completed, None

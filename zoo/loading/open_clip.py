@@ -36,7 +36,7 @@ from zoo.loading.clip import (
     create_clip,
     read_geometry,
 )
-from zoo.loading.learned_files import PredictorFile, with_predictor
+from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.loading.weights import find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
@@ -156,10 +156,6 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     A tag gets the activation that it was trained with; a file the architecture's, so that QuickGELU needs
     ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and
     ``hf-hub:OWNER/NAME`` as ``push_to_hf_hub`` writes them; it is also returned, without folders.
-
-    Raises:
-        ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip`` refuses.
-        FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
     """
     arch, weights, quick = (spec, None, False) if spec.startswith((FOLDER, HUB)) else _parts(spec)
     folder = Path(spec.removeprefix(FOLDER)) if spec.startswith(FOLDER) else None
@@ -263,33 +259,30 @@ def offer(name: ModelName) -> None:
         settings = {key: cfg[key] for key in ("mean", "std", "interpolation")}
         settings |= {"resize_mode": "shortest", "quick_gelu": quick}
 
-        def make(tag: str = tag) -> str:
-            return str(checkpoint(name, tag))
-
-        def refuse(tag: str = tag, full: str = full) -> str:
-            raise ValueError(
-                f"open_clip's {str(name)!r} computes as its default weights {default!r} were trained, the weights "
-                f"{tag!r} need another activation: give the model name {full!r}"
-            )
-
+        make = partial(checkpoint, name, tag)
         pretrained._PRETRAINED[full] = {tag: Checkpoint(make, **settings)}
+        refuse = partial(_refuse, name, default, tag)
         known[tag] = Checkpoint(make if quick == facts.quick_gelu else refuse, **settings)
     pretrained._PRETRAINED[str(name)] = known
     factory._MODEL_CONFIGS[str(name)] = factory._MODEL_CONFIGS[f"{name}.{default}"]
 
 
-def checkpoint(name: ModelName, tag: str) -> Path:
-    """Return a model's weights, shared with others, as a file in open_clip's layout, made if it isn't in the cache.
+def _refuse(name: ModelName, default: str, tag: str) -> str:
+    raise ValueError(
+        f"open_clip's {str(name)!r} computes as its default weights {default!r} were trained, the weights {tag!r} need "
+        f"another activation: give the model name '{name}.{tag}'"
+    )
 
-    Rows of word pieces that the embedded text tower never saw are NaN.
-    """
+
+def checkpoint(name: ModelName, tag: str) -> str:
+    """Return a model's weights, shared with others, as a file in open_clip's layout, made if it isn't in the cache."""
     spec = SIZES[name.size]
     embedded = EMBEDDED / f"{name.dense}.safetensors"
     source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
-    predictor: PredictorFile | None = None
+    facts, learned = source.stat(), list[Path]()
     if name.method is not None:
         _, predictor = with_predictor(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
-    facts, learned = source.stat(), [] if predictor is None else [predictor.path]
+        learned = [] if predictor is None else [predictor.path]
     mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *learned)
     path = cache_file("open_clip", f"{name.dense}.{tag}.{mark}.safetensors")
     if not path.is_file():
@@ -297,11 +290,11 @@ def checkpoint(name: ModelName, tag: str) -> Path:
         tensors = {f"visual.trunk.{k}": v for k, v in model.visual.state_dict().items()}
         tensors |= _text_side(model.text) | {"logit_scale": model.logit_scale.detach()}
         write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}))
-    return path
+    return str(path)
 
 
 def _text_side(text: Any) -> dict[str, Tensor]:
-    """Return a text tower's weights under open_clip's names, with its whole vocabulary."""
+    """Return a text tower's weights under open_clip's names; rows of word pieces that ours never saw are NaN."""
     if not isinstance(text, CompactText):
         return dict(text.model.state_dict())
     weights = dict(text.tower.state_dict())

@@ -61,9 +61,6 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
     """Return the weights that a recovery of this kind changes: of the head, or of the blocks and norms beside them.
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
-
-    Raises:
-        ValueError: ``head`` of a tower whose features come from no linear map.
     """
     if "+" in what:
         return {name: own for part in what.split("+") for name, own in trainable(vit, part).items()}
@@ -182,11 +179,7 @@ class RecoveryFile(LearnedFile):
         self.compare({**own, "counts": self.counts, "predictor": self.reducer}, other)
 
     def load_for(self, model: Host) -> dict[str, Tensor]:
-        """Load what is added to each weight of a model, by its name there, on its device.
-
-        Raises:
-            ValueError: tensors that are damaged or don't fit.
-        """
+        """Load what is added to each weight of a model, by its name there; raise ValueError if it doesn't fit."""
         tensors, rank = self.load(), self.recipe["rank"]
         names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
         shapes: dict[str, tuple[int, ...]] = {}

@@ -25,12 +25,7 @@ default_cfgs: dict[str, Any] = {}
 
 
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
-    """Build a model: split its method's options off, find its weights, and let timm assemble it.
-
-    Raises:
-        ValueError: an argument that nobody has or a value out of range, or a file of weights that don't fit.
-        FileNotFoundError: weights, a predictor, prompts or a recovery can't be had.
-    """
+    """Build a model: split its method's options off, find its weights, and let timm assemble it."""
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
     recovery = kwargs.pop("recovery", None)

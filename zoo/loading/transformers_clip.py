@@ -83,10 +83,6 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
     Returns:
         The dense image tower in float32 and evaluation mode, its preprocessing, and both with the text tower, None if
         there is none. CLIP's projection belongs to the image tower. SigLIP 2 gets squares, not its images' proportions.
-
-    Raises:
-        FileNotFoundError: there is no config.json.
-        ValueError: weights that aren't safetensors, or a model whose image tower can't be reduced.
     """
     named = f"transformers model {str(folder)!r}"
     if not (folder / "config.json").is_file():

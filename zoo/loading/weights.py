@@ -129,10 +129,6 @@ def loading(name: str, otherwise: str, source: str = "", *, arguments: bool = Fa
 
     ``source`` is where they are on the hub; ``otherwise`` is a way that needs no hub. Errors of ``arguments`` and
     devices speak for themselves where there may be some.
-
-    Raises:
-        MissingWeightsError: they are neither cached nor to be had from the hub.
-        UnusableWeightsError: they don't fit the model or can't be read.
     """
     try:
         yield
@@ -180,11 +176,7 @@ def own_path(name: str) -> str:
 
 
 def find_clip(size: str, tag: str) -> Path:
-    """Find the file with both towers of a size of open_clip: the user's own, else the hub's.
-
-    Raises:
-        FileNotFoundError: neither is here, and the hub is out of reach.
-    """
+    """Find the file with both towers of a size of open_clip: the user's own, else the hub's."""
     if (own := own_weights(size, tag)) is not None:
         return own
     spec, name = SIZES[size], f"clip_vit_{size}.{tag}"

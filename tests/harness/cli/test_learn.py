@@ -112,7 +112,7 @@ def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_p
         scores = pruned.reducer.predictor(entering.x, 1, (8, 8))
     assert trace.final_tokens == 32
     assert torch.equal(trace.ranking, scores.argsort(dim=1, descending=True, stable=True))
-    stored = PredictorFile.read(out).tensors("reducer.predictor.")
+    stored = PredictorFile.read(out).tensors()
     assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in stored.items())
 
     capsys.readouterr()
