@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,8 +18,6 @@ from zoo.core.reducer import Reducer, StagedConfig, limit, register_method
 from zoo.core.tokens import Tokens, every_position, rows
 
 LINKAGES = ("average", "complete", "single")
-
-torch.fx.wrap("cluster")  # one call in a graph of this module: its loop is over counts that are not known there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class ATC(Merger):
         metric = F.normalize(metric.float(), dim=-1)
         distance = 1 - (metric @ metric.transpose(1, 2)).float()
         gone, into, height = cluster(distance, r, self.config.linkage)
-        return tokens.merge(index, gone, into, height, tokens.patch_count - r)
+        return tokens.merge(index, gone, into, height)
 
 
 def cluster(distance: Tensor, r: int, linkage: str) -> tuple[Tensor, Tensor, Tensor]:

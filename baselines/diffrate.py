@@ -72,6 +72,6 @@ def _merge_tail(index: int, tokens: Tokens, count: int) -> Tokens:
     metric, size = F.normalize(tokens.patches.float(), dim=-1), tokens.sizes()
     similarity, partner = (rows(metric, tail) @ rows(metric, head).transpose(1, 2)).float().max(dim=-1)
     turn = tokens.importance.gather(1, tail)
-    after = tokens._replace(size=None).merge(index, tail, head.gather(1, partner), turn, count, stay=head)
+    after = tokens._replace(size=None).merge(index, tail, head.gather(1, partner), turn, stay=head)
     grown = size.gather(1, tail) * similarity.clamp(min=0.0)
     return after._replace(size=size.gather(1, head).scatter_add(1, partner, grown), importance=None)

@@ -60,8 +60,8 @@ class PiToMe(Merger):
         count = 2 * r if index >= self.energy_from else tokens.patch_count
         energies = energy(metric, self.config.margin * (1 - index / self.depth))
         order = energies.argsort(dim=1, descending=True, stable=True)[:, :count]
-        gone, into, similarity, _ = bipartite(metric, count, r, order)
-        return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r)
+        gone, into, similarity, _ = bipartite(metric, r, order)
+        return tokens.merge(index, gone, into, -similarity)
 
 
 def energy(metric: Tensor, margin: float) -> Tensor:

@@ -61,7 +61,7 @@ class TCA(Reducer):
         gone, into, distance = clusters(kept.patches, order, between, centers)
         weight = torch.ones_like(short.patch_idx, dtype=torch.float32).scatter(1, gone, 1 / distance.clamp(min=1e-6))
         turn = kept.importance.gather(1, gone)
-        return short._replace(size=weight).merge(index, gone, into, turn, count)._replace(size=None)
+        return short._replace(size=weight).merge(index, gone, into, turn)._replace(size=None)
 
 
 def clusters(x: Tensor, between: Tensor, count: int, centers: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,14 +46,13 @@ class ToFu(Merger):
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Drop or merge one token of each of the most similar pairs."""
-        count = tokens.patch_count - r
-        gone, into, similarity, stay = bipartite(metric, tokens.patch_count, r)
+        gone, into, similarity, stay = bipartite(metric, r)
         if index < self.merge_from:
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
-            return tokens.select(index, importance.scatter(1, gone, -similarity), stay)._replace(patch_count=count)
+            return tokens.select(index, importance.scatter(1, gone, -similarity), stay)
         norms = torch.linalg.vector_norm(tokens.patches.float(), dim=2)
         stretch = norms.scatter_reduce(1, into, norms.gather(1, gone), "amax") / norms.clamp(min=1e-12)
         factor = stretch.gather(1, stay).unsqueeze(2).to(tokens.x.dtype)
-        merged = tokens._replace(size=None).merge(index, gone, into, -similarity, count, stay=stay)
+        merged = tokens._replace(size=None).merge(index, gone, into, -similarity, stay=stay)
         x = torch.cat((merged.x[:, : merged.prefix], merged.patches * factor), dim=1)
         return merged._replace(x=x, size=None)

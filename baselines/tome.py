@@ -52,5 +52,5 @@ def merge(index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
 
     The order afterwards is prefix, what is left of set A, set B. ``index`` is the block's number, for the history.
     """
-    gone, into, similarity, stay = bipartite(metric, tokens.patch_count, r)
-    return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r, stay=stay)
+    gone, into, similarity, stay = bipartite(metric, r)
+    return tokens.merge(index, gone, into, -similarity, stay=stay)

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 import zoo
 from harness.cli.entry import main, parse
 from harness.datasets import get_dataset
-from harness.measure import match
+from harness.measure import plan
 from harness.records.record import read_records
 from harness.report.folder import csv_text
 from harness.studies.questions import list_studies
@@ -143,7 +143,7 @@ def test_a_user_embeds_pictures_as_the_page_says():
 @pytest.mark.usefixtures("pictures")
 def test_a_user_compares_methods_as_the_page_says(monkeypatch):
     """Every command and the Python, in order, as it stands, on few images, with few methods of the main job."""
-    monkeypatch.setattr(match, "STEPS", 2)
+    monkeypatch.setattr(plan, "STEPS", 2)
     few = ["--limit", "4", "--batches", "--match-batch", "1", "--dtype", "float32"]
     text = text_of("compare.md").replace(
         "patchrank compare\n", "patchrank compare --methods rankmerge patchrank --dataset photos\n"

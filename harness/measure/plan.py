@@ -1,18 +1,41 @@
-"""What to compare."""
+"""What to compare, and rows at equal cost: each method's keep rate is solved for another's multiply-adds or time."""
 
-from dataclasses import dataclass, replace
+import copy
+import functools
+import statistics
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from harness.base.terminal import Progress
 from harness.datasets.base import SplitName
-from harness.records.record import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
+from harness.measure.cost import gflops
+from harness.measure.rows import MethodRate, Variant, rows_of
+from harness.measure.timing import BusyError, Patience, time_models
+from harness.records.averages import CLOSE, time_ratio
+from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Tuning
 from harness.records.statistics import LEAST_ROUNDS
-from zoo.core.files import from_json
 from zoo.core.messages import check_fields, expected
 from zoo.learning.tuning import TuneConfig
-from zoo.loading.learned_files import PromptFile
+from zoo.loading.adopt import reduce
+from zoo.towers.vit import ReducedViT
 
 MATCHES = ("keep", "gflops", "time")
+TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
+# Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
+SLACK = TOLERANCE["time"] / 2
+ROUNDS = 4  # of a search's steps
+STEPS = 12  # of a search, at most
+SURE = 3  # costs of one count, of which one may be disturbed
+# Asks for costs of counts of patch tokens; returns one of them with its cost minus 1.
+Search = Generator[int, float, tuple[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +62,7 @@ class Plan:
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
     optimized: bool = False  # a row of the dense tower by `zoo.optimize`, too
     match_batch: int = 8  # images per call, where that cost is time
-    foreground: bool = False  # fit probes of foreground on datasets with masks, see `measure.foreground`
+    foreground: bool = False  # fit probes of foreground on datasets with masks, see `tuning.fit_probes`
     far: bool = False  # keep rows that can't come near the GFLOPs they should meet
 
     @property
@@ -62,27 +85,6 @@ class Plan:
         return [replace(first, seed=seed) for seed in seeds]
 
 
-def tuning_of(file: PromptFile) -> Tuning:
-    """Return what prompts in a file were learned from.
-
-    Raises:
-        ValueError: not from a number of shots, so that no record could say it.
-    """
-    try:
-        facts = {
-            "shots": file.provenance["shots"],
-            "seed": file.provenance["draw"],
-            "kind": file.recipe["tokens"],
-            "prompt_tokens": file.recipe["count"],
-        }
-        tuning: Tuning = from_json(Tuning, facts, "tuning")
-    except KeyError as error:
-        raise ValueError(f"prompts {str(file.path)!r} don't say their {error.args[0]}") from error
-    except ValueError as error:
-        raise ValueError(f"prompts {str(file.path)!r} don't say what they were learned from: {error}") from error
-    return tuning
-
-
 def check_plan(plan: Plan) -> None:
     """Raise ValueError for what can't be measured, whatever the tower and the data."""
     rounds = f"[{LEAST_ROUNDS}, inf)"
@@ -97,4 +99,241 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(
             f"match_to={plan.match_to!r} is not measured: {expected(plan.match_to, plan.methods)} "
             "with --match-to, or add it to --methods"
+        )
+
+
+@dataclass
+class KeepSolver:
+    """Solve the keep rate of one kind of model for a cost."""
+
+    dense: ReducedViT
+    build: Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
+    counted: dict[float, float] = field(default_factory=dict)  # GFLOPs by keep rate
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of the dense tower."""
+        return self.dense.grid[0] * self.dense.grid[1]
+
+    def gflops(self, keep: float) -> float:
+        """Return fvcore's count of the model itself, 1e9 multiply-adds per image; counted once."""
+        if keep not in self.counted:
+            self.counted[keep] = gflops(self.build(keep), self.dense.input_size).gflops
+        return self.counted[keep]
+
+    def nearest(self, goal: float) -> float:
+        """Return the keep rate whose cost is nearest to ``goal`` GFLOPs."""
+        return self.bisect(goal, lambda count: self.gflops(count / self.patches)) / self.patches
+
+    def bisect(self, goal: float, cost: Callable[[int], float]) -> int:
+        """Return the number of patch tokens whose cost is nearest to the goal; costs rise with it."""
+        self.build(1.0)  # a method that can't do even this says why
+        cost = functools.cache(cost)
+        above = bisect_left(range(self.patches), goal, self.least, self.patches - 1, key=cost)
+        # Keeping all apart, as that spares the method's own work too.
+        counts = (self.patches, above, max(above - 1, self.least))
+        return min(counts, key=lambda count: abs(cost(count) / goal - 1))
+
+    def search(self, start: int) -> Search:
+        """Look, from ``start``, for the number of patch tokens whose cost is 1, under noise that any sample may have.
+
+        It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
+        """
+        self.build(1.0)  # a method that can't do even this says why
+        samples = defaultdict[int, list[float]](list)
+        # Keeping all is apart, as that spares the method's own work too.
+        if abs((yield self.patches) - 1) <= SLACK:
+            return self.patches, 0.0
+        count = min(max(start, self.least), self.patches - 1)
+        for _ in range(STEPS - 1):
+            samples[count].append((yield count))
+            off = {each: statistics.median(costs) - 1 for each, costs in samples.items()}
+            likely = [count] if abs(off[count]) <= SLACK else self._meeting(off)
+            unsure = [each for each in likely if len(samples.get(each, ())) < SURE]
+            if not unsure:
+                break
+            count = min(unsure, key=lambda each: len(samples.get(each, ())))
+        best = min(off, key=lambda each: (len(samples[each]) == 1, abs(off[each]), -each))
+        return best, off[best]
+
+    def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
+        """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
+
+        They are taken for the rising (isotonic) function that is nearest to them. Where all of it lies on one side,
+        their line goes on from the outermost, or its cost changes in proportion.
+        """
+        counts = sorted(off)
+        rising = isotonic_regression([off[count] for count in counts]).x
+        if rising[0] < 0 < rising[-1]:
+            above = int(np.searchsorted(rising, 0.0))
+            return round(float(np.interp(0.0, rising, counts))), counts[above - 1], counts[above]
+        at, gap = (counts[0], rising[0]) if rising[0] >= 0 else (counts[-1], rising[-1])
+        slope = 1 / at
+        if len(counts) > 1:  # of noise, or flat over what a processor does at once, no line follows
+            slope = max(np.polyfit(counts, [off[count] for count in counts], 1)[0], slope / 4)
+        return (round(min(max(at - gap / slope, at / 4, self.least), 4 * at, self.patches - 1)),)
+
+    @functools.cached_property
+    def least(self) -> int:
+        """The fewest patch tokens that the model can end with; ToMe, say, halves at most."""
+
+        def able(count: int) -> bool:
+            try:
+                self.build(count / self.patches)
+            except ValueError:
+                return False
+            return True
+
+        return 1 + bisect_left(range(1, self.patches - 1), True, key=able)
+
+
+def equal_times(
+    dense: ReducedViT,
+    targets: Mapping[float, ReducedViT],
+    solvers: Mapping[MethodRate, KeepSolver],
+    plan: Plan,
+    progress: Progress,
+) -> dict[MethodRate, float]:
+    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
+
+    There is none for a method that stays further off than `CLOSE`. Every step times the dense tower, the targets and
+    what all searches ask for in the same rounds.
+    """
+    # A copy, as predictors know the tower by its weights.
+    dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
+    like, patience = next(dense.parameters()), Patience(say=progress.say)
+    searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
+    asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
+    with progress.task("keep rates of equal time", STEPS) as update:
+        while asked:
+            models: dict[Any, ReducedViT] = {DENSE: dense} | {key[1]: targets[key[1]] for key in solvers}
+            for key, count in asked.items():
+                if count < solvers[key].patches:  # else it is the dense tower
+                    models[key] = solvers[key].build(count / solvers[key].patches)
+            for name, vit in list(models.items())[1:]:  # on the copy's weights
+                models[name] = reduce(dense, method=None)
+                models[name].reducer = copy.deepcopy(vit.reducer)
+                models[name].to(like.device, like.dtype).eval()
+            timings = time_models(models, plan.match_batch, ROUNDS, warmup=0, patience=patience)
+            ratios = {name: timing.ratio_to(timings[DENSE]).estimate for name, timing in timings.items()}
+            update(step := step + 1)
+            for key in list(asked):
+                try:
+                    asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
+                except StopIteration as end:
+                    (count, off), goal = end.value, ratios[key[1]]
+                    if abs(off) <= CLOSE:
+                        answers[key] = count / solvers[key].patches
+                    else:
+                        say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)
+                    del asked[key]
+    return answers
+
+
+def matched_rows(
+    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress, known: Sequence[Record] = ()
+) -> list[Variant]:
+    """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
+
+    Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported, and there is no row further off
+    than `CLOSE`; for times see `keep_near_rows`.
+    """
+    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
+
+    def row(method: str, keep: float) -> Variant:
+        return rows_of(dense, arch, tag, [(method, keep)])[0]
+
+    def solver(method: str) -> KeepSolver:
+        return KeepSolver(dense, lambda keep: row(method, keep).vit)
+
+    solvers = {method: solver(method) for method in methods if method != GOLDEN}
+    if plan.match == "gflops":
+        keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
+    else:
+        keeps, left = dict[MethodRate, float](), dict[MethodRate, KeepSolver]()
+        targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
+        for key in product((name for name in solvers if name != plan.match_to), targets):
+            if (keep := _known_keep(known, targets[key[1]], key, plan)) is None:
+                left[key] = solvers[key[0]]
+            else:
+                keeps[key] = keep
+        if left:
+            keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
+    keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
+    every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
+    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
+    return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
+
+
+def _known_keep(known: Sequence[Record], target: Variant, key: MethodRate, plan: Plan) -> float | None:
+    """Return a method's keep rate at a target's time by the newest record, if the target itself is known, too."""
+    found, (method, rate) = None, key
+    for record in known:
+        own = record.method_config.get(MATCHED, {"keeps": ()})
+        if record.method == method and rate in own["keeps"] and own == plan.matched(*own["keeps"]):
+            found = record.keep
+    return found if any(record.method_config == target.config for record in known) else None
+
+
+def _equal_gflops(
+    target: KeepSolver, solvers: Mapping[str, KeepSolver], plan: Plan, progress: Progress
+) -> dict[MethodRate, float]:
+    keeps = {}
+    with progress.task("keep rates of equal cost", len(solvers)) as update:
+        for done, (method, solver) in enumerate(solvers.items(), start=1):
+            for rate in plan.keeps:
+                keep = solver.nearest(goal := target.gflops(rate))
+                say_miss((method, rate), keep, solver.gflops(keep), goal, plan, progress.say)
+                if plan.far or abs(solver.gflops(keep) / goal - 1) <= CLOSE:
+                    keeps[method, rate] = keep
+            update(done)
+    return keeps
+
+
+def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
+    """Note in a row's settings whose time it meets."""
+    own = row.method not in (plan.match_to, GOLDEN)
+    rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
+    return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
+
+
+def keep_near_rows(
+    rows: Sequence[Variant], costs: Mapping[str, Mapping[str, Any]], plan: Plan, say: Callable[[str], object]
+) -> list[Variant]:
+    """Return rows without those whose time, as it was measured in the end, is off the target's by more than `CLOSE`.
+
+    Those further off than `TOLERANCE` are told. Raises BusyError if there are no times.
+    """
+    free = [row for row in rows if row.method not in (DENSE, GOLDEN) and RECOVERY not in row.config]
+    times = {row.key: time_ratio(costs[row.key]["latency"], plan.match_batch) for row in free}
+    ratios = {key: ratio for key, ratio in times.items() if ratio is not None}
+    if len(ratios) < len(times):
+        raise BusyError("rows at equal time")
+    goals = {row.keep: ratios[row.key] for row in free if row.method == plan.match_to}
+    near = []
+    for row in rows:
+        rates = row.config.get(MATCHED, {"keeps": ()})["keeps"]
+        for rate in rates:
+            say_miss((row.method, rate), row.keep, ratios[row.key], goals[rate], plan, say)
+        if met := [rate for rate in rates if abs(ratios[row.key] / goals[rate] - 1) <= CLOSE]:
+            near.append(replace(row, config=row.config | {MATCHED: plan.matched(*met)}))
+        elif not rates:
+            near.append(row)
+    return near
+
+
+def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, say: Callable[[str], object]) -> None:
+    """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
+    (method, rate), off = key, cost / goal - 1
+    if abs(off) <= TOLERANCE[plan.match]:
+        return
+    target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+    apart = "; left out" if abs(off) > CLOSE and not plan.far else ""
+    if plan.match == "gflops":
+        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}{apart}")
+    else:
+        say(
+            f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
+            f"{cost:.3f} {found}{apart}"
         )

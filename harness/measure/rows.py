@@ -26,7 +26,6 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.measure.foreground import Patches, Probes
 from harness.models.towers import TIMM, split_method, undo_preprocess, without_folders
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
@@ -50,6 +49,8 @@ BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "token", "detail", "patch_distance", "foreground")
 COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
+# Takes a row's key, its features of all patches (B, N, D) and their `truth`, (B, N) bool; returns IoUs, (B, 2).
+Judge = Callable[..., NDArray[np.float32]]
 
 
 class Oracle(Pruner):
@@ -114,15 +115,13 @@ def usual_methods() -> tuple[str, ...]:
 
 def variants(dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
     """Make the rows for a dense tower, whose weights all share; raise what ``rows_of`` does."""
-    pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)]
-    return rows_of(dense, arch, tag, pairs)
+    return rows_of(dense, arch, tag, [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)])
 
 
 def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
     """Make the rows for a dense tower, each method with keep rates of its own.
 
-    Raises:
-        ValueError: unknown method, keep rates of one name, or one that a method can't do.
+    Raises ValueError for an unknown method, keep rates of one name, or one that a method can't do.
     """
     rows = dict[str, Variant]()
     for method, keep in pairs:
@@ -146,13 +145,13 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
     for method, _ in pairs:
         require_method(method)
     arch, _, tag = model.removeprefix(TIMM).partition(".")
-    known = MODELS.get(arch)
-    if known is None or (tag and tag not in SIZES[known.size].tags):
+    if (known := MODELS.get(arch)) is None:
         return
-    for method, keep in pairs:
+    size = SIZES[known.size]
+    for method, keep in pairs if tag in ("", *size.tags) else ():
         if method in METHODS:
-            tags, depth = SIZES[known.size].tags, SIZES[known.size].vit_args["depth"]
-            with_predictor(known.dense, tag or next(iter(tags)), method, {"keep": keep}, depth)
+            tag = tag or next(iter(size.tags))
+            with_predictor(known.dense, tag, method, {"keep": keep}, size.vit_args["depth"])
 
 
 def make_row(
@@ -233,15 +232,13 @@ class Outcome:
     detail: NDArray[np.float32] | None = None  # (n, 1) of the images, see `measure_detail`; of the dense row alone
     # (n, 1), 1 - cosine of each patch's features to the dense row's, mean over patches; none without a dense row
     patch_distance: NDArray[np.float32] | None = None
-    foreground: NDArray[np.float32] | None = None  # (n, 2), see `Probes.judge`; none without probes
+    foreground: NDArray[np.float32] | None = None  # (n, 2), see `Judge`; none without probes
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
         """Return the outcome on the images at these positions, in this order."""
         at = np.array(positions, dtype=np.int64)
-        patchwise: dict[str, Any] = {
-            name: None if (own := getattr(self, name)) is None else own[at] for name in PATCHWISE
-        }
-        return replace(self, features=self.features[torch.from_numpy(at)], **patchwise)
+        values: dict[str, Any] = {name: own[at] for name in COLUMNS if (own := getattr(self, name)) is not None}
+        return replace(self, **values)
 
     @classmethod
     def join(cls, parts: Sequence["Outcome"]) -> "Outcome":
@@ -259,13 +256,10 @@ def run(
     golden: Mapping[str, Tensor] = MappingProxyType({}),
     judge: Callable[[str, Tensor], NDArray[np.float32]] | None = None,
 ) -> dict[str, Outcome]:
-    """Run all rows on a batch.
+    """Run all rows on a batch (B, C, H, W), the dense one before those that are compared with it.
 
-    Args:
-        rows: the dense one before those that are compared with it.
-        images: (B, C, H, W).
-        golden: the golden importance (B, N) of the images by a golden row's key.
-        judge: takes a row's key and its features of all patches, and returns ``Outcome.foreground``.
+    ``golden`` is the golden importance (B, N) of the images by a golden row's key; ``judge`` takes a row's key and its
+    features of all patches, and returns ``Outcome.foreground``.
     """
     found, dense = dict[str, Outcome](), None
     for row, tokens in _leave(rows, images, golden):
@@ -307,19 +301,21 @@ def patch_features(vit: Host, tokens: Tokens) -> Tensor:
     return tokens._replace(x=unit).spread()[:, tokens.prefix :]
 
 
-def true_foreground(examples: Sequence[Example], preprocess: Any, grid: tuple[int, int]) -> Tensor:
-    """Return which patches are at least half foreground by the images' masks, as a model sees them, (B, N) bool."""
+def true_foreground(examples: Sequence[Example], preprocess: Any, vit: ReducedViT) -> Tensor:
+    """Return which patches are at least half foreground by the images' masks, as a tower sees them, (B, N) bool."""
     masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
     assert len(masks) == len(examples)
     seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
-    return F.adaptive_avg_pool2d(seen[:, 0], grid).flatten(1) >= 0.5
+    return (F.adaptive_avg_pool2d(seen[:, 0], vit.grid).flatten(1) >= 0.5).to(next(vit.parameters()).device)
 
 
-def patches_of(rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]) -> Patches:
+def patches_of(
+    rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield each row's features of all patches, a batch of a split after the other; ``update`` takes images done."""
     like, done = next(rows[0].vit.parameters()), 0
     for examples, images in batches(split, preprocess):
-        truth = true_foreground(examples, preprocess, rows[0].vit.grid).to(like.device)
+        truth = true_foreground(examples, preprocess, rows[0].vit)
         for row, tokens in _leave(rows, images.to(like)):
             yield row.key, patch_features(row.vit, tokens), truth
         update(done := done + len(examples))
@@ -377,22 +373,17 @@ class OutcomeCache:
         preprocess: Any,
         progress: Progress,
         folder: Path | None = None,
-        probes: Callable[[], Probes | None] = lambda: None,
+        fit_probes: Callable[[], Judge | None] = lambda: None,
     ) -> None:
         """Start empty; ``preprocess`` maps a PIL image to (C, H, W).
 
         ``folder`` keeps outcomes for the next run if this one is stopped; it is of one dataset, tower and machine.
-        ``probes`` are fitted when images are first run, and tell the foreground of all of them.
+        Probes are fitted when images are first run, and judge the foreground of all of them.
         """
         self.preprocess, self.progress, self.folder = preprocess, progress, folder
-        self._fit_probes = probes
+        self._fit_probes = functools.cache(fit_probes)
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
-
-    @functools.cached_property
-    def probes(self) -> Probes | None:
-        """The probes of foreground, None without."""
-        return self._fit_probes()
 
     def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
@@ -427,24 +418,24 @@ class OutcomeCache:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, count = f"{label}, images", len(split)
         if self.folder is None:
-            probes = self.probes
+            judge = self._fit_probes()
             with self.progress.task(label, count) as update:
-                return outcomes(rows, split, self.preprocess, update, probes)
+                return outcomes(rows, split, self.preprocess, update, judge)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
         origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
         kind = replace(OUTCOMES, raw=tuple(f"{name} {at}" for at in range(len(rows)) for name in COLUMNS))
         # A shard is a batch, as the last bits of features depend on what else is in it.
-        store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=len(split))
+        store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=count)
         with store.open(self.progress.say):
             todo = store.missing(origin)
-            probes = self.probes if todo else None
+            judge = self._fit_probes() if todo else None
             done = count - sum(len(store.positions(index)) for index in todo)
             with self.progress.task(label, count, done) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
-                    found = outcomes(rows, batch, self.preprocess, probes=probes)
-                    store.write(index, _to_table(found.values()), origin, [one.final_tokens for one in found.values()])
+                    found = outcomes(rows, batch, self.preprocess, judge=judge).values()
+                    store.write(index, _to_table(found), origin, [one.final_tokens for one in found])
                     update(done := done + len(batch))
             shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
         return {row.key: Outcome.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
@@ -462,33 +453,27 @@ def outcomes(
     split: Split,
     preprocess: Any,
     on_batch: Callable[[int], None] = lambda _: None,
-    probes: Probes | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Outcome]:
     """Run variants of one dense tower, on its device and in its precision, over a split.
 
-    ``preprocess`` maps a PIL image to (C, H, W). ``on_batch`` takes the number of images done. With ``probes`` all
-    images have masks.
-
-    Raises:
-        ValueError: a golden row, and an image without golden ranking; nothing was drawn.
+    ``preprocess`` maps a PIL image to (C, H, W). ``on_batch`` takes the number of images done. With a ``judge`` all
+    images have masks. Raises ValueError for a golden row and an image without golden ranking, before any is drawn.
     """
-    like = next(rows[0].vit.parameters())
+    like, done = next(rows[0].vit.parameters()), 0
     oracle = {row.key: _importance(row, split.image_ids).to(like.device) for row in rows if row.method == GOLDEN}
     parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
     dense = {row.key for row in rows if row.method == DENSE}
-    done = 0
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
         height, width = images.shape[-2:]
         detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
-        judge = None
-        if probes is not None:
-            truth = true_foreground(examples, preprocess, rows[0].vit.grid).to(like.device)
-            judge = functools.partial(probes.judge, truth=truth)
-        for key, output in run(rows, images.to(like), batch, judge).items():
+        own = None
+        if judge is not None:
+            own = functools.partial(judge, truth=true_foreground(examples, preprocess, rows[0].vit))
+        for key, output in run(rows, images.to(like), batch, own).items():
             parts[key].append(replace(output, detail=detail) if key in dense else output)
-        done += len(examples)
-        on_batch(done)
+        on_batch(done := done + len(examples))
     return {key: Outcome.join(part) for key, part in parts.items()}
 
 
@@ -520,19 +505,3 @@ def feature_probe(features: Tensor) -> tuple[float, ...]:
     signs = np.random.RandomState(0).choice([-1.0, 1.0], size=(features.shape[1], 8))  # frozen by numpy
     mean = features.double().mean(dim=0).numpy() @ signs / math.sqrt(features.shape[1])
     return tuple(mean.tolist())
-
-
-def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
-    """Fit a logistic regression without bias, (classes, D), on unit features (n, D); ``decay`` penalises weights."""
-    weights = torch.zeros(classes, features.shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = F.cross_entropy(features @ weights.T, labels)
-        loss = loss + decay * weights.square().sum() / classes
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return weights.detach()

@@ -18,10 +18,9 @@ from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
 from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.cost import costs, gflops
-from harness.measure.match import KeepSolver
-from harness.measure.plan import Plan, tuning_of
+from harness.measure.plan import KeepSolver, Plan
 from harness.measure.rows import Variant, make_row
-from harness.measure.tuning import Tuned, Tuner, read_if_valid
+from harness.measure.tuning import Tuned, Tuner, read_if_valid, tuning_of
 from harness.models.towers import Tower, load_tower, no_text
 from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.tables import StudyTable

@@ -11,8 +11,6 @@ import timm
 
 import zoo
 
-# torch warns of an annotation in its own GraphModule, which timm's tests script.
-pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 # Without --all-names: the dense tower, and one method of each way to shorten a sequence.
 FEW = {"clip_vit_s14", *(f"clip_vit_s14_{method}50" for method in ("patchrank", "tome", "evitfuse"))}
 ONCE = {f"clip_vit_s14_{method}50" for method in zoo.METHODS} | {"clip_vit_s14", "clip_vit_b16"}
@@ -38,10 +36,9 @@ RUNS = (
     # timm takes names that don't begin with `vit_` for CNNs and reads `pool_size`.
     Run("test_model_default_cfgs", error=(TypeError, "'NoneType' object is not subscriptable")),
     Run("test_model_forward_features test_model_forward_intermediates_features test_model_forward_intermediates"),
-    Run("test_model_forward_fx test_model_forward_torchscript test_model_forward_fx_torchscript"),
-    Run("test_model_backward test_model_backward_fx test_prune_intermediate_layers_params_used", but=PATCHRANK),
+    Run("test_model_backward test_prune_intermediate_layers_params_used", but=PATCHRANK),
     # A hard choice of patches has no gradient, so none reaches the predictor; the rest gets one.
-    Run("test_model_backward test_model_backward_fx", names=PATCHRANK, error=NO_GRADIENT),
+    Run("test_model_backward", names=PATCHRANK, error=NO_GRADIENT),
     Run("test_prune_intermediate_layers_params_used", names=PATCHRANK, error=(AssertionError, "^$")),
     # Slow, and left out of timm's own CI.
     Run("test_prune_intermediate_layers_contract", but=PATCHRANK, quick={"clip_vit_s14_evitfuse50"}),

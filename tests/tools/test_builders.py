@@ -14,16 +14,9 @@ from safetensors.torch import load, load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from harness.datasets import get_dataset
-from tools import (
-    DATA_DIR,
-    build_emoji,
-    build_fashion,
-    build_photos,
-    build_tower,
-    read_known,
-    read_members,
-    write_or_check,
-)
+from harness.datasets.base import DATA_DIR
+from tools import build_data, build_tower, read_package
+from tools.build_data import BUILDERS, write_or_check
 
 TOWER_SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
 
@@ -32,37 +25,38 @@ def test_check_tells_equal_from_different_and_a_source_must_be_the_known_one(tmp
     for content, check, code in ((b"1", True, 1), (b"1", False, 0), (b"1", True, 0), (b"2", True, 1)):
         assert write_or_check({"a": content}, tmp_path, check=check) == code
     assert (tmp_path / "a").read_bytes() == b"1"
-    with pytest.raises(FileNotFoundError, match=r"'x'.*`get x`"):
-        read_known(tmp_path / "x", "0", "get x")
+    with pytest.raises(FileNotFoundError, match="'x' is not in"):
+        read_package(tmp_path / "x", ("",))
     with pytest.raises(ValueError, match=r"'a' has sha256 6b86b273.*expected 0"):
-        read_known(tmp_path / "a", "0", "get x")
+        read_package(tmp_path / "a", ("",), "0")
     files = {"./in/a": b"1", "./in/b": b"2", "out": b"3"}
-    assert read_members(Path("x.tgz"), tarred(files.items(), "w:gz"), ("in/",)) == {"in/a": b"1", "in/b": b"2"}
-    assert read_members(Path("x.whl"), zipped(files.items()), ("out",)) == {"out": b"3"}
+    (tmp_path / "x.tgz").write_bytes(tarred(files.items(), "w:gz"))
+    (tmp_path / "x.whl").write_bytes(zipped(files.items()))
+    assert read_package(tmp_path / "x.tgz", ("in/",)) == {"in/a": b"1", "in/b": b"2"}
+    assert read_package(tmp_path / "x.whl", ("out",)) == {"out": b"3"}
 
 
 def test_the_index_and_the_sources_give_what_ships(monkeypatch: pytest.MonkeyPatch):
     """Sources are stood in for by what ships, at the places that the index names."""
     members = [
         {f"{folder}{one.code}.{kind}": one.images[at] for one in get_dataset("emoji").emoji}
-        for at, (folder, kind) in enumerate(zip(build_emoji.FOLDERS, ("png", "webp"), strict=True))
+        for at, (folder, kind) in enumerate(zip(build_data.EMOJI_FOLDERS, ("png", "webp"), strict=True))
     ]
-    monkeypatch.setattr(build_emoji, "read_known", lambda *_: b"")
-    monkeypatch.setattr(build_emoji, "read_members", lambda *_: members.pop(0))
+    monkeypatch.setattr(build_data, "read_package", lambda *_: members.pop(0))
     fashion, parts = get_dataset("fashion").released(), {}
-    for name, split in build_fashion.INDEX["splits"].items():
+    for name, split in build_data.FASHION["splits"].items():
         items, _ = parts.setdefault(split["part"], (np.zeros((60_000, 28, 28), np.uint8), None))
         items[split["source_index"]] = fashion.items[name]
-    monkeypatch.setattr(build_fashion, "read_parts", lambda _: parts)
-    for builder in (build_emoji, build_fashion):
-        assert write_or_check(builder.build(Path()), DATA_DIR, check=True) == 0
+    monkeypatch.setattr(build_data, "read_fashion", lambda _: parts)
+    for name in ("emoji", "fashion"):
+        assert write_or_check(BUILDERS[name].build(Path()), DATA_DIR, check=True) == 0
 
 
 def test_squares_are_cut_as_the_index_says_and_it_gets_their_lengths():
     picture = Image.effect_noise((600, 500), 80)
     picture.save(file := io.BytesIO(), "PNG")
     row = {"member": "a.png", "crops": [[50, 0, 550, 500], [10, 20, 200, 210, 7]]}
-    images = build_photos.cut(row, file.getvalue(), "frames")
+    images = build_data.cut(row, file.getvalue(), "frames")
     assert [Image.open(io.BytesIO(image)).size for image in images] == [(448, 448), (190, 190)]
     assert [crop[4] for crop in row["crops"]] == list(map(len, images))
     assert row["detail"] > 0
@@ -95,13 +89,13 @@ def test_another_order_gives_the_same_bytes_and_another_encoder_is_refused(tmp_p
     assert build_tower.serialise(dict(reversed(tensors.items())), dict(reversed(metadata.items()))) == content
     for name, value in load(content).items():
         np.testing.assert_array_equal(value.numpy(), tensors[name].astype(np.float16))
-    monkeypatch.setattr(build_photos.PIL, "__version__", "0.1")
+    monkeypatch.setattr(build_data.PIL, "__version__", "0.1")
     with pytest.raises(ValueError, match=r"Pillow 0\.1 "):
-        build_photos.build(tmp_path)
+        build_data.build_photos(tmp_path)
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("builder", [build_emoji, build_fashion, build_photos, build_tower])
-def test_rebuild_from_the_registries_gives_the_shipped_bytes(builder, tmp_path: Path) -> None:
-    folder = build_tower.TOWER.parent if builder is build_tower else DATA_DIR
-    assert write_or_check(builder.build(builder.fetch(tmp_path)), folder, check=True) == 0
+@pytest.mark.parametrize("name", BUILDERS)
+def test_rebuild_from_the_registries_gives_the_shipped_bytes(name: str, tmp_path: Path) -> None:
+    builder = BUILDERS[name]
+    assert write_or_check(builder.build(builder.fetch(tmp_path)), builder.output, check=True) == 0

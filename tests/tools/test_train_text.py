@@ -1,7 +1,5 @@
 """Text training sees training images and their captions, and nothing else."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch.nn.functional as F
 
 from harness.datasets import get_dataset
 from harness.datasets.packaged import CATEGORIES, CLOTHES, EmojiCategory, Fashion
-from tools import build_fashion, train_text
+from tools import train_text
 from tools.train_text import LitModel, train_lit
 from zoo.loading.clip import CompactText, load_text, tokenizer
 
@@ -54,7 +52,7 @@ def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
     parts = [fashion.items[name] for name in ("train", "val", "test")]
     labels = [fashion.labels(name).astype(np.uint8) for name in ("train", "val", "test")]
     source = {"train": (np.concatenate(parts), np.concatenate(labels))}
-    monkeypatch.setattr(build_fashion, "read_parts", lambda _: source)
+    monkeypatch.setattr(train_text, "read_fashion", lambda _: source)
     taken = []
     monkeypatch.setattr(train_text, "sample_item", lambda items, _, i, rng: (taken.append(items[i].tobytes()),) * 2)
     source = train_text.fashion_source(tmp_path)
@@ -83,14 +81,3 @@ def test_images_come_to_their_own_captions():
     with torch.no_grad():
         nearest = (F.normalize(model.project(images)) @ F.normalize(model.text(tokens)).T).argmax(dim=1)
     assert all(int(text) in own for text, own in zip(nearest, captions, strict=True))
-
-
-def test_the_loss_counts_every_positive():
-    logits = torch.randn(4, 5)
-    positive = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 0, 1], [0, 0, 0, 1, 0.0]])
-    total = 0.0
-    for row in range(4):
-        log_sum = math.log(sum(math.exp(v) for v in logits[row].tolist()))
-        mine = [c for c in range(5) if positive[row, c] == 1]
-        total -= sum(logits[row, c].item() - log_sum for c in mine) / len(mine)
-    assert train_text._spread_loss(logits, positive).item() == pytest.approx(total / 4, rel=1e-5)

@@ -33,9 +33,9 @@ def test_top_is_a_stable_sort(values: list[list[int]], count: int):
 
 def test_merged_tokens_have_the_mean_place():
     tokens = Tokens.start(torch.randn(1, 9, 4), 0, (3, 3), torch.zeros(9, 2))
-    for gone, into, count in (([0], [8], 8), ([0, 3], [7, 7], 6)):  # then positions in the shorter sequence
+    for gone, into in (([0], [8]), ([0, 3], [7, 7])):  # then positions in the shorter sequence
         positions = torch.tensor([gone]), torch.tensor([into])
-        tokens = tokens.merge(0, *positions, torch.zeros(1, len(gone)), count)
+        tokens = tokens.merge(0, *positions, torch.zeros(1, len(gone)))
     last = tokens.token_of_patch()[0]
     cells = torch.tensor([[cell // 3, cell % 3] for cell in range(9)]).float()
     means = torch.stack([cells[last == token].mean(dim=0) for token in range(6)])
@@ -54,8 +54,8 @@ def test_a_merge_as_one_product_is_that_by_sums(rescale: bool, monkeypatch: pyte
     found = []
     for exporting in (False, True):
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda exporting=exporting: exporting)
-        once = start.merge(0, *first, torch.zeros(3, 5), 7, rescale=rescale)
-        found.append(once.merge(1, *second, torch.ones(3, 2), 5, rescale=rescale))
+        once = start.merge(0, *first, torch.zeros(3, 5), rescale=rescale)
+        found.append(once.merge(1, *second, torch.ones(3, 2), rescale=rescale))
     for name, sums, product in zip(Tokens._fields, *found, strict=True):
         if isinstance(sums, torch.Tensor):
             assert torch.allclose(sums, product, atol=1e-6), name
@@ -97,7 +97,7 @@ def apply(step: str, block: int, tokens: Tokens, groups: list[list[set[int]]]) -
     if step == "merge":
         gone, into = importance.argsort(dim=1)[:, :6].split(3, dim=1)
         into = into[:, :1].where(importance[:, :1] > 0.5, into)  # now and then all into one
-        tokens = tokens.merge(block, gone, into, torch.zeros(len(groups), 3), left)
+        tokens = tokens.merge(block, gone, into, torch.zeros(len(groups), 3))
         away = gone.tolist()
         for own, pairs in zip(groups, torch.stack((gone, into), dim=2).tolist(), strict=True):
             for source, goal in pairs:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,7 +59,7 @@ def attend(
     ``scale`` is the factor on the logits without the bias, None for the usual one.
     """
     if bias is not None:
-        if not torch.jit.is_scripting() and _prefers_channels(query, key, bias):  # type: ignore[attr-defined]
+        if _prefers_channels(query, key, bias):
             return attend_by_channels(query, key, value, bias, scale, dropout)
         bias = as_mask(bias, query)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
@@ -98,7 +97,6 @@ def attend_by_channels(
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)[..., :width]
 
 
-@torch.jit.unused
 def _prefers_channels(query: Tensor, key: Tensor, bias: Tensor) -> bool:
     """Tell whether to attend by channels: on GPUs in low precision, whose flash kernels refuse a mask, if it is faster.
 
@@ -131,9 +129,6 @@ def _time_channels(device: torch.device, dtype: torch.dtype, heads: int, width: 
             torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begin)
     return min(seconds[1::2]) < 0.9 * min(seconds[::2])
-
-
-torch.fx.wrap("attend")  # one call in a graph: it chooses by device and dtype
 
 
 def split_heads(shape: tuple[int, int], *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

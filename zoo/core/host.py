@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
-import torch.fx
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from torch import Tensor, nn
 from zoo.core.attention import Attended, PoolingQuery, attend, cls_attention
 from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
-
-torch.fx.wrap("attend")  # as in its own module
 
 
 class HostBlock:

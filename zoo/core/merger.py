@@ -76,12 +76,11 @@ class Pairs(NamedTuple):
     stay: Tensor  # (B, n - r) what is left of the matched tokens: A in order, then B
 
 
-def bipartite(metric: Tensor, count: int, r: int, order: Tensor | None = None) -> Pairs:
+def bipartite(metric: Tensor, r: int, order: Tensor | None = None) -> Pairs:
     """Match tokens of two sets by the cosine of ``metric`` (B, n, d), and return the ``r`` nearest pairs.
 
-    ``count`` tokens, those at ``order`` (B, count) or all n in their own order, alternate into two sets; each of set A
-    looks for its nearest in set B. Without an order the odd places are set A (ToMe), with one the even places (PiToMe).
-    r <= count // 2.
+    The tokens at ``order`` (B, k), or all in their own order, alternate into two sets, and each of set A looks for its
+    nearest in set B. Without an order the odd places are set A (ToMe), with one the even places (PiToMe). r <= k // 2.
     """
     if order is not None:
         metric = rows(metric, order)
@@ -91,7 +90,7 @@ def bipartite(metric: Tensor, count: int, r: int, order: Tensor | None = None) -
     similarity, partner = cosine.float().max(dim=-1)  # autocast makes the product low precision
     ranked = similarity.argsort(dim=1, descending=True, stable=True)
     nearest, rest = ranked[:, :r], ranked[:, r:].sort(dim=1).values
-    others = 2 * every_position(metric, (count + odd) // 2) + 1 - odd
+    others = 2 * every_position(metric, (int(metric.shape[1]) + odd) // 2) + 1 - odd
     places = (2 * nearest + odd, 2 * partner.gather(1, nearest) + 1 - odd, torch.cat((2 * rest + odd, others), dim=1))
     gone, into, stay = places if order is None else (order.gather(1, place) for place in places)
     return Pairs(gone, into, similarity.gather(1, nearest), stay)

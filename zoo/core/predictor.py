@@ -3,24 +3,10 @@
 from typing import Any
 
 import torch
-import torch.fx
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-
-
-def _require_patches(patches: Tensor, count: int) -> Tensor:
-    """Return ``patches`` (B, n, D) if n is ``count``, that of a mixer, else raise ValueError."""
-    if patches.shape[1] != count:
-        raise ValueError(
-            f"this mixer was made for {count} patches, got {patches.shape[1]}; use a predictor with arch='conv', "
-            "'mlp', 'transformer' or 'linear', which work on every grid"
-        )
-    return patches
-
-
-torch.fx.wrap("_require_patches")  # one call in a graph: the shape is not known there
 
 
 class Network(nn.Module):
@@ -129,7 +115,12 @@ class Mixer(Network):
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches, all N of them in grid order."""
-        x: Tensor = self.token(_require_patches(patches, self.patches))
+        if patches.shape[1] != self.patches:
+            raise ValueError(
+                f"this mixer was made for {self.patches} patches, got {patches.shape[1]}; use a predictor with "
+                "arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid"
+            )
+        x: Tensor = self.token(patches)
         x = x + self.channel_mlp(x)
         x = x + self.token_mlp(x.transpose(1, 2)).transpose(1, 2)
         return self._score(x)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended
@@ -185,7 +184,6 @@ def _points(value: Any) -> tuple[int, ...]:
     return points
 
 
-@register_notrace_module
 class Reducer(nn.Module):
     """Shorten a token sequence at fixed points of the forward loop.
 
@@ -269,7 +267,7 @@ def register_method(name: str) -> Callable[[R], R]:
         if name in METHODS and METHODS[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"method name {name!r} is taken by {METHODS[name].__qualname__}")
         cls.method = name
-        METHODS[name] = register_notrace_module(cls)
+        METHODS[name] = cls
         for listener in _listeners:
             listener(name)
         return cls

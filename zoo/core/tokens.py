@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +30,6 @@ class Tokens(NamedTuple):
     prefix: int  # number of prefix tokens: class token and others that are never reduced
     grid: tuple[int, int]  # rows and columns of patches; N = rows * columns
     patch_idx: Tensor  # (B, n) int64 position in the grid of each patch token, -1 for a fused token
-    patch_count: int  # n, not read off ``x``, whose shape torch.fx hides
     size: Tensor | None = None  # (B, n) float number of patches that each stands for, None while all are 1
     importance: Tensor | None = None  # (B, n) float carried from an earlier reduction point
     history: tuple[Reduction, ...] = ()  # the reductions so far, oldest first
@@ -46,13 +44,17 @@ class Tokens(NamedTuple):
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int], positional: Tensor | None = None) -> "Tokens":
         """Wrap an embedded sequence ``x`` (B, prefix + N, D) that lost nothing yet."""
-        count = grid[0] * grid[1]
-        return cls(x, prefix, grid, every_position(x, count), count, positional=positional)
+        return cls(x, prefix, grid, every_position(x, grid[0] * grid[1]), positional=positional)
 
     @property
     def patches(self) -> Tensor:
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
+
+    @property
+    def patch_count(self) -> int:
+        """Number n of patch tokens."""
+        return int(self.patch_idx.shape[1])  # shapes are tensors while torch traces
 
     def sizes(self) -> Tensor:
         """Return the number of patches behind each patch token, (B, n) float32."""
@@ -99,16 +101,15 @@ class Tokens(NamedTuple):
         """
         if count >= self.patch_count:
             return self
-        return self.select(index, importance, top(importance, count))._replace(patch_count=count)
+        return self.select(index, importance, top(importance, count))
 
     def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
-        count, after = keep_idx.shape[1], self.patch_idx.gather(1, keep_idx)
-        into = torch.full_like(self.patch_idx, -1).scatter(1, keep_idx, every_position(self.x, count))
+        after = self.patch_idx.gather(1, keep_idx)
+        into = torch.full_like(self.patch_idx, -1).scatter(1, keep_idx, every_position(self.x, keep_idx.shape[1]))
         return self._replace(
             x=torch.cat((self.x[:, : self.prefix], rows(self.x, self.prefix + keep_idx)), dim=1),
             patch_idx=after,
-            patch_count=count,
             size=None if self.size is None else self.size.gather(1, keep_idx),
             mass=None if self.mass is None else self.mass.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
@@ -122,7 +123,6 @@ class Tokens(NamedTuple):
         gone: Tensor,
         into: Tensor,
         importance: Tensor,
-        count: int,
         *,
         stay: Tensor | None = None,
         rescale: bool = False,
@@ -137,7 +137,6 @@ class Tokens(NamedTuple):
             gone: (B, r) int64, each position once, r < n.
             into: (B, r) int64, aligned with ``gone``.
             importance: (B, r) of those that go, higher = went later, for the history.
-            count: n - r, which torch.fx can't read off ``gone``.
             stay: (B, n - r) int64, all other positions in the order of the new sequence; None for ascending.
             rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026).
                 Its mass is its parts' by the same factor: its value, which LayerNorm stretches whatever we do, would
@@ -148,7 +147,7 @@ class Tokens(NamedTuple):
         idx, size, own = self.patch_idx, self.sizes(), every_position(self.x, self.patch_count)
         goal = put(own, 1, gone, into)
         if stay is None:
-            stay = (goal != own).int().argsort(dim=1, stable=True)[:, :count]
+            stay = (goal != own).int().argsort(dim=1, stable=True)[:, : self.patch_count - int(gone.shape[1])]
         alike = into.unsqueeze(2) == into.unsqueeze(1)  # (B, r, r) whether two go into one
         pairs = alike if exporting else alike.int().argmax(dim=2)
         # Where in the old tokens, with the merged ones behind them, each of those that stay is.
@@ -179,12 +178,11 @@ class Tokens(NamedTuple):
 
         after = idx.gather(1, stay)
         last = torch.full_like(idx, torch.inf, dtype=torch.float32).scatter(1, gone, importance.float())
-        new = torch.zeros_like(idx).scatter(1, stay, every_position(self.x, count))
+        new = torch.zeros_like(idx).scatter(1, stay, every_position(self.x, stay.shape[1]))
         sequence = torch.cat((every_position(self.x, self.prefix), self.prefix + source), dim=1)
         return self._replace(
             x=rows(torch.cat((self.x, merged), dim=1), sequence),
             patch_idx=after,
-            patch_count=count,
             size=put(size, 1, into, total.squeeze(2)).gather(1, stay),
             mass=mass,
             importance=carried,
@@ -298,7 +296,6 @@ def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:
     return kept._replace(
         x=torch.cat((kept.x, fused), dim=1),
         patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
-        patch_count=count + 1,
         importance=None,
         place=place,
         history=(*kept.history[:-1], last),
@@ -308,10 +305,6 @@ def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:
 def every_position(x: Tensor, count: int) -> Tensor:
     """Return the positions 0 to ``count`` - 1 for every sequence of ``x`` (B, T, D), (B, count)."""
     return torch.arange(count, device=x.device).expand(x.shape[0], -1)
-
-
-for _function in ("every_position", "rows", "_add_by_index"):
-    torch.fx.wrap(_function)  # one call in a graph: it knows no shapes, and torch.arange no traced device
 
 
 def top(importance: Tensor, count: int) -> Tensor:

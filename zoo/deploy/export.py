@@ -7,6 +7,7 @@ name with ``.json`` behind, which says what it is.
 import copy
 import glob
 import io
+import itertools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import PARTIAL, fingerprint, no_room, wanting, write_whole
+from zoo.core.files import PARTIAL, fingerprint, no_room, strict_json, wanting, write_whole
 from zoo.core.host import Host
 from zoo.core.messages import PRECISIONS, expected
 
@@ -37,7 +38,6 @@ DEVIATION = 1e-3  # of the features' length, allowed in float32
 LEAST_COSINE, LEAST_FLOAT32 = 0.99, 0.999  # on average, in lower precision and in float32
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
-MOST_IMAGES = 4096  # per call of an exported graph
 GRAPH = 2**22  # bytes beside the weights that a file takes at most
 _IN, _OUT = "images", "features"
 _OPENVINO = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}  # ability, hint
@@ -58,10 +58,15 @@ class FeatureAgreement:
     @classmethod
     def of(cls, features: Sequence[Tensor], eager: Tensor, batches: Sequence[int]) -> "FeatureAgreement":
         """Compare features (n, D), one tensor per batch size, with the eager model's (n, D)."""
-        wanted = eager.double()
-        every = [each.double() for each in features]
-        deviations = torch.cat([(ours - wanted).norm(dim=1) / wanted.norm(dim=1) for ours in every])
-        cosine = torch.cat([F.cosine_similarity(ours, wanted, dim=1) for ours in every])
+        ours, wanted = torch.stack(list(features)).double(), eager.double()
+        deviations = ((ours - wanted).norm(dim=2) / wanted.norm(dim=1)).flatten()
+        cosine = F.cosine_similarity(ours, wanted, dim=2).flatten()
+        # An image's nearest other one by our features has to be the nearest by the eager ones, or to tie with it.
+        theirs, mine = (F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).mT for x in (wanted, ours))
+        own = torch.eye(len(eager), dtype=torch.bool)
+        nearest = mine.masked_fill(own, -2.0).argmax(dim=2, keepdim=True)
+        best = theirs.masked_fill_(own, -2.0).amax(dim=1)
+        same = theirs.expand_as(mine).gather(2, nearest).squeeze(2) >= best - TIED
         return cls(
             images=len(eager),
             batches=tuple(batches),
@@ -69,7 +74,7 @@ class FeatureAgreement:
             median_deviation=float(deviations.median()),
             cosine_mean=float(cosine.mean()),
             cosine_q05=float(cosine.quantile(0.05)),
-            same_nearest=float(torch.cat([_same_nearest(ours, wanted) for ours in every]).double().mean()),
+            same_nearest=float(same.double().mean()),
         )
 
     def problem(self, dtype: str, least_cosine: float = LEAST_COSINE, *, reduced: bool = False) -> str:
@@ -87,14 +92,6 @@ class FeatureAgreement:
         if self.cosine_mean >= least_cosine:
             return ""
         return f"the mean cosine with eager float32 is {self.cosine_mean:.5f}, below {least_cosine:g}"
-
-
-def _same_nearest(ours: Tensor, eager: Tensor) -> Tensor:
-    """Tell for which images (n,) our nearest other image is, by the eager features, the nearest or ties with it."""
-    theirs, mine = (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (eager, ours))
-    nearest = mine.fill_diagonal_(-2.0).argmax(dim=1, keepdim=True)
-    best = theirs.fill_diagonal_(-2.0).amax(dim=1)
-    return theirs.gather(1, nearest).squeeze(1) >= best - TIED
 
 
 class DisagreementError(RuntimeError):
@@ -120,20 +117,15 @@ def export_model(
     """Write a model for a runtime, run real images through that runtime, and keep the file if it agrees.
 
     Args:
-        model: a tower with features (B, D) as output, in float32 on the CPU and in evaluation mode; its reduction,
-            predictor and recovery go along.
+        model: a tower with features (B, D) as output, in float32 on the CPU and in evaluation mode.
         path: file to write; ``FORMATS`` says how it ends. OpenVINO has a ``.bin`` beside it.
         images: (n, 3, H, W) float32 preprocessed real images, two at least.
         format: of ``FORMATS``.
         dtype: precision, of the format's.
         batches: images per call in the check.
-        least_cosine: with the eager float32 features on average, in lower precision; for float32 see
-            ``FeatureAgreement.problem``.
+        least_cosine: mean with the eager float32 features, in lower precision; for float32 see ``problem``.
         facts: more JSON values for the file beside it.
         tick: takes the number of images checked so far, of ``len(batches) * n``.
-
-    Returns:
-        How the runtime's features agree with the eager model's.
 
     Raises:
         ValueError: a format, precision, path or model that doesn't fit, or a package that is missing.
@@ -168,18 +160,15 @@ def export_model(
             raise
         call = kind.load(place, dtype, torch.get_num_threads())
         features, done = [], 0
-        for batch in batches:
-            parts = []
-            for part in images.split(batch):
-                parts.append(call(part))
-                done += len(part)
-                tick(done)
-            features.append(torch.cat(parts))
-        agreement = FeatureAgreement.of(features, eager, batches)
+        for part in itertools.chain.from_iterable(images.split(batch) for batch in batches):
+            features.append(call(part))
+            done += len(part)
+            tick(done)
+        agreement = FeatureAgreement.of(torch.cat(features).split(len(images)), eager, batches)
         if problem := agreement.problem(dtype, least_cosine, reduced=getattr(model, "reducer", None) is not None):
             raise DisagreementError(f"{format} in {dtype}: {problem}; {path.name} was not written", agreement)
-        about = {**describe(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
-        write_whole(about_path(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+        about = {**_describe(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
+        write_whole(_about(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
         # The file that is asked for comes last: who finds it finds the others.
         for file in sorted(Path(folder).glob(f"{glob.escape(path.stem)}.*"), key=lambda file: file == place):
             write_whole(path.with_name(file.name), file)
@@ -199,10 +188,7 @@ def _require_room(path: Path, size: int) -> None:
 
 
 def as_runtime(model: nn.Module, images: Tensor, *, format: str, dtype: str = "float32") -> Call:
-    """Return a model as a format's runtime runs it, by way of a file that is gone again; nothing is checked.
-
-    Arguments and refusals are those of ``export_model``; two ``images`` are enough.
-    """
+    """Return a model as a format's runtime runs it, unchecked; see ``export_model``; two ``images`` are enough."""
     kind = require_format(format, dtype)
     _require_model(model, images)
     # What comes of inference mode can't be recorded.
@@ -215,9 +201,8 @@ def as_runtime(model: nn.Module, images: Tensor, *, format: str, dtype: str = "f
 def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     """Return what maps images (B, 3, H, W) to features (B, D) float32, run by the runtime that a file is for.
 
-    ONNX and OpenVINO files are data. An exported program is refused if anything in it would be unpickled, but torch
-    evaluates expressions of sizes in it, and an AOTInductor package is machine code: load only those that you or
-    somebody whom you trust wrote.
+    ONNX and OpenVINO files are data. Torch evaluates expressions in an exported program, and an AOTInductor package is
+    machine code: load only those that somebody wrote whom you trust.
 
     Args:
         path: what ``export_model`` wrote, with the JSON file beside it.
@@ -228,26 +213,26 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
         ValueError: not such a file, or a package that is missing.
     """
     path = Path(path)
-    for file in (path, about_path(path)):
+    beside = _about(path)
+    for file in (path, beside):
         if not file.is_file():
             raise wanting(FileNotFoundError(f"no exported model at {str(file)!r}"), "exported model")
     try:
-        about = json.loads(about_path(path).read_bytes())
+        about = strict_json(beside.read_bytes())
         format, dtype = about["format"], about["dtype"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{str(about_path(path))!r} doesn't describe an exported model: {error!r}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(beside)!r} doesn't describe an exported model: {error!r}") from error
     kind = require_format(format, dtype, path=path, writing=False)
     with _quiet():
         return kind.load(path, dtype, threads or torch.get_num_threads())
 
 
-def about_path(path: Path) -> Path:
+def _about(path: Path) -> Path:
     """Return the place of the JSON file that describes an exported one."""
     return path.with_name(f"{path.name}.json")
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """Return JSON values that say what a model is: method, settings, weights, and the package's version."""
+def _describe(model: nn.Module) -> dict[str, Any]:
     facts: dict[str, Any] = {"version": version("clip-patchrank"), "method": None, "options": {}}
     if isinstance(model, Host):
         facts |= {"weights_sha256": fingerprint(model), "image_size": list(model.input_size)}
@@ -272,7 +257,7 @@ class Served(nn.Module):
 
 def _record(model: nn.Module, images: Tensor, dtype: str) -> Any:
     """Record a model as a graph of a free batch size; ``images`` are an example of two."""
-    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    batch = torch.export.Dim("batch", min=1, max=4096)
     return torch.export.export(Served(model, dtype).eval(), (images,), dynamic_shapes=({0: batch},))
 
 
@@ -357,14 +342,12 @@ def _write_openvino(model: nn.Module, path: Path, images: Tensor, _dtype: str) -
         _write_onnx(model, whole, images, "float32")
         graph = openvino.Core().read_model(whole)
         # All sorts break ties by the lower index, which OpenVINO's reading of ONNX leaves open.
-        for node in graph.get_ops():
-            if node.get_type_name() == "TopK":
-                how = node.get_attributes()
-                axis, kind, mode, order = (how[key] for key in ("axis", "index_element_type", "mode", "sort"))
-                inputs = [node.input_value(0), node.input_value(1)]
-                other = opset11.topk(*inputs, axis, mode, order, index_element_type=kind, stable=True)
-                for index in range(2):
-                    node.output(index).replace(other.output(index))
+        for node in [node for node in graph.get_ops() if node.get_type_name() == "TopK"]:
+            how, inputs = node.get_attributes(), [node.input_value(0), node.input_value(1)]
+            axis, kind, mode, order = (how[key] for key in ("axis", "index_element_type", "mode", "sort"))
+            other = opset11.topk(*inputs, axis, mode, order, index_element_type=kind, stable=True)
+            for index in range(2):
+                node.output(index).replace(other.output(index))
         openvino.save_model(graph, path, compress_to_fp16=False)
 
 
@@ -382,12 +365,12 @@ def _load_openvino(path: Path, dtype: str, threads: int) -> Call:
 
 
 class Format(NamedTuple):
-    """A kind of file: how its name ends, its precisions, and the packages that write and run it."""
+    """A kind of file."""
 
     suffix: str
     dtypes: tuple[str, ...]
-    writers: tuple[str, ...]
-    runtimes: tuple[str, ...]
+    writers: tuple[str, ...]  # packages that write it
+    runtimes: tuple[str, ...]  # packages that run it
     write: Callable[[nn.Module, Path, Tensor, str], None]
     load: Callable[[Path, str, int], Call]
 

@@ -3,16 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.fx
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
 from zoo.core.merger import DISTANCE, pair_tokens, scale_places
 from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
-
-torch.fx.wrap("pair_tokens")  # one call in a graph of this module: its shapes are not known there
 
 STAGES = 4
 RANKS = ("none", "cls")
@@ -96,7 +92,7 @@ class RankMerge(Reducer):
             weight = None if tokens.size is None else tokens.size**self.config.size_power
             place, r = scale_places(tokens, self.config.distance), tokens.patch_count - left
             gone, into, cost = pair_tokens(tokens.patches, place, weight, r, protection=protection)
-            tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
+            tokens = tokens.merge(index, gone, into, cost, rescale=self.config.rescale)
         return tokens
 
 

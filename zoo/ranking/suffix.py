@@ -100,7 +100,6 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
     return start._replace(
         x=start.x[images.unsqueeze(1), idx],
         patch_idx=start.patch_idx[images.unsqueeze(1), keep_idx],
-        patch_count=keep_idx.shape[1],
         importance=None,
         history=(),
     )

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
 from timm.models.vision_transformer import Block as PlainBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from zoo.core.attention import PoolingQuery, is_plain, mean_share, split_heads
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
@@ -24,32 +22,11 @@ from zoo.core.tokens import Tokens
 _FILES = ("predictor", "prompts")  # arguments that may name a file whose weights come along
 
 
-class _Recorder(torch.fx.Tracer):
-    """Record our own code call by call, and timm's and torch's modules as one call each."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("timm.") or super().is_leaf_module(m, module_qualified_name)
-
-
-def straight_line(model: nn.Module) -> GraphModule:
-    """Record ``model`` as a module that shares its weights and names, for torch.fx and TorchScript.
-
-    It has no branches, and holds for one input size and for the mode, training or not, of the recording.
-    """
-    recorded = GraphModule(model, _Recorder().trace(model), type(model).__name__)
-    recorded.graph.eliminate_dead_code()  # the history of reductions is no output
-    recorded.recompile()
-    return recorded
-
-
 def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Return the images as they are, or raise ValueError if there is a mask: reduction moves tokens."""
     if mask is not None or is_causal:
         raise ValueError("attn_mask and is_causal need all tokens in place; use timm's own tower")
     return images
-
-
-torch.fx.wrap("refuse_mask")  # one call in a graph, where arguments have no values
 
 
 def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
@@ -262,10 +239,6 @@ class TimmHost(Host):
             return result | ({} if intermediates_only else {"image_features": self.norm(tokens.x)})
         intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
         return intermediates if intermediates_only else (self.norm(tokens.x), intermediates)
-
-    def __prepare_scriptable__(self) -> GraphModule:
-        """Give ``torch.jit.script`` what this model does in its present mode, free of branches."""
-        return straight_line(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group parameters as timm does; a reducer's own weights go with the last block."""

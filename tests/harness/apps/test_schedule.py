@@ -19,7 +19,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.cost import gflops
-from harness.measure.match import TOLERANCE
+from harness.measure.plan import TOLERANCE
 from zoo.core.files import cache_folder
 from zoo.loading.learned_files import ScheduleFile, read_schedule
 

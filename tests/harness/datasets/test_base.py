@@ -102,5 +102,5 @@ def test_other_prompts_and_less_images_are_another_condition_and_a_missing_file_
     assert less.split("test").image_ids == fashion.split("test").image_ids[2:]
     assert less.revision != fashion.revision == fashion.without(()).revision
     monkeypatch.setattr("harness.datasets.base.DATA_DIR", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"'emoji-noto.pack'.*python -m tools\.build_emoji"):
+    with pytest.raises(FileNotFoundError, match=r"'emoji-noto.pack'.*python -m tools\.build_data emoji"):
         get_dataset("emoji").path("emoji-noto.pack")

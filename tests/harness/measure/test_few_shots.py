@@ -16,7 +16,8 @@ from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
 from harness.measure.bench import compare, judge
-from harness.measure.plan import Plan, tuning_of
+from harness.measure.plan import Plan
+from harness.measure.tuning import tuning_of
 from harness.models import towers
 from harness.records.record import Record, read_records, write_records
 from zoo.learning.tuning import TuneConfig
@@ -170,7 +171,7 @@ def test_prompts_of_other_classes_or_of_no_shots_are_refused(tuner, dense, toy, 
     monkeypatch.setattr(type(toy), "classes", ("cat", "cow", "house", "zebra"))
     with pytest.raises(ValueError, match="their class 1 is 'dog', not 'cow'"):
         judge(plan, file.path, Progress())
-    with pytest.raises(ValueError, match=r"prompts .* don't say their shots"):
+    with pytest.raises(ValueError, match=r"prompts .* don't say what .* shots must be int, got None"):
         tuning_of(replace(file, provenance={}))
     with pytest.raises(ValueError, match="shots must be int, got '2'"):
         tuning_of(replace(file, provenance=file.provenance | {"shots": "2"}))

@@ -1,12 +1,14 @@
 """Linear probes of foreground against least squares and loops over sets of patches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from PIL import Image
 
 from harness.datasets.base import Example
-from harness.measure.foreground import STRENGTHS, THRESHOLDS, fit_probes, iou, with_ones
 from harness.measure.rows import true_foreground
+from harness.measure.tuning import STRENGTHS, THRESHOLDS, fit_probes, iou, judge_foreground, with_ones
 
 
 def test_iou_is_that_of_sets_of_patches():
@@ -29,7 +31,7 @@ def test_probes_are_ridge_regressions_whose_strength_val_chooses():
         return key, x, (x[..., 0] + 0.5 * torch.randn(count, 16)) > 0.8
 
     train, val = ([parts(key, 4) for key in ("dense", "row", "dense", "row")] for _ in range(2))
-    probes = fit_probes(iter(train), iter(val), "dense")
+    probes = fit_probes(iter(train), iter(val))
     for key in ("dense", "row"):
         x = torch.cat([with_ones(x).flatten(0, 1) for name, x, _ in train if name == key]).double()
         y = torch.cat([2.0 * truth.flatten() - 1 for name, _, truth in train if name == key]).double()
@@ -41,11 +43,11 @@ def test_probes_are_ridge_regressions_whose_strength_val_chooses():
                 moved = weights - threshold * torch.eye(7, dtype=torch.float64)[6]
                 own = [iou(with_ones(x) @ moved.float()[:, None] > 0, truth) for name, x, truth in val if name == key]
                 best = max(best, (float(torch.cat(own).mean()), moved), key=lambda one: one[0])
-        assert torch.allclose(probes.weights[key].double(), best[1], atol=1e-4)
+        assert torch.allclose(probes[key].double(), best[1], atol=1e-4)
     _, x, truth = val[1]
-    judged = probes.judge("row", x, truth)
+    judged = judge_foreground(probes, "dense", "row", x, truth)
     for column, key in enumerate(("dense", "row")):
-        assert np.array_equal(judged[:, column], iou(with_ones(x) @ probes.weights[key][:, None] > 0, truth)[:, 0])
+        assert np.array_equal(judged[:, column], iou(with_ones(x) @ probes[key][:, None] > 0, truth)[:, 0])
 
 
 def test_the_mask_is_seen_as_the_image_is():
@@ -54,7 +56,9 @@ def test_the_mask_is_seen_as_the_image_is():
     mask[:4, :2], mask[4, 4:] = True, True
     example = Example(image=Image.new("RGB", (8, 8)), label=0, image_id="a", mask=mask)
 
+    tower = SimpleNamespace(grid=(2, 2), parameters=lambda: iter([torch.zeros(1)]))
+
     def preprocess(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 * 4 - 2
 
-    assert true_foreground([example], preprocess, (2, 2)).tolist() == [[True, False, False, False]]
+    assert true_foreground([example], preprocess, tower).tolist() == [[True, False, False, False]]

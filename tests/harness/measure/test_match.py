@@ -17,8 +17,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure.bench import compare
 from harness.measure.cost import gflops
-from harness.measure.match import SLACK, TOLERANCE, KeepSolver, keep_near_rows, matched_rows
-from harness.measure.plan import Plan
+from harness.measure.plan import SLACK, TOLERANCE, KeepSolver, Plan, keep_near_rows, matched_rows
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
 from harness.records.averages import CLOSE, averages, cost_of, levels
@@ -106,7 +105,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
                 timings[name] = Timing(batch=batch, samples_ms=tuple(samples))
             return timings
 
-        for module in ("match", "cost"):
+        for module in ("plan", "cost"):
             monkeypatch.setattr(f"harness.measure.{module}.time_models", time_models)
 
     return call
@@ -182,7 +181,7 @@ def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
     write_records(tmp_path / "records.jsonl", group)
     met = replace(plan, methods=plan.methods[:-1])
     with monkeypatch.context() as patch:
-        patch.setattr("harness.measure.match.time_models", None)  # keep rates aren't searched again
+        patch.setattr("harness.measure.plan.time_models", None)  # keep rates aren't searched again
         [again] = compare(replace(met, limit=4), group, Progress())
     assert [record.keep for record in again] == [record.keep for record in group[:-1]]
     for name in ("rows.outcomes", "bench.costs"):

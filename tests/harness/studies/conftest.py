@@ -147,5 +147,5 @@ def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = model.trace(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)).tokens_per_block
         return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1)
 
-    for place in ("measure.match", "measure.cost", "studies.workshop"):
+    for place in ("measure.plan", "measure.cost", "studies.workshop"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)
