@@ -101,7 +101,7 @@ RANKED = {"rank": "cls", "rank_at": 1}
 @pytest.mark.parametrize(
     ("format", "method", "options"),
     [
-        (EXPORTED_PROGRAM, "clsattn", {"source": "previous"}),
+        (EXPORTED_PROGRAM, "clsattn", {}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
         (EXPORTED_PROGRAM, "rankmerge", RANKED),
@@ -248,7 +248,7 @@ def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_pat
 # What evit and tome run is in evitfuse and tofu.
 METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
 CASES = [
-    *((name, {"source": "previous"} if name == "clsattn" else {}) for name in METHODS),
+    *((name, {}) for name in METHODS),
     ("patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
     ("patchrank", {"arch": "mixer"}),
 ]
