@@ -1,7 +1,6 @@
 """Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3), by training that goes on from a file.
 
-All losses take predictions p (B, N) and golden importance t (B, N), normalised per image to mean 0
-and deviation 1, higher = keep, and return the mean over images.
+All losses take predictions p and golden importance t (B, N), the latter normalised per image, and return the mean.
 """
 
 import io
@@ -120,13 +119,10 @@ class TokenRows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RankedTokens:
-    """What a predictor learns from: n images at the reduction point.
+    """What a predictor learns from: n images at the reduction point."""
 
-    ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
-    """
-
-    tokens: TokenRows
-    importance: Tensor
+    tokens: TokenRows  # of any float type
+    importance: Tensor  # (n, N), higher = keep
     prefix: int
     grid: tuple[int, int]
 
@@ -135,29 +131,25 @@ class RankedTokens:
 
 
 def listnet(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return -sum_i softmax(t)_i log softmax(p)_i: listwise cross-entropy.
-
-    Least at p = t up to a constant. Cao et al., Learning to Rank, ICML 2007, top-one form.
-    """
+    """Return -sum_i softmax(t)_i log softmax(p)_i. Cao et al., Learning to Rank, ICML 2007, top-one form."""
     return -(target.softmax(dim=1) * predicted.log_softmax(dim=1)).sum(dim=1).mean()
 
 
 def mse(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return mean_i (p_i - t_i)^2: pointwise regression. Least at p = t."""
+    """Return mean_i (p_i - t_i)^2."""
     return (predicted - target).square().mean()
 
 
 def bce(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))).
-
-    y_i in (0, 1) is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by half a
-    place; ties share their places. Least at p = logit(y).
-    """
+    """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))) with y of ``kept_share``."""
     return F.binary_cross_entropy_with_logits(predicted, kept_share(target))
 
 
 def kept_share(target: Tensor) -> Tensor:
-    """Return for each patch how often it is kept over all keep counts, (B, N) in (0, 1)."""
+    """Return the share of keep counts k = 1..N at which golden top-k pruning keeps each patch, (B, N) in (0, 1).
+
+    It is shifted by half a place; ties share their places.
+    """
     above = (target.unsqueeze(2) - target.unsqueeze(1)).sign()  # 1, or 0 for a tie, or -1
     return 0.5 + 0.5 * above.mean(dim=2)
 
@@ -165,8 +157,7 @@ def kept_share(target: Tensor) -> Tensor:
 def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
     """Return sum_ij w_ij log(1 + exp(p_j - p_i)) / sum_ij w_ij with w_ij = max(0, t_i - t_j).
 
-    A pair weighs as much as its patches differ, so that near ties, which are noise, hardly count. Burges et al.,
-    Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
+    Burges et al., Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
     """
     weight = (target.unsqueeze(2) - target.unsqueeze(1)).clamp(min=0)
     lead = predicted.unsqueeze(2) - predicted.unsqueeze(1)
@@ -187,28 +178,18 @@ CHUNK = 64  # images at a time where nothing is learnt
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Recipe of a predictor.
+    """Recipe of a predictor, by AdamW."""
 
-    Attributes:
-        arch: a key of ``zoo.core.predictor.ARCHITECTURES``.
-        loss: a key of ``LOSSES``.
-        steps: least steps per epoch: few images are gone through several times in it.
-        patience: epochs without a better validation loss before stopping.
-        learning_rate: of AdamW, cosine to zero.
-        weight_decay: of AdamW.
-        seed: of initial weights and order.
-    """
-
-    arch: str = "conv"
+    arch: str = "conv"  # of ``zoo.core.predictor.ARCHITECTURES``
     width: int = 64
-    loss: str = "bce"
+    loss: str = "bce"  # of ``LOSSES``
     epochs: int = 40
-    steps: int = 16
-    patience: int = 8
+    steps: int = 16  # least per epoch: few images are gone through several times in it
+    patience: int = 8  # epochs without a better validation loss before stopping
     batch: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # falls as a cosine to zero
     weight_decay: float = 0.05
-    seed: int = 0
+    seed: int = 0  # of initial weights and order
 
     def __post_init__(self) -> None:
         architecture(self.arch)

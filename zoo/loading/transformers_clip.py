@@ -64,19 +64,6 @@ class Preprocess:
         return repr(self.processor)
 
 
-class Tokenize:
-    """A folder's tokenizer, from texts to token ids (B, L), padded and cut to the text tower's whole length."""
-
-    def __init__(self, folder: Path, length: int) -> None:
-        self.tokenizer, self.length = AutoTokenizer.from_pretrained(folder, local_files_only=True), length
-
-    def __call__(self, texts: str | list[str]) -> Tensor:
-        """Return token ids."""
-        texts = [texts] if isinstance(texts, str) else texts
-        how = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
-        return self.tokenizer(texts, **how)["input_ids"]
-
-
 def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts | None]:
     """Load a model that transformers' ``save_pretrained`` wrote, with its processor.
 
@@ -107,6 +94,13 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         raise ValueError(f"{named}: {error}") from error
     if tower is model:
         return visual, preprocess, None
-    tokenize = Tokenize(folder, model.config.text_config.max_position_embeddings)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    length = model.config.text_config.max_position_embeddings
+    pad = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+
+    def tokenize(texts: str | list[str]) -> Tensor:
+        texts = [texts] if isinstance(texts, str) else texts
+        return tokenizer(texts, **pad)["input_ids"]
+
     clip = Clip(visual, TransformersText(model), model.logit_scale.item()).eval()
     return visual, preprocess, ClipParts(clip, preprocess, tokenize)
