@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.record import DENSE, RECOVERY, lacking
 from zoo.core.files import read_facts, write_whole
+from zoo.core.learned import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
 from zoo.loading.learned_files import find_predictor
@@ -30,19 +31,25 @@ from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_clip, read_weights
-from zoo.towers.vit import CosineHead, TimmHost
+from zoo.towers.vit import TimmHost
 
 TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
 FORMATS = (TIMM_FORMAT, SENTENCE)
 FILES = ("README.md", "config.json", "model.safetensors")
 TEXT, CODE = "text.safetensors", "modeling_patchrank.py"  # the former where there is a text tower that doesn't ship
 SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
-SENTENCE_CODE = '''"""What sentence-transformers opens this folder with."""
+SENTENCE_CODE = '''"""What sentence-transformers and the Auto classes of transformers open this folder with."""
+
+from transformers import PretrainedConfig
 
 try:
-    from harness.apps.push import SentenceTower
+    from harness.apps.push import SentenceTower, TowerProcessor
 except ImportError as error:
     raise ImportError("this model needs: pip install clip-patchrank") from error
+
+
+class TowerConfig(PretrainedConfig):
+    model_type = "patchrank"
 '''
 FREE = ("apache-2.0", "bsd-3-clause", "mit")
 UNKNOWN = "unknown"
@@ -54,10 +61,11 @@ class SentenceTower(nn.Module):
     """An image tower, and a text tower where one belongs to it, of a folder that ``write_folder`` wrote.
 
     It makes `embed`'s vectors, and has the interface of a first module of sentence-transformers, whose classes differ
-    from release to release.
+    from release to release, and that of a CLIP of transformers.
     """
 
     save_in_root = True
+    config: Any = None  # transformers'
 
     def __init__(
         self, visual: TimmHost, size: str = "", tag: str = "", weights: dict[str, Tensor] | None = None
@@ -75,17 +83,34 @@ class SentenceTower(nn.Module):
             self.words = tokenizer(context)
 
     @classmethod
-    def load(cls, folder: str) -> "SentenceTower":
+    def load(cls, folder: str) -> Self:
         """Load what ``save`` wrote."""
         visual: Any = timm.create_model(f"{FOLDER}{folder}", pretrained=True)
         text = json.loads(Path(folder, "config.json").read_text("utf-8")).get("text", {})
         ships = not text or SIZES[text["size"]].open_clip is None
         return cls(visual, **text, weights=None if ships else load_file(Path(folder, TEXT))).eval()
 
+    @classmethod
+    def from_pretrained(cls, name: str, *_: Any, config: Any = None, revision: str | None = None, **__: Any) -> Self:
+        """Load a folder or a repository of the hub for transformers."""
+        tower = cls.load(name if Path(name).is_dir() else snapshot_download(name, revision=revision))
+        tower.config = config
+        return tower
+
+    @staticmethod
+    def register_for_auto_class(auto_class: Any = None) -> None:
+        """Do nothing when transformers asks for it."""
+
     def save(self, folder: str, facts: Mapping[str, Any] | None = None, **_: Any) -> None:
         """Write the towers' weights and settings; ``facts`` join them in config.json."""
         text = {"text": {"size": self.size, "tag": self.tag}} if self.size else {}
-        save_for_hf(self.visual, folder, model_config={**(facts or {}), **text}, safe_serialization=True)
+        parts = {"AutoConfig": "TowerConfig", "AutoModel": "SentenceTower", "AutoProcessor": "TowerProcessor"}
+        about = {
+            "architectures": ["SentenceTower"],
+            "auto_map": {auto: f"{Path(CODE).stem}.{name}" for auto, name in parts.items()},
+            "vision_config": {"image_size": self.visual.input_size},
+        }
+        save_for_hf(self.visual, folder, model_config={**(facts or {}), **about, **text}, safe_serialization=True)
         if self.size and SIZES[self.size].open_clip is not None:
             tensors = {"logit_scale": torch.tensor(self.logit_scale), **self.text.model.state_dict()}
             save_file(tensors, Path(folder, TEXT))
@@ -120,11 +145,46 @@ class SentenceTower(nn.Module):
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add ``sentence_embedding``, (n, D) of unit length."""
-        if "pixel_values" in features:
-            vectors = self.visual(features["pixel_values"])
-        else:
-            vectors = self.text(features["input_ids"])
-        return {**features, "sentence_embedding": F.normalize(vectors.float(), dim=-1)}
+        embed = self.get_image_features if "pixel_values" in features else self.get_text_features
+        return {**features, "sentence_embedding": F.normalize(embed(**features).float(), dim=-1)}
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        """Return features of prepared pictures, (n, D)."""
+        return self.visual(pixel_values)
+
+    def get_text_features(self, input_ids: Tensor, **_: Any) -> Tensor:
+        """Return features of tokenized texts, (n, D)."""
+        features: Tensor = self.text(input_ids)
+        return features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+
+class TowerProcessor:
+    """Prepare pictures and texts for a `SentenceTower`, as a processor of transformers does."""
+
+    def __init__(self, tower: SentenceTower) -> None:
+        self.tower = tower.to("meta")  # its weights aren't needed
+
+    @classmethod
+    def from_pretrained(cls, name: str, *_: Any, **more: Any) -> Self:
+        """Load what belongs to a folder or a repository."""
+        return cls(SentenceTower.from_pretrained(name, **more))
+
+    register_for_auto_class = SentenceTower.register_for_auto_class
+
+    def __call__(self, *, images: Sequence[Any] | None = None, text: Any = None, **_: Any) -> dict[str, Tensor]:
+        """Return ``pixel_values`` (n, C, H, W), ``input_ids`` (m, L), or both."""
+        parts = [self.tower.preprocess([one] if isinstance(one, str) else one) for one in (images, text) if one]
+        return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

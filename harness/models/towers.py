@@ -17,13 +17,14 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
+from zoo.core.learned import CosineHead
 from zoo.core.messages import expected, tower_name
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import loading, timm_source
-from zoo.towers.vit import CosineHead, ReducedViT, TimmHost
+from zoo.towers.vit import ReducedViT, TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message

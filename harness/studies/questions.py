@@ -20,7 +20,7 @@ from harness.studies.workshop import (
     study,
     tuned_line,
 )
-from zoo.core.predictor import ARCHITECTURES
+from zoo.core.learned import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 from zoo.learning.fit import LOSSES
 from zoo.methods.rankmerge import RANKS, RankMergeConfig

@@ -35,7 +35,7 @@ from harness.studies.questions import (
 )
 from harness.studies.tables import StudyRow, StudyTable
 from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
-from zoo.core.predictor import ARCHITECTURES
+from zoo.core.learned import ARCHITECTURES
 
 MODEL = "clip_vit_b16.openai"
 GENERAL = "imagenet"

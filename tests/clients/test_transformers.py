@@ -408,3 +408,7 @@ def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Pat
         np.testing.assert_array_equal(again.encode(images), model.encode(images))
     with pytest.raises(ValueError, match=r"open pictures with|'text' is not supported"):
         model.encode(["photo.jpg"])
+    own, remote = str(tmp_path / "out"), {"trust_remote_code": True}
+    prepared = transformers.AutoProcessor.from_pretrained(own, **remote)(images=images)
+    features = transformers.AutoModel.from_pretrained(own, **remote).get_image_features(**prepared)
+    np.testing.assert_allclose(F.normalize(features).numpy(), wanted, atol=1e-5)

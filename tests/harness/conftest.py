@@ -29,7 +29,7 @@ from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
 from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
-from zoo.core.predictor import Predictor
+from zoo.core.learned import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer

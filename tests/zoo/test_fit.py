@@ -14,7 +14,7 @@ from killing import kill_when
 from torch import Tensor
 
 from harness.records.statistics import kendall_tau
-from zoo.core.predictor import Predictor
+from zoo.core.learned import Predictor
 from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
 
 QUICK = FitConfig(width=32, epochs=30)

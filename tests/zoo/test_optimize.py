@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations
 
 import zoo
 from harness.measure.timing import peak_mib
+from zoo.core.learned import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
 from zoo.towers.lean import Product
-from zoo.towers.vit import VisualPrompts
 
 # Class token, average, both, maximum, attention pool, registers, LayerScale.
 LEAN = ("deit 3", "averaged", "averaged with maximum", "maximum", "siglip b16", "dinov2 registers", "naflex siglip 2")

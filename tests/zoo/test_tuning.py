@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import blocks_fingerprint
+from zoo.core.learned import CosineHead, VisualPrompts
 from zoo.learning.tuning import (
     COUPLINGS,
     CoupledPrompts,
@@ -36,7 +37,6 @@ from zoo.learning.tuning import (
 )
 from zoo.loading.clip import Clip, ClipParts, CompactText, OpenClipText, tokenizer
 from zoo.loading.learned_files import PromptFile, save_prompts
-from zoo.towers.vit import CosineHead, VisualPrompts
 
 LENGTH = 14
 CLASSES = ("cat", "dog", "house")

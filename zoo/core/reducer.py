@@ -5,7 +5,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from torch import Tensor, nn
 
@@ -73,14 +73,6 @@ class HostSpec:
     query: str | None = "class token"  # which query pools, see ``Host.query``
     device: Any = None  # of a reducer's own weights, as is dtype
     dtype: Any = None
-
-
-class PromptShape(NamedTuple):
-    """What a tuned model is built from, as JSON values."""
-
-    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
-    classes: int  # of the head; 0: it stays the tower's
-    features: int  # width of the joint space of images and text
 
 
 def limit(default: Any, allowed: str | Collection[str]) -> Any:

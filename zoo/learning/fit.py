@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
+from zoo.core.learned import Predictor, architecture
 from zoo.core.messages import check_fields
-from zoo.core.predictor import Predictor, architecture
 
 _FACTS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 
@@ -180,7 +180,7 @@ CHUNK = 64  # images at a time where nothing is learnt
 class FitConfig:
     """Recipe of a predictor, by AdamW."""
 
-    arch: str = "conv"  # of ``zoo.core.predictor.ARCHITECTURES``
+    arch: str = "conv"  # of ``zoo.core.learned.ARCHITECTURES``
     width: int = 64
     loss: str = "bce"  # of ``LOSSES``
     epochs: int = 40

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from zoo.core.files import digest, weights_digest
 from zoo.core.host import Host, share_weights
+from zoo.core.learned import CosineHead
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
     DOWN,
@@ -33,7 +34,6 @@ from zoo.loading.recovery_file import (
     with_head,
     with_precision,
 )
-from zoo.towers.vit import CosineHead
 
 CHUNK = 16  # images at a time where nothing is learnt
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 7))  # of the ridge, times the mean square of an input

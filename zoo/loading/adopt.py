@@ -11,10 +11,11 @@ from torch import nn
 
 from zoo.core.files import EMBEDDED, blocks_fingerprint
 from zoo.core.host import Host, host_of, share_weights
+from zoo.core.learned import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile
 from zoo.loading.recovery_file import add_recovery
-from zoo.towers.vit import TimmHost, for_head
+from zoo.towers.vit import TimmHost
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
 CONTAINERS = {

@@ -23,8 +23,9 @@ from zoo.core.files import (
     write_learned,
     write_whole,
 )
+from zoo.core.learned import PromptShape
 from zoo.core.messages import tower_name
-from zoo.core.reducer import METHODS, PromptShape, ReducerConfig, configure, spread
+from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
 
 PredictorPath = str | Path | None
 PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict

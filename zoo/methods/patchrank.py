@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.core.predictor import Predictor, architecture
+from zoo.core.learned import Predictor, architecture
 from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from zoo.core.attention import PoolingQuery, is_plain, mean_share, split_heads
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
-from zoo.core.reducer import PromptShape, build_reducer
+from zoo.core.learned import CosineHead, PromptShape, VisualPrompts, for_head
+from zoo.core.reducer import build_reducer
 from zoo.core.tokens import Tokens
 
 _FILES = ("predictor", "prompts")  # arguments that may name a file whose weights come along
@@ -27,47 +28,6 @@ def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     if mask is not None or is_causal:
         raise ValueError("attn_mask and is_causal need all tokens in place; use timm's own tower")
     return images
-
-
-def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
-    """Return a tuned model's shape, and whether the caller wants logits of its classes.
-
-    In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
-    """
-    if prompts is None:
-        return None, False
-    shape = PromptShape(**prompts)
-    classify = shape.classes > 0 and vit_args.get("num_classes") == shape.classes
-    if classify:
-        vit_args["num_classes"] = shape.features
-    return shape, classify
-
-
-class VisualPrompts(nn.Module):
-    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block; zeros at first."""
-
-    def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
-        super().__init__()
-        self.count = count
-        self.tokens = nn.Parameter(torch.zeros(count, dim, device=device, dtype=dtype))
-
-    def forward(self) -> Tensor:
-        """Return the tokens, (count, D)."""
-        return self.tokens
-
-
-class CosineHead(nn.Module):
-    """Classify as CLIP does: by the scaled cosine of image and text features."""
-
-    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
-        super().__init__()
-        self.projection = projection  # from pooled tokens to the joint space, the dense tower's head
-        # Its weights (classes, D) are unit text features times the logit scale.
-        self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map pooled tokens (B, D) to logits (B, classes)."""
-        return self.classes(F.normalize(self.projection(x), dim=-1))
 
 
 class TimmHost(Host):

@@ -17,7 +17,7 @@ from harness.measure import cost
 from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_costs, gflops
 from harness.measure.rows import variants
 from zoo.core.files import blocks_fingerprint
-from zoo.core.predictor import ARCHITECTURES, Predictor
+from zoo.core.learned import ARCHITECTURES, Predictor
 from zoo.loading.learned_files import save_prompts
 
 

@@ -1,8 +1,9 @@
-"""Small networks that predict importance from the tokens at the reduction point; all but mixers work on any grid."""
+"""What is learned beside a tower: networks that predict importance, visual tokens, a head of text features."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
@@ -179,3 +180,52 @@ class Predictor(nn.Module):
         x = self.norm(x)
         cls = x[:, :1] if prefix else x.mean(dim=1, keepdim=True)
         return self.net(x[:, prefix:], cls, grid).float()
+
+
+class PromptShape(NamedTuple):
+    """What a tuned model is built from, as JSON values."""
+
+    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
+    classes: int  # of the head; 0: it stays the tower's
+    features: int  # width of the joint space of images and text
+
+
+def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
+    """Return a tuned model's shape, and whether the caller wants logits of its classes.
+
+    In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
+    """
+    if prompts is None:
+        return None, False
+    shape = PromptShape(**prompts)
+    classify = shape.classes > 0 and vit_args.get("num_classes") == shape.classes
+    if classify:
+        vit_args["num_classes"] = shape.features
+    return shape, classify
+
+
+class VisualPrompts(nn.Module):
+    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block; zeros at first."""
+
+    def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.count = count
+        self.tokens = nn.Parameter(torch.zeros(count, dim, device=device, dtype=dtype))
+
+    def forward(self) -> Tensor:
+        """Return the tokens, (count, D)."""
+        return self.tokens
+
+
+class CosineHead(nn.Module):
+    """Classify as CLIP does: by the scaled cosine of image and text features."""
+
+    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.projection = projection  # from pooled tokens to the joint space, the dense tower's head
+        # Its weights (classes, D) are unit text features times the logit scale.
+        self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled tokens (B, D) to logits (B, classes)."""
+        return self.classes(F.normalize(self.projection(x), dim=-1))
