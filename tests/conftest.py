@@ -217,7 +217,7 @@ def latency_record() -> Callable[..., LatencyRecord]:
             **{"random_weights": False, "image_size": (64, 64), "device": "cpu", "batch": 1},
             **{"dtype": "float32", "way": "eager", "threads": 1, "stopwatch": "metronome"},
             **{"method_config": {}, "machine": machine, "gflops": 2.0, "params": 1000},
-            **{"tokens_per_block": (65,) * 6, "final_tokens": 64, "weights_mib": 1.5},
+            **{"tokens_per_block": (65,) * 6, "final_tokens": 64},
         }
         return LatencyRecord(**(defaults | facts))
 

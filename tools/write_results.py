@@ -1,21 +1,17 @@
 """Tables of README and the site that are made from records.
 
-``python -m tools.write_results`` in a checkout writes them anew; a test compares them. With ``--measure LIMIT`` it
-first measures the main job, and equal time on photographs, on so many images of each dataset.
+``python -m tools.write_results`` in a checkout writes them anew; a test compares them. docs/results.md has the commands
+that measured the records.
 """
 
-import gzip
-import shutil
 import sys
 from collections.abc import Callable
 from itertools import chain, groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from harness.base.table import Table, figure
-from harness.cli.entry import main
 from harness.records.averages import averages, levels, tower_of
-from harness.records.record import RECORDS, halves, read_records
+from harness.records.record import halves, read_records
 from harness.report.folder import markdown
 from harness.report.highlights import standings
 from harness.report.tables import group_records
@@ -76,26 +72,7 @@ def write(page: Path) -> str:
     return text
 
 
-def measure(limit: str) -> None:
-    """Write the records of the main job with its plot, and those of equal time, on ``limit`` images of a dataset."""
-    jobs: dict[str, list[str]] = {"records.jsonl": []}
-    for column, name in TIMED.items():
-        batch, dtype = column.removeprefix("batch ").split(", ")
-        jobs[name] = ["--dataset", "photos", "--match", "time", "--match-batch", batch, "--batches", batch]
-        jobs[name] += ["--dtype", dtype]
-    for name, flags in jobs.items():
-        with TemporaryDirectory() as folder:
-            if code := main(["compare", *flags, "--limit", limit, "--no-gallery", "--output", folder]):
-                sys.exit(code)
-            content = (Path(folder) / RECORDS).read_bytes()
-            write_whole(RESULTS / name, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
-            if not flags:
-                shutil.copy(Path(folder) / "fidelity_gflops.svg", RESULTS)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2])
     for each in PARTS:
         write_whole(each, write(each).encode())
         sys.stdout.write(f"wrote {each}\n")

@@ -6,7 +6,8 @@ default that changes later is seen as a changed setting, and isn't taken for an 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,6 @@ from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import (
     ABSENT,
     EXACT,
-    FIXED,
     Pair,
     Tolerances,
     describe_conditions,
@@ -51,7 +51,7 @@ from harness.report.changes import (
 )
 from harness.report.tables import count_of
 from zoo.core.files import fingerprint, write_whole
-from zoo.core.messages import tower_name
+from zoo.core.messages import check_fields, tower_name
 from zoo.core.reducer import METHODS
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
@@ -66,7 +66,6 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("patchrank", {"reduce_at": [3, 6]}),
 )
 _OURS = ("baselines", "zoo")
-_SHARED = ("split", "dtype", "device", "image_count")
 # Hashes of what was learned for a row, and how its keep rate was found; nobody asks for them.
 _LEARNED = ("predictor", "prompts", MATCHED)
 
@@ -86,9 +85,7 @@ class CheckPlan:
     update: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would fail late."""
-        if self.rounds < LEAST_ROUNDS:
-            raise ValueError(f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}")
+        check_fields(self, rounds=f"[{LEAST_ROUNDS}, inf)")
 
     @property
     def narrowing(self) -> str:
@@ -101,9 +98,10 @@ class CheckPlan:
 class CheckRow:
     """One row on one dataset."""
 
+    dataset: str
     method: str  # one of ``known_methods``, or one that was registered once
     keep: float
-    options: dict[str, Any]  # settings beside the keep rate that aren't the method's defaults
+    options: dict[str, Any] = field(default_factory=dict)  # settings beside the keep rate that aren't defaults
     record: Record | None = None  # what is expected; None of a new row
 
     @property
@@ -113,20 +111,9 @@ class CheckRow:
 
     @property
     def name(self) -> str:
-        """Say method and keep rate as models' names do, and what else was asked for."""
+        """Method and keep rate as in models' names, and what else was asked for."""
         percent = "" if self.method == DENSE else str(round(100 * self.keep))
         return f"{self.method}{percent} {self.what}".rstrip()
-
-
-class CheckedRow(NamedTuple):
-    """One row, measured."""
-
-    tower: str  # dense name with its weight tag
-    dataset: str
-    row: str  # method with keep rate and options
-    then: Record | None  # what is expected; None of a new row
-    now: Record | None  # None where the row can't be made any more
-    file: Path  # that holds what is expected
 
 
 class Case(NamedTuple):
@@ -134,73 +121,74 @@ class Case(NamedTuple):
 
     tower: str  # dense name with its weight tag
     plan: Plan
-    rows: dict[str, list[CheckRow]]  # by dataset, the dense one first
+    rows: list[CheckRow]  # of each dataset the dense one first
     file: Path | None  # with what is expected; None of the expectation that ships, which has one per dataset
 
 
+Checked = tuple[Case, CheckRow, Record | None]  # a row as it is now; None where it can't be made any more
+
+
 def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
-    """Sort the records of a file into cases.
+    """Sort the records of a file into cases; of one row the newest record counts.
 
     Raises:
         ValueError: a row that wasn't classified by text or is with recovery, or no dense row among a case's.
     """
     where = file or "harness/expected"
-    cases: dict[tuple[Any, ...], dict[str, list[CheckRow]]] = {}
+    cases: dict[tuple[Any, ...], dict[tuple[str, str], CheckRow]] = {}
     for record in records:
         if record.shots or record.recovered:
             what = "with recovery" if record.recovered else protocol(record)
             raise ValueError(
                 f"{where}: {record.model} on {record.dataset} is {what}; check measures by text, leave such rows out"
             )
-        shared = (tower_of(record), *(getattr(record, name) for name in _SHARED))
-        rows = cases.setdefault(shared, {}).setdefault(record.dataset, [])
-        first = next((r.record for r in rows if (r.method, r.keep) == (record.method, record.keep)), None)
+        shared = (tower_of(record), record.split, record.dtype, record.device, record.image_count)
+        rows, place = cases.setdefault(shared, {}), (record.dataset, record.method, record.keep)
+        first = next((row.record for row in rows.values() if (row.dataset, row.method, row.keep) == place), None)
         options = {
             name: value
             for name, value in record.method_config.items()
             if first is not None and name not in _LEARNED and value != first.method_config.get(name, ABSENT)
         }
-        row = CheckRow(method=record.method, keep=record.keep, options=options, record=record)
-        names = [other.name for other in rows]
-        at = names.index(row.name) if row.name in names else len(rows)
-        rows[at : at + 1] = [row]  # of one row the newest record counts
+        row = CheckRow(dataset=record.dataset, method=record.method, keep=record.keep, options=options, record=record)
+        rows[row.dataset, row.name] = row
     found = []
-    for (tower, *values), datasets in cases.items():
-        for dataset, rows in datasets.items():
-            rows.sort(key=lambda row: row.method != DENSE)
-            if rows[0].method != DENSE:
+    for (tower, split, dtype, device, limit), rows in cases.items():
+        datasets = tuple(dict.fromkeys(dataset for dataset, _ in rows))
+        for dataset in datasets:
+            if (dataset, DENSE) not in rows:
                 raise ValueError(f"{where}: no dense row of {tower} on {dataset}, which the others are compared with")
-        own = (row.record for rows in datasets.values() for row in rows if row.record)
+        own = (row.record for row in rows.values() if row.record)
         batches = tuple(sorted({entry.batch for record in own for entry in record.latency}))
-        split, dtype, device, limit = values
         how: dict[str, Any] = {"split": split, "dtype": dtype, "device": device, "limit": limit, "batches": batches}
-        plan = Plan(models=(tower,), methods=(), datasets=tuple(datasets), **how)
-        found.append(Case(tower, plan, datasets, file))
+        plan = Plan(models=(tower,), methods=(), datasets=datasets, **how)
+        found.append(Case(tower, plan, sorted(rows.values(), key=lambda row: row.method != DENSE), file))
     return found
 
 
 def shipped_rows(tower: str, dataset: str) -> list[CheckRow]:
     """Return the rows of the benchmark that ships: of methods of ours, golden ones if there are golden rankings."""
-    dense = CheckRow(method=DENSE, keep=1.0, options={})
+    row = partial(CheckRow, dataset=dataset)
+    dense = row(method=DENSE, keep=1.0)
     if get_dataset(dataset).captioned:  # methods are seen on the others, here only what retrieves
-        return [dense, CheckRow(method="patchrank", keep=0.3, options={})]
+        return [dense, row(method="patchrank", keep=0.3)]
     ranked = find_rankings(tower, get_dataset(dataset).images_of, Plan.split) is not None
     methods = [
         name
         for name in usual_methods()
         if name != DENSE and (ranked if name == GOLDEN else METHODS[name].__module__.split(".")[0] in _OURS)
     ]
-    rows = [CheckRow(method=name, keep=keep, options={}) for name in methods for keep in KEEPS]
-    return [dense, *rows, *(CheckRow(method=name, keep=0.3, options=options) for name, options in SETTINGS)]
+    usual = [row(method=name, keep=keep) for name in methods for keep in KEEPS]
+    return [dense, *usual, *(row(method=name, keep=0.3, options=options) for name, options in SETTINGS)]
 
 
 def shipped_cases() -> list[Case]:
     """Return the expectation that ships, with rows of our methods that it lacks, of which nothing is expected yet."""
     cases = cases_of([record for file in sorted(FOLDER.glob("*.jsonl")) for record in read_run(file)], None)
     for case in cases:
-        for dataset, rows in case.rows.items():
-            names = {row.name for row in rows}
-            rows += [row for row in shipped_rows(case.tower, dataset) if row.name not in names]
+        names = {(row.dataset, row.name) for row in case.rows}
+        rows = [row for dataset in case.plan.datasets for row in shipped_rows(case.tower, dataset)]
+        case.rows.extend(row for row in rows if (row.dataset, row.name) not in names)
     return cases
 
 
@@ -239,12 +227,12 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         )
     checked = list(measure(cases, plan, towers, progress))
     if not plan.update:
-        both = [Pair(then=one.then, now=one.now) for one in checked if one.then is not None and one.now is not None]
-        skip = (*FIXED, "git_commit")
-        return show_verdict(checked, bounds, describe_conditions(both, ("expected", "now"), skip, ["device"]))
+        both = [Pair(then=row.record, now=now) for _, row, now in checked if row.record is not None and now is not None]
+        return show_verdict(checked, bounds, describe_conditions(both, ("expected", "now"), ["device"]))
     records: dict[Path, list[Record]] = {}
-    for one in checked:
-        records.setdefault(one.file, []).extend([] if one.now is None else [one.now])
+    for case, row, now in checked:
+        own = records.setdefault(case.file or FOLDER / f"{row.dataset}.jsonl", [])
+        own += [] if now is None else [now]
     for file, own in records.items():
         write_whole(file, record_lines(own))
     notes = [f"wrote {file}" for file in records]
@@ -254,10 +242,14 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
 
 
 def show_verdict(
-    checked: Sequence[CheckedRow], bounds: Tolerances, notes: Sequence[str], *, update: bool = False
+    checked: Sequence[Checked], bounds: Tolerances, notes: Sequence[str], *, update: bool = False
 ) -> Shown:
     """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
-    moved = [(one[:3], each) for one in checked for each in find_movements(one.then, one.now, bounds)]
+    moved = [
+        ((case.tower, row.dataset, row.name), one)
+        for case, row, now in checked
+        for one in find_movements(row.record, now, bounds)
+    ]
     what = "changed" if update else "moved"
     heads = ("row", "quantity", "expected", "now", f"{what} by", "allowed")
     lines: dict[str, list[tuple[str, ...]]] = {}
@@ -289,21 +281,22 @@ def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) ->
 
     def stays(row: CheckRow) -> bool:
         by_method = not plan.methods or row.method in plan.methods
-        return row.method == DENSE or (by_method and row.keep in (plan.keeps or (row.keep,)))
+        by_keep = row.keep in (plan.keeps or (row.keep,))
+        return (row.method == DENSE or (by_method and by_keep)) and row.dataset in (plan.datasets or (row.dataset,))
 
-    left = []
-    for case in cases:
-        datasets = [name for name in case.rows if name in (plan.datasets or (name,))]
-        if datasets and case.tower in (towers or (case.tower,)):
-            left.append(case._replace(rows={name: list(filter(stays, case.rows[name])) for name in datasets}))
-    known = {row.method for case in left for rows in case.rows.values() for row in rows}
+    left = [
+        case._replace(rows=own)
+        for case in cases
+        if case.tower in (towers or (case.tower,)) and (own := list(filter(stays, case.rows)))
+    ]
+    known = {row.method for case in left for row in case.rows}
     if set(plan.methods or known) - known or not left:
-        there = sorted({case.tower for case in cases}), sorted({name for case in cases for name in case.rows})
+        there = sorted({case.tower for case in cases}), sorted({row.dataset for case in cases for row in case.rows})
         raise ValueError(
             f"{plan.narrowing}: the expectation has no such row; it is of "
             f"{' on '.join(', '.join(names) for names in there)}"
         )
-    before, after = (sum(len(rows) for case in some for rows in case.rows.values()) for some in (cases, left))
+    before, after = (sum(len(case.rows) for case in some) for some in (cases, left))
     if plan.update and after < before:
         raise ValueError(f"{plan.narrowing} with --update takes {after} of {before} rows, and a file is written whole")
     return left
@@ -311,38 +304,37 @@ def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) ->
 
 def measure(
     cases: Sequence[Case], asked: CheckPlan, towers: Mapping[str, str], progress: Progress
-) -> Iterator[CheckedRow]:
+) -> Iterator[Checked]:
     """Measure cases; earlier records are never used again. ``towers`` are those that aren't loaded by their names."""
-    for name in dict.fromkeys(name for case in cases for name in case.rows):
+    for name in dict.fromkeys(row.dataset for case in cases for row in case.rows):
         get_dataset(name)  # what can't be found is refused before anything is measured
     for case in cases:
         batches = () if asked.no_latency else case.plan.batches
         plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
-        for one in _measure_case(case._replace(plan=plan), towers.get(case.tower, case.tower), progress):
-            if asked.update and one.now is not None and lacks_times(one.now, plan.latency_rounds):
+        for row, now in _measure_rows(case.rows, plan, towers.get(case.tower, case.tower), progress):
+            if asked.update and now is not None and lacks_times(now, plan.latency_rounds):
                 raise BusyError("the expectation would lose its times")
-            yield one
+            yield case, row, now
 
 
-def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[CheckedRow]:
-    """Measure a case, one dataset after the other."""
+def _measure_rows(
+    every: Sequence[CheckRow], plan: Plan, name: str, progress: Progress
+) -> Iterator[tuple[CheckRow, Record | None]]:
+    """Measure rows of one tower, one dataset after the other."""
     parts, arch, tag = load_clip(name)
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
-    rows = {row.name: row for own in case.rows.values() for row in own if row.method in methods}
-    variants = {name: _variant(parts, arch, tag, row) for name, row in rows.items()}
+    variants = {row.name: _variant(parts, arch, tag, row) for row in every if row.method in methods}
     weights, costs = fingerprint(parts.model.visual), dict[str, Any]()
-    for where, own in case.rows.items():
-        dataset = get_dataset(where)
-        plan = _with_enough_images(case.plan, parts, dataset)
-        bench = Bench(plan, dataset, parts, list(variants.values()), tag, weights, progress, costs=costs)
-        known = [row for row in own if row.method in methods]
-        records = bench.judge(Tuning(), [variants[row.name] for row in known], {})
+    for where in dict.fromkeys(row.dataset for row in every):
+        dataset, rows = get_dataset(where), [row for row in every if row.dataset == where]
+        enough = _with_enough_images(plan, parts, dataset)
+        bench = Bench(enough, dataset, parts, list(variants.values()), tag, weights, progress, costs=costs)
+        known = [row.name for row in rows if row.name in variants]
+        records = bench.judge(Tuning(), [variants[one] for one in known], {})
         if len(records) < len(known):  # the images have no golden rankings
-            known = [row for row in known if row.method != GOLDEN]
-        now = dict(zip((row.name for row in known), records, strict=True))
-        for row in own:
-            file = case.file or FOLDER / f"{where}.jsonl"
-            yield CheckedRow(case.tower, where, row.name, row.record, now.get(row.name), file)
+            known = [row.name for row in rows if row.name in variants and row.method != GOLDEN]
+        now = dict(zip(known, records, strict=True))
+        yield from ((row, now.get(row.name)) for row in rows)
 
 
 def _variant(parts: ClipParts, arch: str, tag: str, row: CheckRow) -> Variant:

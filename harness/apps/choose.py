@@ -1,12 +1,4 @@
-"""The fastest setup of a tower that meets bounds, chosen on a user's own pictures and machine, with a certificate.
-
-Dense towers, one in each precision, come first: a reduction is chosen only where it is clearly faster than the dense
-tower in the same precision and runtime. Fidelity rises with the keep rate, so each method is bisected on some pictures
-for the fewest tokens that meet the bounds. The fastest ones are the rungs of a ladder, with somewhat higher keep rates
-too. Pictures that were held out decide how far down the ladder one may go: rungs are judged from the most faithful on,
-and the first that fails ends it. Tests in an order that is fixed beforehand need no correction (Maurer, Hothorn and
-Lehmacher, 1995): a setup that misses the bounds is certified no more often than the interval of a single one is wrong.
-"""
+"""The fastest setup of a tower that meets bounds, chosen on a user's own pictures and machine, with a certificate."""
 
 import copy
 import dataclasses
@@ -22,17 +14,17 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Pictures, SetupBounds, split_pictures
+from harness.apps.fidelity import COSINE, OVERLAP, Pictures, SetupBounds, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
-from harness.base.table import UNMEASURED, Cell, Table, points
+from harness.base.table import UNMEASURED, Cell, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, usual_methods
-from harness.models.towers import load_tower, split_method, text_classifier
+from harness.models.towers import load_tower, split_method
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, median_interval
@@ -48,12 +40,7 @@ RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that 
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
-WORDS = {  # what metrics are called, as columns
-    COSINE: "cosine",
-    OVERLAP: "neighbour overlap",
-    AGREEMENT: "same answer",
-    CHANGE: "top-1, points",
-}
+WORDS = {COSINE: "cosine", OVERLAP: "neighbour overlap"}  # what metrics are called, as columns
 # Ratios of times: to the dense tower in eager float32, and as it is run in the setup's precision.
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 
@@ -78,9 +65,6 @@ class ChooseConfig:
             if method not in allowed:
                 control = " is a control to compare methods with" if method in CONTROLS else ""
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
-        for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
         rounds = f"[{LEAST_ROUNDS}, inf)"
         check_fields(self, search="[8, inf)", held_out="[20, inf)", batch="[1, inf)", rounds=rounds, seconds="[0, inf)")
 
@@ -193,13 +177,6 @@ class Lab:
 
     def _split_pictures(self) -> list[Pictures]:
         """Return pictures to search by, and those held out."""
-        loss, labelled, clip = self.bounds.max_loss, self.dataset.labelled, self.tower.clip
-        if loss is not None and (not labelled or clip is None):
-            lack = (
-                f"{self.tower.name} has no text tower" if labelled else f"dataset {self.dataset.name!r} has no classes"
-            )
-            raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
-        classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
         learned = set[str]()
         for path in self.predictors:
             facts = PredictorFile.read(path).provenance or {}
@@ -208,9 +185,8 @@ class Lab:
             except ValueError as error:
                 raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
-        dense, preprocess = self.eager, self.tower.preprocess
         parts = split_pictures(
-            self.dataset, sizes, seed, learned=learned, dense=dense, preprocess=preprocess, classifier=classifier
+            self.dataset, sizes, seed, learned=learned, dense=self.eager, preprocess=self.tower.preprocess
         )
         for part, flag in zip(parts, ("--search", "--held-out"), strict=True):
             if OVERLAP in self.bounds.floors and len(part) < LEAST_GALLERY:
@@ -300,19 +276,14 @@ class Lab:
         timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         dense, batch = timings[DENSE], self.config.batch
         medians = {one: median_interval(own.samples_ms) for one, own in timings.items()}
-        shared = {
-            "dense_median_ms": medians[DENSE]._asdict(),
-            "dense_images_per_s": 1000 * batch / medians[DENSE].estimate,
-            **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(dense.samples_ms)},
-            "stopwatch": timing.wall_clock().name,
-        }
         return {
             one: {
                 TOTAL: timings[one].ratio_to(dense)._asdict(),
                 ALIKE: timings[one].ratio_to(timings[other])._asdict(),
                 "median_ms": medians[one]._asdict(),
                 "images_per_s": 1000 * batch / medians[one].estimate,
-                **shared,
+                "dense_images_per_s": 1000 * batch / medians[DENSE].estimate,
+                **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(dense.samples_ms)},
             }
             for one, other in alike.items()
         }
@@ -323,26 +294,23 @@ class Lab:
             name: {"pictures": len(one), "photographs": one.photographs}
             for name, one in (("search", self.search), ("held_out", self.held_out))
         }
-        chosen, setup = judged[-1], self.find_setup(judged[-1].candidate)
-        order = [{"name": one.candidate.name, "dtype": one.candidate.dtype, "passed": one.passed} for one in judged]
+        chosen = judged[-1]
         certificate = {
             "bounds": self.bounds.values,
             "fidelity": chosen.fidelity,
             "time": chosen.time,
-            "judged": order,
+            "judged": [
+                {"name": one.candidate.name, "dtype": one.candidate.dtype, "passed": one.passed} for one in judged
+            ],
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
             "model": {"name": self.tower.name, "weights": self.weights},
             "machine": describe_machine(torch.device(self.config.device)),
-            "optimised": self._is_optimised(setup.dtype),
             "seed": self.config.seed,
             "left_out": self.left_out,
-            "predictors": [str(path) for path in self.find_predictors(setup)],
-            "created": utc_now(),
-            "version": version("clip-patchrank"),
-            "commit": git_commit(),
+            **{"created": utc_now(), "version": version("clip-patchrank"), "commit": git_commit()},
             **outcome,
         }
-        return dataclasses.replace(setup, certificate=certificate)
+        return dataclasses.replace(self.find_setup(chosen.candidate), certificate=certificate)
 
 
 def build_ladder(lab: Any) -> list[Candidate]:
@@ -373,18 +341,12 @@ def build_ladder(lab: Any) -> list[Candidate]:
     return [*dense, *rungs[min(ratios, key=ratios.__getitem__)]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(NamedTuple):
     """What a search came to."""
 
     setup: Setup  # with its certificate; the nearest one if the bounds aren't met
-    why: str  # the bounds aren't met, or nothing
-    judged: tuple[Assessment, ...]  # in their order, the chosen or nearest one last
-
-    @property
-    def met(self) -> bool:
-        """Whether the setup meets the bounds."""
-        return not self.why
+    why: str  # the bounds aren't met; empty if they are
+    judged: Sequence[Assessment]  # in their order, the chosen or nearest one last
 
 
 def choose(
@@ -411,13 +373,14 @@ def choose(
     judged = _judge(lab)
     why = _describe_miss(bounds, judged[-1])
     setup = lab.certify(judged, met=not why, seconds=time.monotonic() - begun)
-    return Selection(setup=setup, why=why, judged=tuple(judged))
+    return Selection(setup, why, judged)
 
 
 def _judge(lab: Lab) -> list[Assessment]:
     """Go down the ladder on pictures held out, from the most faithful rung on, until one fails.
 
-    The last rung that passed competes with the dense towers; the fastest that pays comes last in the list.
+    Tests in an order that is fixed beforehand need no correction (Maurer, Hothorn and Lehmacher, 1995). The last rung
+    that passed competes with the dense towers; the fastest that pays comes last in the list.
     """
     judged = dict[Candidate, Assessment]()
     for rung in build_ladder(lab):
@@ -439,7 +402,7 @@ def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
         figures = one.fidelity[metric]
         if figures["low"] < least:
             words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
-            return f"{bounds.flag(metric)} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
+            return f"{bounds.flag(metric)} {least} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
     ratio = one.time[TOTAL]
     if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
         words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
@@ -450,18 +413,15 @@ def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
 def selection_table(selection: Selection) -> Table:
     """Show the setups that were judged, the chosen or nearest one last."""
 
-    def interval(figures: Mapping[str, float], metric: str) -> Cell:
-        ends = [figures[end] for end in ("estimate", "low", "high")]
-        if metric == CHANGE:
-            return points((ends[0], ends[1], ends[2]))
-        mean, low, high = (f"{end:.{2 if metric in (TOTAL, ALIKE) else 4}f}" for end in ends)
-        return Cell(mean if low == high else f"{mean} [{low}, {high}]", ends[0])
+    def interval(figures: Mapping[str, float], digits: int) -> Cell:
+        mean, low, high = (f"{figures[end]:.{digits}f}" for end in ("estimate", "low", "high"))
+        return Cell(mean if low == high else f"{mean} [{low}, {high}]", figures["estimate"])
 
     metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
     for one in selection.judged:
         cells = [Cell(one.candidate.name), Cell(one.candidate.dtype)]
-        cells += [interval(one.fidelity[metric], metric) for metric in metrics]
-        cells += [interval(one.time[ratio], ratio) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
+        cells += [interval(one.fidelity[metric], 4) for metric in metrics]
+        cells += [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
         rows.append([*cells, Cell("yes" if one.passed else "no")])
     facts = selection.setup.certificate["dataset"]
     held = facts["held_out"]
@@ -475,5 +435,5 @@ def selection_table(selection: Selection) -> Table:
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
         "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
         "same precision and runtime; met: whether it meets the bounds on fidelity; the last setup is "
-        f"{'chosen' if selection.met else 'the nearest'}",
+        f"{'the nearest' if selection.why else 'chosen'}",
     )

@@ -4,7 +4,6 @@ Every metric is a value per picture whose mean must not fall below a number, so 
 that is used up orders rows by any of them.
 """
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,22 +19,20 @@ from torch import Tensor
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
-from harness.models.towers import nameable
 from harness.records.metrics import METRICS, Sample, cosine_distance
 from harness.records.statistics import over_images
+from zoo.core.messages import check_fields
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
-AGREEMENT, CHANGE = "dense_agreement", "diff_to_dense"  # of the answers by text, and of those that are right
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
-# Of each bound: where it lies, what is expected there, and the bound in words.
-_RANGES = {
-    "min_cosine": (0.0, 1.0, "a mean cosine in (0, 1), such as 0.99", "mean cosine at least {}"),
-    "min_overlap": (0.0, 1.0, "a share in (0, 1), such as 0.9", "neighbour overlap at least {}"),
-    "max_loss": (0.0, 100.0, "points of top-1 in (0, 100), such as 0.5", "at most {} points of top-1 lost"),
-    "speed_up": (1.0, math.inf, "a number above 1, such as 1.5", "{} times as fast as dense in eager float32"),
+_FLOORS = {COSINE: "min_cosine", OVERLAP: "min_overlap"}  # the bound on each metric
+_WORDS = {
+    "min_cosine": "mean cosine at least {}",
+    "min_overlap": "neighbour overlap at least {}",
+    "speed_up": "{} times as fast as dense in eager float32",
 }
 
 Values = Mapping[str, Sequence[float]]  # by metric, one per picture
@@ -51,40 +48,32 @@ class SetupBounds:
 
     min_cosine: float | None = None  # mean cosine to the dense tower's features
     min_overlap: float | None = None  # mean share of the dense tower's ten nearest pictures that are found
-    max_loss: float | None = None  # points of top-1 that may be lost; the pictures need classes
     speed_up: float | None = None  # times as fast as the dense tower in float32
 
     def __post_init__(self) -> None:
         if not self.floors:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in _RANGES if name != "speed_up")
-            raise ValueError(f"no bound on fidelity: expected at least one of {flags}")
-        for name, value in self.values.items():
-            low, high, range_words, _ = _RANGES[name]
-            if not low < value < high:
-                hint = f"did you mean {value / 100:g}? " if high == 1 < value < 100 else ""
-                raise ValueError(f"--{name.replace('_', '-')} {value:g}: {hint}expected {range_words}")
+            raise ValueError(f"no bound on fidelity: expected at least one of {', '.join(map(self.flag, _FLOORS))}")
+        check_fields(self, min_cosine="(0, 1)", min_overlap="(0, 1)", speed_up="(1, inf)")
 
     @property
     def values(self) -> dict[str, float]:
         """The bounds that are given, by name."""
-        return {name: getattr(self, name) for name in _RANGES if getattr(self, name) is not None}
+        return {name: value for name in _WORDS if (value := getattr(self, name)) is not None}
 
     @property
     def floors(self) -> dict[str, float]:
         """The least that means may be, by metric that is bounded."""
-        loss = None if self.max_loss is None else -self.max_loss / 100
-        floors = {COSINE: self.min_cosine, OVERLAP: self.min_overlap, CHANGE: loss}
-        return {metric: least for metric, least in floors.items() if least is not None}
+        return {metric: self.values[name] for metric, name in _FLOORS.items() if name in self.values}
 
-    def flag(self, metric: str) -> str:
-        """Return the command's flag for a metric that is bounded, with its value."""
-        name = {COSINE: "min_cosine", OVERLAP: "min_overlap", CHANGE: "max_loss"}[metric]
-        return f"--{name.replace('_', '-')} {self.values[name]}"
+    @staticmethod
+    def flag(metric: str) -> str:
+        """Return the command's flag for a metric."""
+        return f"--{_FLOORS[metric].replace('_', '-')}"
 
     @property
     def words(self) -> str:
         """All bounds in words."""
-        return ", ".join(_RANGES[name][-1].format(value) for name, value in self.values.items())
+        return ", ".join(_WORDS[name].format(value) for name, value in self.values.items())
 
     def share(self, values: Values, count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
@@ -95,9 +84,9 @@ class SetupBounds:
             return math.inf
         shares = []
         for metric, least in self.floors.items():
-            sample, best = _pad(metric, values[metric]), 0.0 if metric == CHANGE else 1.0
+            sample = np.asarray(values[metric], dtype=float)
             low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
-            shares.append((best - low) / (best - least))
+            shares.append((1.0 - low) / (1.0 - least))
         return max(shares)
 
     def meets(self, figures: Mapping[str, Any]) -> bool:
@@ -105,29 +94,14 @@ class SetupBounds:
         return all(figures[metric]["low"] >= least for metric, least in self.floors.items())
 
 
-def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
-    """Return values; of changes of top-1 with a picture more that is won and one that is lost.
-
-    Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
-    """
-    return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
-
-
 def split_pictures(
-    dataset: Dataset,
-    sizes: tuple[int, int],
-    seed: int,
-    *,
-    learned: Collection[str],
-    dense: Variant,
-    preprocess: Any,
-    classifier: Tensor | None = None,
+    dataset: Dataset, sizes: tuple[int, int], seed: int, *, learned: Collection[str], dense: Variant, preprocess: Any
 ) -> "list[Pictures]":
     """Return pictures to search by and others held out, about so many of each, that share no group.
 
     All of a user's own pictures are shared out, whole groups at a time. Of other datasets, and of those with a name in
     ``learned``, from which something learned its weights, pictures to search by are from train and val and those held
-    out from test. ``classifier`` None is for pictures that may be of any class.
+    out from test.
 
     Raises:
         ValueError: too few pictures or groups.
@@ -141,10 +115,9 @@ def split_pictures(
         halves = [whole.subset(np.flatnonzero(half)) for half in (first, ~first)]
     parts = []
     for half, size, least, what in zip(halves, sizes, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
-        split = nameable(half, classifier)
-        groups = _number_groups(dataset, split)
+        groups = _number_groups(dataset, half)
         places = np.sort(turns(groups)[:size])  # groups give in turn, so that few pictures show many of them
-        part = Pictures(split.subset(places), groups[places], dense, preprocess, classifier)
+        part = Pictures(half.subset(places), groups[places], dense, preprocess)
         if part.photographs < least:
             raise ValueError(
                 f"dataset {dataset.asked_as!r} has {len(part)} pictures {what}, of {part.photographs} photographs: "
@@ -181,7 +154,6 @@ class Pictures:
     groups: NDArray[np.int64]  # (n,) number of each one's photograph
     dense: Variant
     preprocess: Any
-    classifier: Tensor | None = None
     _kept: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -222,39 +194,27 @@ class Pictures:
                     parts[key].append(features)
         return {key: torch.cat(part) for key, part in parts.items()}
 
-    def _sample(self, features: Tensor) -> Sample:
-        labels = self.split.labels
-        return Sample(features=features, classifier=self.classifier, labels=labels if (labels >= 0).all() else None)
-
     @cached_property
     def _truth(self) -> Sample:
-        return self._sample(self.features([self.dense])[self.dense.key])
+        return Sample(features=self.features([self.dense])[self.dense.key])
 
     def distances(self, rows: Sequence[Variant]) -> dict[str, NDArray[np.float64]]:
         """Return each row's 1 - cosine to dense, (n,), by key."""
         return {key: cosine_distance(each, self._truth.features) for key, each in self.features(rows).items()}
 
     def values(self, row: Variant) -> dict[str, list[float]]:
-        """Return a row's values: cosine, and what classes, labels and the number of pictures allow.
-
-        A row whose features overflowed has none.
-        """
+        """Return a row's values, none of one whose features overflowed; few pictures have no neighbours."""
         features = self.features([row])[row.key]
         if not features.isfinite().all():
             return {}
-        own = dataclasses.replace(self._sample(features), dense=self._truth)
         values = {COSINE: (1 - cosine_distance(features, self._truth.features)).tolist()}
-        for metric in (OVERLAP, AGREEMENT, CHANGE):
-            if (found := METRICS[metric].function(own)) is not None:
-                values[metric] = np.asarray(found, dtype=float).tolist()
-        return values
+        found = METRICS[OVERLAP].function(Sample(features=features, dense=self._truth))
+        return values if found is None else values | {OVERLAP: np.asarray(found, dtype=float).tolist()}
 
     def figures(self, values: Values, seed: int) -> dict[str, Any]:
         """Return each metric's mean with its 95 % interval over photographs."""
         figures = {}
         for metric, each in values.items():
-            padded = _pad(metric, each)
-            more = self.groups.max() + 1 + np.arange(len(padded) - len(each))
-            _, low, high = over_images(padded, seed, np.append(self.groups, more)) or (None, None, None)
+            _, low, high = over_images(each, seed, self.groups) or (None, None, None)
             figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
         return figures

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import math
 import shlex
 import signal
 import tempfile
 import threading
 from argparse import Namespace
 from collections.abc import Generator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from rich.console import Console
 from harness.base.table import Part, Shown, Table, estimate_cell, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, command
+from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
     from harness.apps.setup import Setup
@@ -41,15 +42,15 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     dataset = args.dataset or f"images:{args.images}"
     with claim_file(args.output):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
-        if selection.met:
+        if not selection.why:
             selection.setup.write(args.output)
     setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
-    path = args.output if selection.met else None
+    path = None if selection.why else args.output
     data = json_values({"path": path, "why": selection.why, "setup": setup, "judged": selection.judged})
     total = f"{_faster(time[TOTAL])} dense in eager float32"
     rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
     alike = "dense in the same precision and runtime"
-    if not selection.met:
+    if selection.why:
         text = f"nothing meets {bounds.words}; the nearest is {setup.name} in {setup.dtype}, {total}: {selection.why}"
         return Shown(parts=(table, text), data=data, code=1)
     if setup.method is not None:
@@ -63,8 +64,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
                 text += f"; {one.candidate.name} in {one.candidate.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
         if not reductions:
             text += "; no reduction was found that meets the bounds"
-    seconds = setup.certificate["seconds"]
-    wrote = f"wrote {args.output} in {seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
+    wrote = f"wrote {args.output} in {setup.certificate['seconds']:.0f} s; {bounds.words}: met, by 95 % intervals"
     return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
 
@@ -130,15 +130,16 @@ def run_export(args: Namespace, status: Console) -> Shown:
     about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
     progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
-    kind: dict[str, Any] = {"format": format, "dtype": setup.dtype}
-    how = kind | {"batches": args.batches, "least_cosine": args.least_cosine}
+    data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
+    how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
     with claim_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
-            agreement = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
+            data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
-            data = {**kind, "path": None, "problem": str(error), "agreement": error.agreement}
-            table = _agreement_table(setup, format, error.agreement)
-            return Shown(parts=(table, str(error)), data=json_values(data), code=1)
+            data |= {"path": None, "problem": str(error), "agreement": error.agreement}
+    table = _agreement_table(setup, format, data["agreement"])
+    if "problem" in data:
+        return Shown(parts=(table, data["problem"]), data=json_values(data), code=1)
     size = path.stat().st_size
     text = f"wrote {path} ({size:,} bytes) and {path.name}.json, which says what it is"
     if args.layout is not None:
@@ -147,8 +148,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
         text += f", and {_write_layout(args.layout, args.output, setup.dtype, images.shape[1:], features)}"
     if setup.dtype != lower:
         text += f"; it is in {setup.dtype}, as {format} has no {lower}"
-    data = {**kind, "path": str(path), "bytes": size, "agreement": agreement}
-    return Shown(parts=(_agreement_table(setup, format, agreement), text), data=json_values(data))
+    return Shown(parts=(table, text), data=json_values(data | {"path": path, "bytes": size}))
 
 
 def _write_layout(server: str, folder: Path, dtype: str, image: Sequence[int], features: int) -> Path:
@@ -186,18 +186,11 @@ def _write_layout(server: str, folder: Path, dtype: str, image: Sequence[int], f
 
 def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement") -> Table:
     """Lay out how a file's features agree with the eager model's."""
-    cells = {
-        "runtime": format,
-        "precision": setup.dtype,
-        "images": str(agreement.images),
-        "cosine": f"{agreement.cosine_mean:.5f}",
-        "5 % quantile": f"{agreement.cosine_q05:.5f}",
-        "largest difference": f"{agreement.deviation:.1e}",
-        "same nearest": f"{100 * agreement.same_nearest:.1f} %",
-    }
-    batches = " and ".join(map(str, agreement.batches))
-    title = f"{setup.name} against eager float32, {batches} images per call"
-    return Table.of(title, list(cells), [list(cells.values())], words=("runtime", "precision"))
+    heads = ("runtime", "precision", "images", "cosine", "5 % quantile", "largest difference", "same nearest")
+    row = [format, setup.dtype, str(agreement.images), f"{agreement.cosine_mean:.5f}", f"{agreement.cosine_q05:.5f}"]
+    row += [f"{agreement.deviation:.1e}", f"{100 * agreement.same_nearest:.1f} %"]
+    title = f"{setup.name} against eager float32, {' and '.join(map(str, agreement.batches))} images per call"
+    return Table.of(title, heads, [row], words=heads[:2])
 
 
 def run_embed(args: Namespace, status: Console) -> Shown:
@@ -258,10 +251,10 @@ def run_search(args: Namespace, status: Console) -> Shown:
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
     below = provenance.source[0]
-    where = f"; paths are below {below}" if name == "path" and Path(below).is_dir() else ""
-    whole = f"{provenance.count:,} {provenance.kind}"
-    many = whole if found.searched == provenance.count else f"{found.searched:,} of {whole}"
-    text = f"searched {many}, embedded by {provenance.setup.name}{where}"
+    some = "" if found.searched == provenance.count else f"{found.searched:,} of "
+    text = f"searched {some}{provenance.count:,} {provenance.kind}, embedded by {provenance.setup.name}"
+    if name == "path" and Path(below).is_dir():
+        text += f"; paths are below {below}"
     parts: list[Part] = [Table.of(f"nearest to {args.query}", ("rank", "score", name), rows, words=(name,)), text]
     if source is not None:
         write_sheet(args.sheet, args.query, found, source)
@@ -279,9 +272,10 @@ def _show_losses(args: Namespace, progress: Progress) -> Shown:
 
     count, losses = measure_losses(args.vectors, progress.say)
     headings = ("stored as", "bytes", "mean cosine", "10 nearest found, %")
-    shares = [estimate_cell(one.overlap, lambda share: f"{100 * share:.1f}") for one in losses]
-    facts = [(one.stored, str(one.bytes), f"{one.cosine:.4f}") for one in losses]
-    rows = [(*each, share) for each, share in zip(facts, shares, strict=True)]
+    rows = []
+    for one in losses:
+        share = estimate_cell(one.overlap, lambda value: f"{100 * value:.1f}")
+        rows.append((one.stored, str(one.bytes), f"{one.cosine:.4f}", share))
     title = f"{count:,} embeddings against float32, each searched for among the others"
     table = Table.of(title, headings, rows, words=headings[:1])
     return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
@@ -312,9 +306,10 @@ def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
+    from zoo.ranking.golden import GoldenConfig
 
     subjects = [find_subject(place) for place in args.images]
-    config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.golden_config(args))
+    config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.settings(GoldenConfig, args))
     sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
     return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
@@ -325,10 +320,9 @@ def run_check(args: Namespace, status: Console) -> Shown:
     from harness.apps.check import CheckPlan, check
     from harness.report.changes import Tolerances
 
-    plan, bounds = ({field.name: getattr(args, field.name) for field in fields(one)} for one in (CheckPlan, Tolerances))
-    if args.no_latency:
-        bounds["slower"] = None
-    return check(CheckPlan(**plan), Tolerances(**bounds), Progress(status))
+    untimed = {"slower": math.inf} if args.no_latency else {}
+    plan, bounds = flags.settings(CheckPlan, args), flags.settings(Tolerances, args, **untimed)
+    return check(plan, bounds, Progress(status))
 
 
 def run_push(args: Namespace, status: Console) -> Shown:
@@ -352,15 +346,3 @@ def run_push(args: Namespace, status: Console) -> Shown:
     if where is None:
         text = f"nothing was written or uploaded; these files would be: {files}\n\n{card}"
     return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
-
-
-COMMANDS = (
-    command("choose", run_choose),
-    command("embed", run_embed),
-    command("search", run_search),
-    command("serve", run_serve),
-    command("export", run_export),
-    command("show", run_show),
-    command("check", run_check),
-    command("push", run_push),
-)

@@ -18,15 +18,40 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.base.hints import describe_error, nearest
-from harness.base.table import Part, Shown, Table, fit, fit_pipe
+from harness.base.table import Part, Shown, Table, Work, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli import apps, learn, measure, study
 from harness.cli.command import PROGRAM, TEXTS, Command, CommandParser, command, describe_versions
 from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
-GROUPS = (measure, apps, learn, study)
-COMMANDS: dict[str, Command] = {one.path: one for group in GROUPS for one in group.COMMANDS}
+COMMANDS: dict[str, Command] = {
+    one.path: one
+    for one in (
+        command("compare", measure.run_compare),
+        command("eval", measure.run_eval),
+        command("latency", measure.run_latency),
+        command("report", measure.run_report),
+        command("list", measure.run_list),
+        command("datasets check", measure.run_dataset_check),
+        command("choose", apps.run_choose),
+        command("embed", apps.run_embed),
+        command("search", apps.run_search),
+        command("serve", apps.run_serve),
+        command("export", apps.run_export),
+        command("show", apps.run_show),
+        command("check", apps.run_check),
+        command("push", apps.run_push),
+        command("rank", learn.run_rank),
+        command("fit predictor", learn.run_fit_predictor),
+        command("fit prompts", learn.run_fit_prompts),
+        command("fit recovery", learn.run_fit_recovery),
+        command("fit schedule", learn.run_fit_schedule),
+        command("study", study.run_study, study.name_study),
+        command("study reproduce", study.run_reproduce),
+        command("study final", study.run_final),
+    )
+}
 FAMILIES = ("", "fit", "datasets")  # first words of several commands
 
 
@@ -173,18 +198,15 @@ def _run(args: Namespace) -> int:
         if flags.get("device") is not None and not (flags.get("workers") or flags.get("replicas")):
             check_device(args.device)  # that of Ray's actors may be elsewhere
         _name_datasets(args, status)
-        outcome = args.run(args, status)
-        if isinstance(outcome, Generator):
-            outcome = _print_parts(outcome, output, explained=args.explain)
-        if output is None:
-            print(printable(_document(args.command, outcome)))
-        else:
-            for part in outcome.parts:
+        found: list[Shown] = []
+        for part in _parts(args.run(args, status), found):
+            if output is not None:
                 _print(part, output, explained=args.explain)
+        if output is None:
+            print(printable(_document(args.command, found[0])))
     finally:
         forget()
-    code: int = outcome.code
-    return code
+    return found[0].code
 
 
 def _name_datasets(args: Namespace, status: Console) -> None:
@@ -218,16 +240,10 @@ def _document(command: str, outcome: Shown) -> str:
         raise AssertionError(f"{command}: {error}") from error
 
 
-def _print_parts(work: Generator[Part, None, Shown], output: Console | None, *, explained: bool) -> Shown:
-    """Print parts as they come, unless there is nowhere to, and return what is left to show."""
-    while True:
-        try:
-            part = next(work)
-        except StopIteration as end:
-            shown: Shown = end.value
-            return shown
-        if output is not None:
-            _print(part, output, explained=explained)
+def _parts(outcome: Shown | Work, found: list[Shown]) -> Iterator[Part]:
+    """Yield what people see, as it comes, and put the outcome into a list."""
+    found.append((yield from outcome) if isinstance(outcome, Generator) else outcome)
+    yield from found[0].parts
 
 
 def _print(part: Part, output: Console, *, explained: bool) -> None:

@@ -1,7 +1,9 @@
 """Flags of subcommands as ``commands.toml`` and ``flags.toml`` describe them, and settings made of their values."""
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import operator
 import tomllib
 from argparse import ArgumentTypeError, Namespace
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
     from zoo.learning.tuning import TuneConfig
-    from zoo.ranking.golden import GoldenConfig
 
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
@@ -146,13 +147,6 @@ def setup_of(args: Namespace) -> "Setup":
     return dataclasses.replace(Setup.read(Path(args.model)), **precision)
 
 
-def golden_config(args: Namespace) -> "GoldenConfig":
-    """Return the settings of golden rankings that the flags ask for."""
-    from zoo.ranking.golden import GoldenConfig
-
-    return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
-
-
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     """Return the recipe of learned tokens that the flags ask for; its seed is the first of ``draws``.
 
@@ -191,25 +185,21 @@ def change(config: C, changes: str | None, flag: str) -> C:
     Raises:
         ValueError: an unknown field, a value of another type, or what the settings refuse.
     """
-    from zoo.core.messages import expected
+    from zoo.core.files import from_json
 
-    hints = get_type_hints(type(config))
-    known = [field.name for field in dataclasses.fields(config) if field.name != "seed"]  # which has its own flag
-    values: dict[str, Any] = {}
+    values, hints = dataclasses.asdict(config), get_type_hints(type(config))
+    own = {"seed": values.pop("seed")} if "seed" in values else {}  # which has its own flag
     for part in changes.split(",") if changes else ():
-        word, equals, text = (one.strip() for one in part.partition("="))
+        word, _, text = (one.strip() for one in part.partition("="))
         name = word.replace("-", "_")
-        if not equals or not text:
-            raise ValueError(f"{flag} {changes!r}: expected FIELD=VALUE,...")
-        if name not in known:
-            raise ValueError(f"{flag} {changes!r}: field {word!r}: {expected(name, known)}")
-        kinds = get_args(hints[name]) or (hints[name],)
-        if text == "none" and type(None) in kinds:
+        values[name] = text
+        if text == "none" and type(None) in get_args(hints.get(name)):
             values[name] = None
-            continue
-        try:
-            values[name] = {"true": True, "false": False}[text] if kinds[0] is bool else kinds[0](text)
-        except (KeyError, ValueError):
-            what = {bool: "true or false", int: "a whole number", float: "a number"}[kinds[0]]
-            raise ValueError(f"{flag} {changes!r}: {word}={text}: expected {what}") from None
-    return dataclasses.replace(config, **values)
+        elif hints.get(name) is not str:
+            with contextlib.suppress(ValueError):
+                values[name] = json.loads(text)
+    try:
+        made: C = from_json(type(config), values, flag, **own)
+    except ValueError as error:
+        raise ValueError(f"{flag} {changes!r}: {error}") from error
+    return made

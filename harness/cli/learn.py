@@ -2,7 +2,6 @@
 
 import time
 from argparse import Namespace
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,25 +10,23 @@ from rich.console import Console
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import command
 
 
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import RankJob, Source, rank_by_scores
+    from harness.golden.rank import RankJob, Source, rank
+    from zoo.ranking.golden import GoldenConfig
 
-    config = replace(flags.golden_config(args), score=args.scores[0])
-    folder = args.images
-    source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
+    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
     progress = Progress(status)
     for note in source.notes:
         progress.say(note)
-    stores = rank_by_scores(flags.settings(RankJob, args, source=source, config=config), progress)
-    lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
-    data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
-    several = {"stores": [{"score": score} | one for score, one in zip(stores, data, strict=True)]}
-    return Shown(parts=tuple(lines), data=several if len(data) > 1 else data[0])
+    path, images, total = rank(
+        flags.settings(RankJob, args, source=source, config=flags.settings(GoldenConfig, args)), progress
+    )
+    text = f"wrote {path}: {images} of {total} images"
+    return Shown(parts=(text,), data={"path": str(path), "images": images, "images_there": total})
 
 
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
@@ -84,23 +81,19 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from harness.measure.tuning import load_tuner
     from zoo.core.files import cache_folder, write_whole
 
-    asked = {"tokens": args.tokens, "count": args.num_tokens}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    config = flags.tune_config(args, args.draws, **asked)
+    config = flags.tune_config(args, args.draws, tokens=args.tokens, count=args.count)
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
-    how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
-    row, tuner = load_tuner(args.model, dataset, **how)
+    row, tuner = load_tuner(args.model, dataset, draws=args.draws, device=args.device, progress=Progress(status))
     begin = time.perf_counter()
     if args.output is None:
         require_appendable(cache_folder() / "prompts" / "any")
     with claim_file(args.output):
         tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
         seconds = time.perf_counter() - begin
-        path = tuned.file.path
+        path = args.output or tuned.file.path
         if args.output is not None:
-            write_whole(args.output, path.read_bytes())
-            path = args.output
+            write_whole(path, tuned.file.path.read_bytes())
     untuned, top1 = tuner.judge(row, tuned, drawn.val)
     parameters = tuned.file.provenance["parameters"]
     text = (
@@ -150,12 +143,3 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
         f"{file.cost['reached']:.3f} GFLOPs, 1 - cosine to dense on images held out: {', '.join(losses)}"
     )
     return Shown(parts=(text,), data=json_values({"path": path, "schedule": file}))
-
-
-COMMANDS = (
-    command("rank", run_rank),
-    command("fit predictor", run_fit_predictor),
-    command("fit prompts", run_fit_prompts),
-    command("fit recovery", run_fit_recovery),
-    command("fit schedule", run_fit_schedule),
-)

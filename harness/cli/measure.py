@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.base.table import NOT_MEASURED, Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, SHARED, command
+from harness.cli.command import PROGRAM, SHARED
 
 if TYPE_CHECKING:
     from harness.measure.plan import Plan
@@ -31,14 +31,10 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
     given = {word.partition("=")[0] for word in takewhile(lambda word: word != "--", args.argv) if word[:2] == "--"}
     if wrong := sorted(given - {*SHARED}):
-        raise ValueError(
-            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, or no runs"
-        )
+        raise ValueError(f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B")
     if len(args.runs) != 2:
-        raise ValueError(
-            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
-            "patchrank compare RUN_A RUN_B, or none, to measure"
-        )
+        given_runs = " ".join(repr(str(run)) for run in args.runs)
+        raise ValueError(f"compare {given_runs}: expected two runs, {PROGRAM} compare RUN_A RUN_B, or none, to measure")
     return compare_runs(*args.runs)
 
 
@@ -76,9 +72,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
-    conclusion = report.data["conclusion"]
-    data = {"records": [record_values(record) for record in records], "conclusion": conclusion}
-    return Shown(parts=tuple(conclusion), data=data)
+    data = {"records": [record_values(record) for record in records], "conclusion": report.data["conclusion"]}
+    return Shown(parts=tuple(data["conclusion"]), data=data)
 
 
 def _plan_of(args: Namespace) -> "Plan":
@@ -144,9 +139,9 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
         return [next(compare(plan, [], Progress(status)))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
+            flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {value}: the "
-                "file says what it was learned from; give one of the two"
+                f"--prompts {str(args.prompts)!r} with {flag} {value}: the file says what it was learned from"
             )
     return judge(plan, args.prompts, Progress(status))
 
@@ -179,12 +174,11 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
     records: list[times.LatencyRecord] = []
     tables: list[Table] = []
-    for _, group in groupby(timed(), key=times.table_of):
-        rows = list(group)
-        tables.append(times.latency_table(rows))
+    for _, rows in groupby(timed(), key=times.table_of):
+        records += (group := list(rows))
+        tables.append(times.latency_table(group))
         yield tables[-1]
         yield from tables[-1].notes
-        records += rows
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
     progress.say(f"records: {path}; tables: {page}" if path.exists() else f"tables: {page}")
     if busy := [row.failed for row in records if (row.failed or "").startswith(times.TOO_BUSY)]:
@@ -206,69 +200,57 @@ def run_list(args: Namespace, _status: Console) -> Shown:
     Raises:
         NotADirectoryError: a root that is no folder.
     """
-    from harness.datasets import KINDS
+    from harness.datasets import KINDS, list_datasets
     from zoo import METHODS
     from zoo.loading.learned_files import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
     if args.root is not None and not args.root.is_dir():
         raise NotADirectoryError(f"--root {str(args.root)!r} is no folder; give the one with the datasets")
-    towers: list[dict[str, Any]] = []
-    for size, spec in SIZES.items():
-        fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
-        fitted = {tag: blocks for tag, blocks in fitted.items() if blocks}
-        towers.append({"size": size, "tags": list(spec.tags), "predictors": fitted})
-    rows = [
-        (
-            one["size"],
-            ", ".join(one["tags"]),
-            "; ".join(f"{tag} at block {', '.join(map(str, own))}" for tag, own in one["predictors"].items())
-            or "none yet",
-        )
-        for one in towers
+    data: dict[str, Any] = {"towers": [], "keep_percents": list(PERCENTS)}
+    data["datasets"] = [_dataset_facts(name, args.root) for name in list_datasets()]
+    data["methods"] = [
+        {"method": name, "what": (METHODS[name].__doc__ or "").split("\n")[0]} for name in sorted(METHODS)
     ]
-    methods = {name: (method.__doc__ or "").split("\n")[0] for name, method in sorted(METHODS.items())}
-    datasets = datasets_data(args.root)
-    tower_heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
+    data["by_path"] = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    rows = []
+    for size, spec in SIZES.items():
+        fitted = {tag: blocks for tag in spec.tags if (blocks := list(find_fitted(f"clip_vit_{size}", tag)))}
+        data["towers"].append({"size": size, "tags": list(spec.tags), "predictors": fitted})
+        found = "; ".join(f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
+        rows.append((size, ", ".join(spec.tags), found or "none yet"))
     title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
+    heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
     rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
     words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
-    heads = (*words[:2], "classes", *flags.SPLITS, *words[2:])
-    cells = [[NOT_MEASURED if value is None else str(value) for value in one.values()] for one in datasets]
+    every = (*words[:2], "classes", *flags.SPLITS, *words[2:])
+    cells = [[NOT_MEASURED if value is None else str(value) for value in one.values()] for one in data["datasets"]]
     parts: tuple[Part, ...] = (
-        Table.of(title, tower_heads, rows, words=tower_heads),
-        Table.of(rates, ("method", "what it does"), list(methods.items()), words=("method", "what it does")),
-        Table.of("datasets", heads, cells, words=words, wide=words[3:4], roomy=("what", "licence")),
-        *(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()),
+        Table.of(title, heads, rows, words=heads),
+        Table.of(rates, ("method", "what"), [[*one.values()] for one in data["methods"]], words=("method", "what")),
+        Table.of("datasets", every, cells, words=words, wide=words[3:4], roomy=("what", "licence")),
+        *(f"{one['prefix']}:PATH is {one['what']}" for one in data["by_path"]),
     )
-    data: dict[str, Any] = {"methods": [{"method": name, "what": text} for name, text in methods.items()]}
-    data |= {"by_path": [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]}
-    return Shown(parts=parts, data={"towers": towers, "keep_percents": list(PERCENTS), "datasets": datasets, **data})
+    return Shown(parts=parts, data=data)
 
 
-def datasets_data(root: Path | None) -> list[dict[str, Any]]:
-    """Return the datasets that have names as JSON values; sizes are numbers of images.
-
-    ``root`` is where those lie that aren't shipped.
-    """
-    from harness.datasets import list_datasets, root_of, shipped_facts
+def _dataset_facts(name: str, root: Path | None) -> dict[str, Any]:
+    """Return a dataset as `list` shows it; sizes are numbers of images, and ``root`` has those that aren't shipped."""
+    from harness.datasets import root_of, shipped_facts
     from harness.datasets.public import RootedDataset
     from harness.records.averages import captions
 
-    where, rows = root_of(root), list[dict[str, Any]]()
-    for name in list_datasets():
-        dataset, text = shipped_facts(name), None
-        if isinstance(dataset, RootedDataset):
-            there = where is not None and (where / dataset.folder).is_dir()
-            place, classes = f"{dataset.folder}, {'there' if there else 'not there'}", dataset.class_count
-            sizes = {str(split): dataset.counts.get(split, 0) for split in flags.SPLITS}
-        else:
-            place, classes = "shipped", len(dataset.classes)
-            sizes = {str(split): len(dataset.split(split)) for split in flags.SPLITS}
-            text = captions(name) if dataset.labelled else None
-        facts = {"name": name, "what": dataset.title, "classes": classes, **sizes, "place": place}
-        rows.append({**facts, "accuracy_by_text_is": text, "license": dataset.license})
-    return rows
+    dataset, where, text = shipped_facts(name), root_of(root), None
+    if isinstance(dataset, RootedDataset):
+        there = where is not None and (where / dataset.folder).is_dir()
+        place, classes = f"{dataset.folder}, {'there' if there else 'not there'}", dataset.class_count
+        sizes = {str(split): dataset.counts.get(split, 0) for split in flags.SPLITS}
+    else:
+        place, classes = "shipped", len(dataset.classes)
+        sizes = {str(split): len(dataset.split(split)) for split in flags.SPLITS}
+        text = captions(name) if dataset.labelled else None
+    facts = {"name": name, "what": dataset.title, "classes": classes, **sizes, "place": place}
+    return {**facts, "accuracy_by_text_is": text, "license": dataset.license}
 
 
 def run_dataset_check(args: Namespace, status: Console) -> Shown:
@@ -277,13 +259,3 @@ def run_dataset_check(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
 
     return check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
-
-
-COMMANDS = (
-    command("compare", run_compare),
-    command("eval", run_eval),
-    command("latency", run_latency),
-    command("report", run_report),
-    command("list", run_list),
-    command("datasets check", run_dataset_check),
-)

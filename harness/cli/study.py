@@ -11,7 +11,7 @@ from rich.console import Console
 from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, CommandParser, command
+from harness.cli.command import PROGRAM, CommandParser
 from harness.cli.outline import decorated
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         for tables in _measured(target.study, configs, path, args, progress):  # written for a run that is stopped, too
             comparison = compare_rows(name, config, tables)
             page = f"```\n{PROGRAM} {shlex.join(args.argv)}\n```\n\n{markdown([comparison.table()], level=2)}"
-            page += f"- {config.describe(tunes=target.study.tunes)}\n"
             write_whole(path.with_suffix(".md"), page.encode())
             if target.plot:
                 charts = [one.chart(*target.plot, accuracy=True) for one in tables]
@@ -154,7 +153,8 @@ USES = {
 }  # fmt: skip
 
 
-def _name_of_study(parser: CommandParser) -> None:
+def name_study(parser: CommandParser) -> None:
+    """Add the argument that names a study, and say what each asks."""
     questions = decorated("harness.studies.questions", "study")
     parser.add_argument("name", metavar="STUDY", choices=questions, help="a name of those below")
     parser.add_argument_group("studies", "\n".join(f"{name}: {question}" for name, question in questions.items()))
@@ -181,7 +181,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     if study.plot:
         written.append("svg")
         write_whole(path.with_suffix(".svg"), render([table.chart(*study.plot) for table in tables]))
-    progress.say(f"{config.describe(tunes=study.tunes)}\nwrote {path.with_suffix('')}.{{{','.join(written)}}}")
+    progress.say(f"wrote {path.with_suffix('')}.{{{','.join(written)}}}")
     return Shown(parts=(), data={"study": study.name, "lines": lines})
 
 
@@ -205,10 +205,3 @@ def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
         made["draws"] = args.draws or OURS
         made["tune"] = flags.tune_config(args, made["draws"])
     return flags.settings(StudyConfig, args, **made)
-
-
-COMMANDS = (
-    command("study", run_study, _name_of_study),
-    command("study reproduce", run_reproduce),
-    command("study final", run_final),
-)

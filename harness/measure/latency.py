@@ -217,15 +217,13 @@ def _blank(
         machine=machine,
         failed="not timed",
         **family.counts[row.key],
-        weights_mib=timing.weights_mib(row.vit, DTYPES[condition["dtype"]]),
     )
 
 
 def _stopwatch(plan: LatencyPlan) -> timing.Stopwatch:
-    device = torch.device(plan.device)
-    if plan.scenario == SERVER:
-        return timing.wall_clock(timing.synchronizer(device))
-    return timing.stopwatch(device)
+    """Return what times a model by itself, as when it is served; the first calls fill the caches."""
+    wait = timing.synchronizer(torch.device(plan.device))
+    return timing.wall_clock(wait, warm=0 if plan.scenario == SERVER else 2)
 
 
 def _time(
@@ -259,9 +257,7 @@ def _complete(
     blank: LatencyRecord, ready: timing.ReadyModel, own: Timing | Load | None, dense: Timing | Load | None
 ) -> LatencyRecord:
     """Return a record with what was measured."""
-    fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "peak_mib", "attention")}
-    if ready.weights_mib is not None:
-        fields["weights_mib"] = ready.weights_mib
+    fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "attention")}
     if isinstance(own, Load):
         assert blank.bound_ms is not None
         fields |= {"load": own, "verdict": own.verdict(blank.bound_ms)}

@@ -1,15 +1,12 @@
 """Time calls against each other, interleaved; the ways to run a model, and making one ready to be timed."""
 
 import gc
-import json
 import math
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
-from zoo.deploy.optimized import OptimizedHost, optimize
+from zoo.deploy.optimized import optimize
 from zoo.towers.vit import ReducedViT
 
 MOST_ROUNDS = 200  # however short the calls are
@@ -37,7 +34,6 @@ OUT_OF_MEMORY = "out of memory"
 # most images, so that features of compiled models differ by about as much as those of float32.
 ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 CHECKED = 8  # images, at least
-MIB = 2**20
 
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
@@ -205,13 +201,6 @@ def synchronizer(device: torch.device) -> Callable[[], object]:
     return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
-def stopwatch(device: torch.device) -> Stopwatch:
-    """Return what times a model by itself on this device, as when it is served."""
-    if device.type == "cuda":
-        return cuda_events(device)
-    return wall_clock(synchronizer(device), warm=2)
-
-
 def wall_clock(
     wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns, warm: int = 0
 ) -> Stopwatch:
@@ -227,22 +216,6 @@ def wall_clock(
         return (clock() - begin) / 1e6
 
     return Stopwatch(f"wall clock after {warm} calls" if warm else "wall clock", time_ms)
-
-
-def cuda_events(device: torch.device) -> Stopwatch:
-    """Return a stopwatch of two events on the device's stream, waits for launches included."""
-
-    def time_ms(call: Call, images: Tensor) -> float:
-        with torch.cuda.device(device):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            begin.record()
-            call(images)
-            end.record()
-            end.synchronize()
-            return float(begin.elapsed_time(end))
-
-    return Stopwatch("CUDA events", time_ms)
 
 
 def count_others() -> Callable[[], float | None]:
@@ -282,8 +255,6 @@ class ReadyModel:
     failed: str | None = None  # why it can't be timed
     first_call_s: float | None = None  # preparing and the first call
     deviation: float | None = None  # of its features from eager's, largest over images
-    peak_mib: float | None = None
-    weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
     attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
@@ -343,7 +314,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -
 
 
 def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
-    """Prepare and call once, which is timed; take the memory and kernels of a call."""
+    """Prepare and call once, which is timed; take the kernels of a call."""
     wait = synchronizer(images.device)
     wait()
     begun = time.perf_counter()
@@ -354,16 +325,8 @@ def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyM
         call(images)
     wait()
     first_call_s = time.perf_counter() - begun
-    held = call.held_bytes() / MIB if isinstance(call, OptimizedHost) else None
-    if way in EXPORTED:
-        return ReadyModel(call=call, first_call_s=first_call_s)
-    return ReadyModel(
-        call=call,
-        first_call_s=first_call_s,
-        peak_mib=None if way == CUDA_GRAPHS else peak_mib(call, images),  # a graph has taken its memory before
-        weights_mib=held,
-        attention=attention_kernels(call if way == OPTIMIZED else vit, images),
-    )
+    kernels = None if way in EXPORTED else attention_kernels(call if way == OPTIMIZED else vit, images)
+    return ReadyModel(call=call, first_call_s=first_call_s, attention=kernels)
 
 
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
@@ -461,54 +424,13 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}"
 
 
-def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:
-    """Return what parameters and buffers take in a precision; integers have their own."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(t.numel() * (dtype if t.is_floating_point() else t.dtype).itemsize for t in tensors) / MIB
-
-
-def peak_mib(call: Call, images: Tensor) -> float | None:
-    """Return the most that one call holds at a time, weights and images not counted.
-
-    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out, so that scratch memory
-    of MKL and oneDNN isn't in it. None on other devices.
-    """
-    device = images.device
-    if device.type == "cpu":
-        return _cpu_peak(call, images)
-    if device.type != "cuda":
-        return None
-    gc.collect()
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call(images)
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / MIB
-
-
-def _cpu_peak(call: Call, images: Tensor) -> float:
-    profiler = _profile(call, images)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text("utf-8"))["traceEvents"]
-    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    most: int = max(accumulate((count for _, count in moves), initial=0))
-    return most / MIB
-
-
 def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
     """Return the kernels that fused attention takes in a call, by aten's names; none if it isn't called."""
-    prefix, names = "aten::_scaled_dot_product_", {event.key for event in _profile(call, images).key_averages()}
-    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))
-
-
-def _profile(call: Call, images: Tensor) -> Any:
     # Else the profiler tells the terminal when it starts and stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         call(images)
-    return profiler
+    prefix, names = "aten::_scaled_dot_product_", {event.key for event in profiler.key_averages()}
+    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,10 +28,9 @@ from harness.records.statistics import (
     CLEAR,
     FLIPPED,
     MCNEMAR,
-    SIGN_FLIP,
     Interval,
     Together,
-    bootstrap_counts,
+    bootstrap_mean,
     detectable_note,
     mark_note,
     mean_interval,
@@ -68,11 +67,6 @@ class Average:
         return self.first.method
 
     @property
-    def label(self) -> str:
-        """The method, with what was added to it."""
-        return self.first.label
-
-    @property
     def keep(self) -> float:
         """Of all records."""
         return self.first.keep
@@ -98,23 +92,17 @@ class Average:
         Of several seeds all numbers are means over them. Top-1 has Student's interval over seeds, its difference to
         dense a paired bootstrap over images, other metrics with values per image a bootstrap of their mean over seeds.
         """
-        if len(self.records) == 1:
-            return self.first.metrics.get(name)
-        if name not in self._means:  # a table asks several times, and a bootstrap takes a while
-            self._means[name] = self._over_seeds(name)
-        return self._means[name]
+        return self.first.metrics.get(name) if len(self.records) == 1 else self._over_seeds(name)
 
     @functools.cached_property
-    def _means(self) -> dict[str, Measured | None]:
-        return {}
+    def _over_seeds(self) -> Callable[[str], Measured | None]:
+        return functools.cache(self._find_mean)  # a table asks several times, and a bootstrap takes a while
 
-    def _over_seeds(self, name: str) -> Measured | None:
+    def _find_mean(self, name: str) -> Measured | None:
         if name == "diff_to_dense":
             if self.dense is None:
                 return None
-            # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
-            counts = bootstrap_counts(self.hits - self.dense.hits, seed=0)
-            mean, low, high = (count / len(self.records) for count in counts)
+            mean, low, high = bootstrap_mean((self.hits - self.dense.hits) / len(self.records), seed=0)
             return Measured(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
@@ -155,8 +143,7 @@ class Average:
 def averages(records: Sequence[Record]) -> list[Average]:
     """Return what a table shows of records of one dataset, tower and tuning, seeds in one row.
 
-    Raises:
-        ValueError: conditions other than the seed of the shots differ, or a model lacks a seed that another has.
+    Raises ValueError if other conditions than the seed differ, or a model lacks a seed that another has.
     """
     refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
     seeds = sorted({record.seed for record in records})
@@ -170,10 +157,9 @@ def averages(records: Sequence[Record]) -> list[Average]:
         own[record.seed] = record
     for own in models.values():
         if missing := [seed for seed in seeds if seed not in own]:
-            model = next(iter(own.values())).model
             raise ValueError(
-                f"seeds of one table must be the same for every row: {model} lacks {missing}, "
-                f"which others have, or has them with other settings"
+                f"seeds of one table must be the same for every row: {next(iter(own.values())).model} lacks {missing}, "
+                "which others have, or has them with other settings"
             )
     rows = [Average(records=tuple(own[seed] for seed in seeds)) for own in models.values()]
     dense = _dense(rows)
@@ -223,12 +209,9 @@ def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]
     Rows whose keep rate was searched for a time are compared by that time, all others by GFLOPs.
     """
     reference = reference or reference_of(row.method for row in rows)
-    targets: dict[float, Average] = {}
-    for row in rows:
-        if row.method == reference:
-            targets.setdefault(row.keep, row)
+    targets = {row.keep: row for row in reversed(rows) if row.method == reference}
     found = []
-    for target in sorted(targets.values(), key=lambda row: -row.keep):
+    for _, target in sorted(targets.items(), reverse=True):
         batches = {facts["batch"] for row in rows if (facts := matched(row, target))}
         found += [level_of(rows, target, batch) for batch in (None, *sorted(batches))]
     return [level for level in found if len(level.rows) > 1 or level.missing]
@@ -238,8 +221,8 @@ def level_of(rows: Sequence[Average], target: Average, batch: int | None = None)
     """Return the rows of a table at the cost of one of them, by time at a batch size or by GFLOPs."""
     goal, names, offs = cost_of(target, batch), labels(rows), dict[str, list[tuple[float, Average]]]()
     for row in rows:
-        alike = matched(row, target).get("batch") == batch if batch else MATCHED not in row.first.method_config
         name = names[row.identity]
+        alike = matched(row, target).get("batch") == batch if batch else MATCHED not in row.first.method_config
         if name != names[target.identity] and alike and goal and (cost := cost_of(row, batch)):
             offs.setdefault(name, []).append((abs(cost / goal - 1), row))
     nearest = {name: min(own, key=lambda one: one[0]) for name, own in offs.items()}
@@ -287,29 +270,24 @@ class Judgement:
 
 
 def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgement | None:
-    """Say which rows differ clearly; None where there is nothing to compare with.
-
-    Top-1 is compared with the dense model's, each fidelity metric with that of the reference method at equal cost, see
-    `levels`; a family each.
-    """
+    """Say which rows differ clearly, see `Judgement` and `levels`; None where there is nothing to compare with."""
     families, notes, legends = {}, [], []
     dense = _dense(rows)
     others = [row for row in rows if row.measured("diff_to_dense") is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
-        test = MCNEMAR if len(dense.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
-        note = f"top-1: {mark_note(test)}"
+        test = MCNEMAR if len(dense.records) == 1 else f"{FLIPPED} of the mean over these seeds"
+        notes.append(f"top-1: {mark_note(test)}")
         if len(dense.records) == 1:
-            truth = dense.first.correct
-            left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
-            note += detectable_note(truth.size, [float(each.mean()) for each in left])
-        notes.append(note)
+            left = [row for row in others if not family.mark(row.identity)]
+            apart = [float((row.first.correct != dense.first.correct).mean()) for row in left]
+            notes[-1] += detectable_note(dense.first.image_count, apart)
         legends.append("top-1 against dense")
     pairs = [(row, one.target) for one in levels(rows, reference) for row in one.rows if row is not one.target]
     keys = [row.identity for row, _ in pairs]
-    judged_by = {m: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
-    if tested := {metric: family for metric, family in judged_by.items() if family.alone}:
-        families |= {metric.name: family for metric, family in tested.items()}
+    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
+    if tested := {name: family for name, family in judged_by.items() if family.alone}:
+        families |= tested
         method = pairs[0][1].method
         notes.append(f"fidelity: {mark_note(FLIPPED, 'the rows of each column', f'{method} at equal cost')}")
         legends.append(f"fidelity against {method} at equal cost")
@@ -346,8 +324,8 @@ def labels(rows: Sequence[Average]) -> dict[str, str]:
     The keep rate has its own column. Each setting named tells rows apart that those before it don't.
     """
     names: dict[str, str] = {}
-    for method in dict.fromkeys(row.label for row in rows):
-        same = [row for row in rows if row.label == method]
+    for method in dict.fromkeys(row.first.label for row in rows):
+        same = [row for row in rows if row.first.label == method]
         several = max(Counter(row.keep for row in same).values()) > 1
         varying: list[str] = []
         for name in dict.fromkeys(name for row in same for name in row.config if several and name != "keep"):

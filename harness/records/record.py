@@ -1,18 +1,16 @@
 """Records: what is measured of a model on a dataset, and under which conditions; reading and using them again."""
 
 import base64
-import functools
 import hashlib
 import json
-import math
 import platform
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,23 +41,6 @@ SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
 UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outcomes whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
-
-Role = Literal["run", "setting", "condition", "measurement"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """Say what a field of a record is.
-
-    Roles are run: when and by what code, equal in no two records. Setting: which row it is. Condition: equal in all
-    records that stand in one column. Measurement: the rest.
-    """
-
-    role: Role = "measurement"
-    unit: str = ""  # suffix of its column in CSV, where the field's name doesn't say it
-
-
-RUN, SETTING, CONDITION, MEASURED = Field(role="run"), Field(role="setting"), Field(role="condition"), Field()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,59 +94,56 @@ def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:(.*)$", info.read_text() if info.is_file() else "", re.M)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Carry one model on one dataset. None means not measured; nothing unmeasured is 0."""
 
-    schema_version: Annotated[int, SETTING] = SCHEMA_VERSION
-    created: Annotated[str, RUN]  # UTC, ISO 8601
-    version: Annotated[str, SETTING]  # of this package
-    git_commit: Annotated[str | None, RUN] = None
-    model: Annotated[str, SETTING]  # timm id, such as clip_vit_s14_patchrank60
-    method: Annotated[str, SETTING]  # "dense", "patchrank", "golden" and so on
-    keep: Annotated[float, Field(role="setting", unit="fraction")]  # of the patch tokens left at the end, in (0, 1]
-    method_config: Annotated[dict[str, Any], SETTING]  # JSON values
-    tag: Annotated[str, CONDITION]  # of the timm weights
-    weights_sha256: Annotated[str, CONDITION]  # of the image tower that all methods share, without a predictor
-    dataset: Annotated[str, CONDITION]
-    dataset_revision: Annotated[str, CONDITION]  # hash of the shipped files, or of the split file
-    split: Annotated[str, CONDITION]
-    shots: Annotated[int, Field(role="condition", unit="per_class")]  # labelled training images; 0: by text
-    tuning: Annotated[str | None, CONDITION] = None  # learned from them, of TUNINGS; None at 0 shots
-    prompt_tokens: Annotated[int | None, CONDITION] = None  # learned, where the tuning has some
-    seed: Annotated[int, CONDITION]  # of the choice of shots and of what is learned from them
-    image_count: Annotated[int, CONDITION]
+    schema_version: int = SCHEMA_VERSION
+    created: str  # UTC, ISO 8601
+    version: str  # of this package
+    git_commit: str | None = None
+    model: str  # timm id, such as clip_vit_s14_patchrank60
+    method: str  # "dense", "patchrank", "golden" and so on
+    keep: float  # of the patch tokens left at the end, in (0, 1]
+    method_config: dict[str, Any]  # JSON values
+    tag: str  # of the timm weights
+    weights_sha256: str  # of the image tower that all methods share, without a predictor
+    dataset: str
+    dataset_revision: str  # hash of the shipped files, or of the split file
+    split: str
+    shots: int  # labelled training images; 0: by text
+    tuning: str | None = None  # learned from them, of TUNINGS; None at 0 shots
+    prompt_tokens: int | None = None  # learned, where the tuning has some
+    seed: int  # of the choice of shots and of what is learned from them
+    image_count: int
     # How many classes are judged, and of how many, where some have no name; see `--skip-unknown-classes`.
-    classes_judged: Annotated[tuple[int, ...] | None, Field(role="condition", unit="classes")] = None
-    images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
-    image_groups: Annotated[str | None, MEASURED] = None  # number of each image's group; None where each is its own
-    image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None  # height and width
+    classes_judged: tuple[int, ...] | None = None
+    images_sha256: str | None = None  # of ids in order: `images_digest`
+    image_groups: str | None = None  # number of each image's group; None where each is its own
+    image_size: tuple[int, ...] | None = None  # height and width
     # Distinct captions of the images, by which images are retrieved and the other way round; None without.
-    caption_count: Annotated[int | None, Field(role="condition", unit="captions")] = None
-    metrics: Annotated[dict[str, Measured], MEASURED] = field(default_factory=dict)  # by name, of `metrics.METRICS`
-    feature_probe: Annotated[tuple[float, ...] | None, MEASURED] = None  # see `rows.feature_probe`
-    uncounted_operators: Annotated[tuple[str, ...] | None, MEASURED] = None  # missing from gflops
-    tokens_per_block: Annotated[tuple[int, ...] | None, MEASURED] = None  # prefix tokens, too
-    latency: Annotated[tuple[Times, ...], MEASURED] = ()  # one entry per batch size
-    golden_images: Annotated[int | None, MEASURED] = None  # images behind the agreement
-    tau_undefined: Annotated[int | None, Field(unit="images")] = None  # without a tau, as all patches scored alike
-    device: Annotated[str, CONDITION]
-    device_name: Annotated[str, CONDITION]
-    dtype: Annotated[str, CONDITION]
-    threads: Annotated[int, CONDITION]
-    torch: Annotated[str, CONDITION]
-    timm: Annotated[str, CONDITION]
+    caption_count: int | None = None
+    metrics: dict[str, Measured] = field(default_factory=dict)  # by name, of `metrics.METRICS`
+    feature_probe: tuple[float, ...] | None = None  # see `rows.feature_probe`
+    uncounted_operators: tuple[str, ...] | None = None  # missing from gflops
+    tokens_per_block: tuple[int, ...] | None = None  # prefix tokens, too
+    latency: tuple[Times, ...] = ()  # one entry per batch size
+    golden_images: int | None = None  # images behind the agreement
+    tau_undefined: int | None = None  # without a tau, as all patches scored alike
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    torch: str
+    timm: str
 
     def __post_init__(self) -> None:
         for name, valid, bounds in (
-            ("created", _is_utc(self.created), "be UTC in ISO 8601"),
+            ("created", datetime.fromisoformat(self.created).utcoffset() == timedelta(0), "be UTC in ISO 8601"),
             ("tuning", (self.tuning is None) == (self.shots == 0), "be None at 0 shots and only there"),
             ("tuning", self.tuning is None or self.tuning in TUNINGS, f"be one of {', '.join(TUNINGS)}"),
             ("prompt_tokens", (self.prompt_tokens is None) != (self.tuning in PROMPTS), f"suit tuning {self.tuning!r}"),
@@ -174,22 +152,15 @@ class Record:
             if not valid:
                 raise ValueError(f"{name} must {bounds}, got {getattr(self, name)!r}")
         for name, measured in self.metrics.items():
-            self._check_metric(name, measured)
-        if self.image_groups is not None:
-            unpack_groups(self.image_groups, self.image_count)
-
-    def _check_metric(self, name: str, measured: Measured) -> None:
-        """Refuse a metric that is out of its range, or isn't the mean of its values."""
-        if name in METRICS:
-            for number in (measured.mean, measured.low, measured.high):
+            for number in (measured.mean, measured.low, measured.high) if name in METRICS else ():
                 if number is not None:
                     METRICS[name].require_value(number)
-        values = measured.per_image(self.image_count)
-        if values is None and name != "top1":
-            return
-        mean = None if values is None else values.mean()
-        if mean is None or not math.isclose(mean, measured.mean, abs_tol=1e-6):
-            raise ValueError(f"{name} is {measured.mean}, but its values say {mean}")
+            values = measured.per_image(self.image_count)
+            mean = None if values is None else float(values.mean())
+            if (mean is None and name == "top1") or (mean is not None and abs(mean - measured.mean) > 1e-6):
+                raise ValueError(f"{name} is {measured.mean}, but its values say {mean}")
+        if self.image_groups is not None:
+            unpack_groups(self.image_groups, self.image_count)
 
     @property
     def recovered(self) -> bool:
@@ -231,27 +202,22 @@ class Record:
         return self.metrics[name].per_image(self.image_count) if name in self.metrics else None
 
 
-def _is_utc(text: str) -> bool:
-    return datetime.fromisoformat(text).utcoffset() == UTC.utcoffset(None)
-
-
-@functools.cache
-def declared(kind: type) -> dict[str, Field]:
-    """Return what the fields of `Record` are, by name and in order."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {each.name: get_args(hints[each.name])[1] for each in fields(kind)}
-
-
-def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
-    """Return the fields of these roles, in order."""
-    return tuple(name for name, own in declared(kind).items() if own.role in roles)
-
-
-CONDITIONS = names_of(Record, "condition")
+_RUN = ("created", "git_commit")  # fields that are equal in no two records
+_SETTINGS = ("schema_version", "version", "model", "method", "keep", "method_config")  # which row it is
+MEASURED = (
+    "image_groups", "metrics", "feature_probe", "uncounted_operators", "tokens_per_block", "latency", "golden_images",
+    "tau_undefined",
+)  # fmt: skip
+# Equal in all records that stand in one column.
+CONDITIONS = tuple(each.name for each in fields(Record) if each.name not in (*_RUN, *_SETTINGS, *MEASURED))
+UNITS = {  # suffixes of columns in CSV, where a field's name doesn't say it
+    **{"keep": "fraction", "shots": "per_class", "classes_judged": "classes", "image_size": "pixels"},
+    **{"caption_count": "captions", "tau_undefined": "images"},
+}
 
 
 def lacking(operators: Iterable[str]) -> str:
-    """Say which operators multiply-adds and activations lack; nothing if there are none."""
+    """Say which operators multiply-adds lack; nothing if there are none."""
     named = ", ".join(operators)
     return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
 
@@ -292,19 +258,14 @@ def keep_new(path: Path, records: Sequence[Record], known: Sequence[Record]) -> 
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read JSON lines, in file order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line is no record of this schema; names the file and the line.
-    """
+    """Read JSON lines, in file order; ValueError names the file and the line that is no record of this schema."""
     return parse_lines(Path(path), _read_record)
 
 
 def _read_record(line: str | bytes) -> Record:
     values = from_json(dict[str, Any], strict_json(line), "record")
     version = values.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
     own = from_json(dict[str, Any], values.pop("metrics", None), "metrics")
     metrics = {name: _read_metric(name, facts) for name, facts in own.items()}
@@ -326,12 +287,7 @@ def earlier(path: Path, *, fresh: bool) -> list[Record]:
 
 
 def read_run(path: Path) -> list[Record]:
-    """Read a run: a file of records, or the folder of one.
-
-    Raises:
-        FileNotFoundError: neither is there.
-        ValueError: no records, or a line that is none.
-    """
+    """Read a run: a file of records, or the folder of one; raise ValueError if it has no records."""
     file = path / RECORDS if path.is_dir() else path
     if not file.is_file():
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
@@ -350,10 +306,9 @@ def lacks_times(record: Record, batches: Iterable[int]) -> bool:
 
 
 def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, ranked: bool = False) -> Record | None:
-    """Find the newest known record made under the same conditions as ``blank``, an unmeasured one.
+    """Find the newest known record made under the same conditions as ``blank``, best with times at these batch sizes.
 
-    One with latency at these batch sizes goes first. If ``ranked``, agreement with golden rankings must be there; it
-    needs tokens that went.
+    If ``ranked``, agreement with golden rankings must be there; it needs tokens that went.
     """
     same, untimed = measured_alike(blank), None
     for record in reversed(known):
@@ -369,21 +324,11 @@ def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, r
 
 def measured_alike(record: Record) -> str:
     """Return what is the same text for all records made under the same conditions."""
-    names = names_of(Record, "setting", "condition")
-    return json.dumps([getattr(record, name) for name in names], sort_keys=True)
-
-
-def conditions(record: Record) -> tuple[object, ...]:
-    """Return the values of `CONDITIONS`: equal in all records of one column."""
-    return tuple(getattr(record, name) for name in CONDITIONS)
+    return json.dumps([getattr(record, name) for name in (*_SETTINGS, *CONDITIONS)], sort_keys=True)
 
 
 def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> None:
-    """Raise ValueError unless all records may stand in one column.
-
-    Conditions that are ``varying``, such as the seed of a mean over seeds, may differ. The error names each other one
-    that differs, with its values, and how such records can be seen apart.
-    """
+    """Raise ValueError unless all records may stand in one column, where the conditions ``varying`` may differ."""
     names = [name for name in CONDITIONS if name not in varying]
     if mixed := differing({name: getattr(record, name) for name in names} for record in records):
         words = "; ".join(f"{name} {' and '.join(map(repr, values))}" for name, values in mixed.items())
@@ -412,10 +357,8 @@ def images_digest(image_ids: Iterable[str]) -> str:
 def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """Restrict records to the images of less detail, and to those of more: to half of them each, as two datasets.
 
-    Of metrics without a value per image those that aren't of images, such as GFLOPs, stay.
-
-    Raises:
-        ValueError: a record without a dense one of the same images that says their detail.
+    Of metrics without a value per image those that aren't of images, such as GFLOPs, stay. Raises ValueError for a
+    record without a dense one of the same images that says their detail.
     """
 
     def key(record: Record) -> tuple[Any, ...]:
@@ -429,10 +372,9 @@ def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
                 f"--halves: no record of the dense model tells the detail of the images of {record.dataset!r} that "
                 f"{record.model} was measured on; measure both anew with patchrank compare --fresh"
             )
-        order = np.argsort(known[key(record)], kind="stable")
-        middle = (len(order) + 1) // 2
-        smooth.append(_on_images(record, np.sort(order[:middle]), "smooth half"))
-        detailed.append(_on_images(record, np.sort(order[middle:]), "detailed half"))
+        low, high = np.array_split(np.argsort(known[key(record)], kind="stable"), 2)  # the first may have one more
+        smooth.append(_on_images(record, np.sort(low), "smooth half"))
+        detailed.append(_on_images(record, np.sort(high), "detailed half"))
     return smooth, detailed
 
 
@@ -441,14 +383,12 @@ def _on_images(record: Record, places: NDArray[np.int64], name: str) -> Record:
     groups = None if record.groups is None else record.groups[places]
     metrics = dict[str, Measured]()
     for metric, own in record.metrics.items():
-        if metric not in METRICS:
-            continue
-        if own.values is not None:
+        if metric in METRICS and own.values is not None:
             values = unpack(own.values, record.image_count)[places]
-            part = METRICS[metric].summarise(values, groups, own.chance, own.at)
-        else:  # what is counted, such as GFLOPs, is the same for all images
-            part = own if METRICS[metric].bound == "exact" and own.interval is None else None
-        metrics |= {} if part is None else {metric: part}
+            if (part := METRICS[metric].summarise(values, groups, own.chance, own.at)) is not None:
+                metrics[metric] = part
+        elif metric in METRICS and METRICS[metric].bound == "exact" and own.interval is None:
+            metrics[metric] = own  # what is counted, such as GFLOPs, is the same for all images
     return replace(
         record,
         dataset=f"{record.dataset}, {name}",

@@ -1,9 +1,10 @@
 """What differs between two records of one row: beyond bounds, for `check`; by a test, between two runs."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import attrgetter
@@ -12,24 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.base.table import NOT_MEASURED, Cell, Shown, Table, json_values
+from harness.base.table import NOT_MEASURED, Shown, Table, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
-from harness.records.metrics import METRICS, Measured, Metric
+from harness.records.metrics import METRICS
 from harness.records.record import MATCHED, Record, measured_alike, read_run
-from harness.records.statistics import (
-    CLEAR,
-    FLIPPED,
-    MCNEMAR,
-    Interval,
-    discordant,
-    mark_note,
-    paired_difference,
-    paired_mean,
-    paired_p,
-    sign_flip,
-    together,
-)
+from harness.records.statistics import Interval, discordant, paired_difference, paired_mean
 from harness.report.tables import count_of
+from zoo.core.messages import check_fields
 
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
@@ -41,11 +31,11 @@ _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
 # Conditions that must agree for anything else to be comparable; all others are only told.
 FIXED = ("weights_sha256", "dtype", "image_size", "golden_images")
+_HEADS = ("method", "quantity", "A", "B", "B - A")
 _CAPTION = (
     "what isn't the same in A and B; B - A on the same images with a 95 % paired bootstrap interval over images where "
-    "known; time to dense where its interval, the furthest that those of A and B allow, excludes 0; "
+    "known; time to dense where its interval, the furthest that those of A and B allow, excludes 0"
 )
-_NAMED = 12  # rows of one run alone that a line names
 SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 
 
@@ -55,37 +45,26 @@ class Tolerances:
 
     The images are the same, so only rounding moves the others: the bounds let float32 on another processor pass
     and show bfloat16 in its place.
-
-    Attributes:
-        answers: difference in the number of right answers, either way.
-        flips: images whose answer changed, either way, which in the number of right ones may cancel
-            out; and difference in the number of answers that are dense's, too.
-        cosine: difference in mean cosines: to dense, and in the margin.
-        divergence: difference in mean KL to dense, in nats, and in neighbours that are dense's, too.
-        probe: difference in any direction of the mean feature, which isn't relative to dense.
-        tau: difference in Kendall's tau, which must also stay in the expected 95 % interval.
-        slower: factor on the expected ratio of time to dense, which the least of the ratio's
-            interval may not exceed; None not to judge latency. Faster is never wrong.
     """
 
-    answers: int = 1
-    flips: int = 2
-    cosine: float = 5e-4
-    divergence: float = 2e-3
-    probe: float = 2e-4
-    tau: float = 2e-3
-    slower: float | None = 1.5
+    answers: int = 1  # in the number of right answers, either way
+    flips: int = 2  # images whose answer changed, which in that number may cancel out; answers that are dense's, too
+    cosine: float = 5e-4  # in mean cosines: to dense, and in the margin
+    divergence: float = 2e-3  # in mean KL to dense, in nats, and in neighbours that are dense's, too
+    probe: float = 2e-4  # in any direction of the mean feature, which isn't relative to dense
+    tau: float = 2e-3  # in Kendall's tau, which must also stay in the expected 95 % interval
+    # Factor on the expected ratio of time to dense, which the least of the ratio's interval may not exceed; inf not to
+    # judge latency. Faster is never wrong.
+    slower: float = 1.5
 
     def __post_init__(self) -> None:
-        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
-            least, what = (1, "factor from 1, such as 1.5") if name == "slower" else (0, "number from 0")
-            if value is not None and not value >= least:
-                raise ValueError(f"--{name} {value}: expected a {what}")
+        names = [field.name for field in fields(self) if field.name != "slower"]
+        check_fields(self, **dict.fromkeys(names, "[0, inf)"), slower="[1, inf]")
 
 
 # To show every difference; time always differs.
 EXACT = Tolerances(
-    answers=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=None
+    answers=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=math.inf
 )
 
 
@@ -97,7 +76,6 @@ class Movement(NamedTuple):
     now: Any  # None where it wasn't measured
     by: Interval | float | None = None  # now minus then, where that says something
     allowed: str = "nothing"  # how much it may move, in words
-    p_value: float | None = None  # that it didn't change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,21 +99,18 @@ class Pair:
         images = self.differing(_IMAGES) or self.differing(["images_sha256"], known=True)
         return "; ".join(f"{one.quantity} {one.then!r} and {one.now!r}" for one in images) or None
 
-    def change(self, name: str) -> tuple[Interval | float, float | None] | None:
-        """Return a metric's value of now minus then, and the p-value that it didn't change.
+    def change(self, name: str) -> Interval | float | None:
+        """Return a metric's value of now minus then, of several images with a 95 % paired bootstrap over them.
 
-        The interval is a 95 % paired bootstrap over images; without a value per image there is neither interval nor
-        p-value. None unless both have the metric of the same images.
+        None unless both have the metric of the same images.
         """
         then, now = self.then.mean(name), self.now.mean(name)
         if self.other_images or then is None or now is None:
             return None
-        a, b, groups = self.then.per_image(name), self.now.per_image(name), self.then.groups
+        a, b = self.then.per_image(name), self.now.per_image(name)
         if a is None or b is None:
-            return (now - then, None) if self.then.golden_images == self.now.golden_images else None
-        if name == "top1":
-            return paired_difference(b > 0, a > 0, 0), paired_p(b > 0, a > 0)
-        return paired_mean(b, a, 0, groups), sign_flip(b - a, 0, groups)
+            return now - then if self.then.golden_images == self.now.golden_images else None
+        return paired_difference(b > 0, a > 0, 0) if name == "top1" else paired_mean(b, a, 0, self.then.groups)
 
     @property
     def conditions(self) -> list[Movement]:
@@ -169,16 +144,13 @@ class Pair:
                 yield f"time to dense, batch {entry.batch}", entry.ratio, now
 
 
-def describe_conditions(
-    pairs: Sequence[Pair], words: tuple[str, str], skip: Collection[str] = (), alike: Sequence[str] = _MACHINE
-) -> list[str]:
+def describe_conditions(pairs: Sequence[Pair], words: tuple[str, str], alike: Sequence[str] = _MACHINE) -> list[str]:
     """Say which conditions differ, and in how many rows; and why times aren't compared, for which some are alike."""
     counts: Counter[str] = Counter()
     for pair in pairs:
         for one in pair.conditions:
-            if one.quantity not in skip:
-                then, now = map(movement_text, (one.then, one.now))
-                counts[f"{one.quantity}: {then} {words[0]}, {now} {words[1]}"] += 1
+            then, now = map(movement_text, (one.then, one.now))
+            counts[f"{one.quantity}: {then} {words[0]}, {now} {words[1]}"] += 1
         if pair.then.latency and (other := pair.differing(alike)):
             counts[f"latency isn't judged: another {' and '.join(one.quantity for one in other)}"] += 1
         elif len(pair.then.latency) > len(pair.now.latency):
@@ -197,58 +169,48 @@ def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) 
     if pair.other_images:
         yield Movement("images", pair.other_images, None)
     else:
-        yield from _answers(pair, bounds)
-        yield from _near(then, now, bounds)
-    if (factor := bounds.slower) is not None:
-        for quantity, before, here in pair.times(["device"]):
-            if here.low > (most := factor * before.estimate):
-                by = here.estimate - before.estimate
-                yield Movement(quantity, before.estimate, here.estimate, by, f"up to {most:.2f}")
+        if then.labelled and now.labelled:
+            lost, won, _ = discordant(then.correct, now.correct)
+            if abs(won - lost) > bounds.answers:
+                right = int(then.correct.sum())
+                yield Movement("images right", right, right + won - lost, won - lost, f"±{bounds.answers}")
+            if won + lost > bounds.flips:
+                yield Movement("answers flipped", 0, f"{lost} lost, {won} won", won + lost, f"{bounds.flips}")
+        for name, value, found, low, high, allowed in _limits(then, now, bounds):
+            if found is None or not low <= found <= high:
+                by = None if found is None else found - value
+                yield Movement(name.replace("_", " "), value, found, by, allowed)
+    for quantity, before, here in pair.times(["device"]):
+        if here.low > (most := bounds.slower * before.estimate):
+            by = here.estimate - before.estimate
+            yield Movement(quantity, before.estimate, here.estimate, by, f"up to {most:.2f}")
 
 
-def _answers(pair: Pair, bounds: Tolerances) -> Iterator[Movement]:
-    """Compare answers image by image."""
-    if not (pair.then.labelled and pair.now.labelled):
-        return
-    correct = pair.then.correct, pair.now.correct
-    lost, won, _ = discordant(*correct)
-    then, now = (int(own.sum()) for own in correct)
-    if abs(won - lost) > bounds.answers:
-        yield Movement("images right", then, now, now - then, f"±{bounds.answers}")
-    if won + lost > bounds.flips:
-        yield Movement("answers flipped", 0, f"{lost} lost, {won} won", won + lost, f"{bounds.flips}")
-
-
-def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
-    """Compare what rounding may move; of several numbers the one that moved most."""
-    limits = [
-        (name, own.mean, now.mean(name), *_limits(METRICS[name], own, then.image_count, bounds))
-        for name, own in then.metrics.items()
-        if name in METRICS and METRICS[name].bound not in ("", "exact")
-    ]
-    if (probe := then.feature_probe) is not None:
-        here = now.feature_probe
+def _limits(
+    then: Record, now: Record, bounds: Tolerances
+) -> Iterator[tuple[str, float, float | None, float, float, str]]:
+    """Yield what rounding may move: name, both values, how low and how high it may be, and the same in words."""
+    for name, own in then.metrics.items():
+        bound = METRICS[name].bound if name in METRICS else ""
+        if bound in ("", "exact"):
+            continue
+        by = getattr(bounds, bound) if isinstance(bound, str) else bound
+        words = f"±{by:g}"
+        if bound == "flips":  # of images, and half of one for rounding
+            by = (by + 0.5) / then.image_count
+            words = f"±{by:.4f}"
+        low, high = own.mean - by, own.mean + by
+        if bound == "tau" and own.interval is not None:
+            # It also has to stay in the expected interval. The golden row's has no width, and rounding is no news.
+            low = min(max(own.interval.low, low), own.mean - SHOWN_DIGITS)
+            high = max(min(own.interval.high, high), own.mean + SHOWN_DIGITS)
+            words = f"{low:.4f} to {high:.4f}"
+        yield name, own.mean, now.mean(name), low, high, words
+    if (probe := then.feature_probe) is not None:  # of several numbers the one that moved most
+        here, by = now.feature_probe, bounds.probe
         most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())
         found = None if here is None else here[most]
-        ends = probe[most] - bounds.probe, probe[most] + bounds.probe, f"±{bounds.probe:g}"
-        limits.append(("feature_probe", probe[most], found, *ends))
-    for name, value, found, low, high, words in limits:
-        if found is None or not low <= found <= high:
-            by = None if found is None else found - value
-            yield Movement(name.replace("_", " "), value, found, by, words)
-
-
-def _limits(metric: Metric, then: Measured, images: int, bounds: Tolerances) -> tuple[float, float, str]:
-    """Return how low and how high a metric's mean may be, and the same in words."""
-    by = getattr(bounds, metric.bound) if isinstance(metric.bound, str) else metric.bound
-    if metric.bound == "flips":  # of images, and half of one for rounding
-        by = (by + 0.5) / images
-    low, high = then.mean - by, then.mean + by
-    if metric.bound != "tau" or then.low is None or then.high is None:
-        return low, high, f"±{by:.4f}" if metric.bound == "flips" else f"±{by:g}"
-    # It also has to stay in the expected interval. The golden row's has no width, and rounding is no news.
-    low, high = min(max(then.low, low), then.mean - SHOWN_DIGITS), max(min(then.high, high), then.mean + SHOWN_DIGITS)
-    return low, high, f"{low:.4f} to {high:.4f}"
+        yield "feature_probe", probe[most], found, probe[most] - by, probe[most] + by, f"±{by:g}"
 
 
 def find_changes(pair: Pair) -> Iterator[Movement]:
@@ -259,9 +221,8 @@ def find_changes(pair: Pair) -> Iterator[Movement]:
     for name, metric in METRICS.items():
         if metric.bound == "exact" or not (metric.bound or metric.stored):  # counted, or a difference itself
             continue
-        if (change := pair.change(name)) is not None:
-            by, p_value = change
-            yield Movement(name, pair.then.mean(name), pair.now.mean(name), by, p_value=p_value)
+        if (by := pair.change(name)) is not None:
+            yield Movement(name, pair.then.mean(name), pair.now.mean(name), by)
     for quantity, then, now in pair.times(_MACHINE):
         by = Interval(now.estimate - then.estimate, now.low - then.high, now.high - then.low)
         if by.low > 0 or by.high < 0:
@@ -277,59 +238,41 @@ def compare_runs(a: Path, b: Path) -> Shown:
     """
     row, runs = attrgetter(*_ROW, "recovered"), [read_run(path) for path in (a, b)]
     ours, theirs = ({row(record): record for record in run} for run in runs)
-    pairs = [Pair(then=record, now=theirs[key]) for key, record in ours.items() if key in theirs]
     groups: dict[Hashable, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault((tower_of(pair.then), *attrgetter(*_TABLE)(pair.then)), []).append(pair)
+    for key, record in ours.items():
+        if key in theirs:
+            group = (tower_of(record), *attrgetter(*_TABLE)(record))
+            groups.setdefault(group, []).append(Pair(then=record, now=theirs[key]))
+    pairs = [pair for own in groups.values() for pair in own]
     notes = describe_conditions(pairs, ("in A", "in B"))
     notes += filter(None, [describe_uncounted(*(record for pair in pairs for record in (pair.then, pair.now)))])
-    for run, every, newest in zip("AB", runs, (ours, theirs), strict=True):
+    alone = {}
+    for run, every, newest, others in (("A", runs[0], ours, theirs), ("B", runs[1], theirs, ours)):
         if older := len(set(map(measured_alike, every))) - len(newest):
             many = count_of(older, "older record")
             notes.append(f"left out of {run}: {many} of its rows, with other conditions or settings")
+        alone[run] = [_name(record) for key, record in newest.items() if key not in others]
     lines = [f"A: {a}", f"B: {b}", f"{len(pairs)} {'row is' if len(pairs) == 1 else 'rows are'} in both runs", *notes]
-    alone = [[own[key] for key in own if key not in other] for own, other in ((ours, theirs), (theirs, ours))]
-    for run, records in zip("AB", alone, strict=True):
-        if records:
-            more = f" and {len(records) - _NAMED} more" if records[_NAMED:] else ""
-            lines.append(f"only in {run}: {', '.join(map(_name, records[:_NAMED]))}{more}")
+    lines += [f"only in {run}: {', '.join(names)}" for run, names in alone.items() if names]
     tables, moved = list[Table](), list[dict[str, Any]]()
     for own in groups.values():
-        found = [(at, one) for at, pair in enumerate(own) for one in find_changes(pair)]
-        p_values: dict[str, dict[int, float | None]] = {}
-        for at, one in found:
-            p_values.setdefault(one.quantity, {})[at] = one.p_value
-        tests, cells = {name: together(family) for name, family in p_values.items()}, list[list[Cell]]()
-        for at, one in found:
-            then, test, by = own[at].then, tests[one.quantity], one.by
+        cells, first = list[list[str]](), own[0].then
+        for then, one in ((pair.then, one) for pair in own for one in find_changes(pair)):
+            by = one.by
             if by in (0, (0, 0, 0)):
                 continue
             name = f"{then.label} {100 * then.keep:.4g} %" + (f", seed {then.seed}" if then.shots else "")
             text = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*by) if isinstance(by, Interval) else movement_text(by)
-            words = (name, one.quantity.replace("_", " "), movement_text(one.then), movement_text(one.now))
-            cells.append([*map(Cell, words), Cell(text, mark=test.mark(at))])
+            quantity = one.quantity.replace("_", " ")
+            cells.append([name, quantity, movement_text(one.then), movement_text(one.now), text])
             values = {name: getattr(then, name) for name in _ROW}
-            values |= {"quantity": one.quantity, "a": one.then, "b": one.now, "difference": by}
-            moved.append(values | {"p_value": one.p_value, "p_value_holm": test.adjusted.get(at)})
-        tables += [_table(own, cells)] if cells else []
-    facts = {f"only_in_{run}": list(map(_name, own)) for run, own in zip("ab", alone, strict=True)}
-    data = json_values({"a": str(a), "b": str(b), "rows": len(pairs), "moved": moved, "notes": notes} | facts)
-    return Shown(parts=(*lines, *tables), data=data)
-
-
-def _table(pairs: Sequence[Pair], cells: Sequence[Sequence[Cell]]) -> Table:
-    """Lay out what differs in the rows of a dataset."""
-    first, heads = pairs[0].then, ("method", "quantity", "A", "B", "B - A")
-    images = " or ".join(map(str, sorted({record.image_count for p in pairs for record in (p.then, p.now)})))
-    test = f"{MCNEMAR} of top1, {FLIPPED} of the others"
-    return Table.of(
-        f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}",
-        heads,
-        cells,
-        words=heads[:-1],
-        legend=f"{CLEAR} clear change at 5 %, all rows of a quantity judged together",
-        caption=_CAPTION + mark_note(test, "the rows of each quantity"),
-    )
+            moved.append(values | {"quantity": one.quantity, "a": one.then, "b": one.now, "difference": by})
+        images = " or ".join(map(str, sorted({one.image_count for pair in own for one in (pair.then, pair.now)})))
+        title = f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}"
+        tables += [Table.of(title, _HEADS, cells, words=_HEADS[:-1], caption=_CAPTION)] if cells else []
+    data = {"a": str(a), "b": str(b), "rows": len(pairs), "moved": moved, "notes": notes}
+    data |= {"only_in_a": alone["A"], "only_in_b": alone["B"]}
+    return Shown(parts=(*lines, *tables), data=json_values(data))
 
 
 def _name(record: Record) -> str:

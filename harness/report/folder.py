@@ -18,7 +18,7 @@ from markupsafe import Markup
 from harness.base.table import Shown, Table
 from harness.base.terminal import Progress, printable
 from harness.records.metrics import METRICS
-from harness.records.record import RECORDS, Record, Times, declared, halves, read_run
+from harness.records.record import RECORDS, UNITS, Record, Times, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
@@ -217,7 +217,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Times) if field.name != "batch"]
-    units = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
+    units = {each.name: UNITS.get(each.name) for each in fields(Record) if each.name not in _UNTABLED}
     measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
     rows = []
     for record, run in zip_longest(records, runs):

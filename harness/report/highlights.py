@@ -102,7 +102,7 @@ class Standing:
         batch = self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)
 
         def cells(row: Average) -> Iterator[Cell]:
-            yield Cell(self.names.get(row.identity, row.label), row.label)
+            yield Cell(self.names.get(row.identity, row.first.label), row.first.label)
             yield figure(row.mean("gflops"), ".2f")
             for group in self.groups:
                 own = beside[group.name].get(row.identity)

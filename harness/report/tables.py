@@ -220,7 +220,7 @@ def describe_optimized(rows: Sequence[Average]) -> str:
     fast = next((row for row in rows if row.method == OPTIMIZED), None)
     if fast is None:
         return ""
-    return f"{fast.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced"
+    return f"{fast.first.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced"
 
 
 def _sort_rows(rows: Sequence[Average], reference: str | None) -> tuple[list[Average], frozenset[int], list[str]]:

@@ -76,16 +76,11 @@ def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
         """Sort by tower, then costs falling, then the sum of distances."""
         return towers.index(key[0]), -key[1], sum(float(cell.value or 0) for cell in cells[key].values())
 
-    order = sorted(cells, key=place)
-    lines = [
-        [
-            tower,
-            f"{100 * keep:g} %",
-            method + (f" at {costs[tower, keep, method] - 1:+.0%}" if _is_off(costs[tower, keep, method]) else ""),
-            *(cells[tower, keep, method].get(name, Cell(UNMEASURED)) for name in sets),
-        ]
-        for tower, keep, method in order
-    ]
+    order, lines = sorted(cells, key=place), []
+    for tower, keep, method in order:
+        own, off = cells[tower, keep, method], costs[tower, keep, method] - 1
+        name = f"{method} at {off:+.0%}" if abs(off) > CLOSE / 2 else method
+        lines.append([tower, f"{100 * keep:g} %", name, *(own.get(one, UNMEASURED) for one in sets)])
     starts = {at for at in range(1, len(order)) if order[at][:2] != order[at - 1][:2]}
     return Table.of(
         f"1 - cosine to dense at the GFLOPs of {match_to}",
@@ -96,10 +91,6 @@ def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
         caption=f"at: keep rate of {match_to}; behind a distance its ratio to that of {AGAINST} on the same images and "
         "its 95 % paired bootstrap interval over photographs; at +X %: the method can't go down to this cost",
     )
-
-
-def _is_off(ratio: float) -> bool:
-    return abs(ratio - 1) > CLOSE / 2
 
 
 def _cell(row: Average, against: Average | None) -> Cell:

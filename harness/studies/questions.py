@@ -11,15 +11,7 @@ import numpy as np
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import SHOTS, subset
 from harness.measure.rows import Variant
-from harness.studies.workshop import (
-    MERGED,
-    PREDICTED,
-    Study,
-    StudyCase,
-    StudyLine,
-    study,
-    tuned_line,
-)
+from harness.studies.workshop import MERGED, PREDICTED, Study, StudyCase, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 from zoo.learning.fit import LOSSES
@@ -64,7 +56,6 @@ def comma(blocks: Sequence[int]) -> str:
 )
 def scores(on: StudyCase) -> Iterator[StudyLine]:
     """Which score finds the patches that accuracy needs, and can it be predicted?"""
-    on.scores.update(SCORES)
     for score in SCORES:
         golden = on.golden(score=score)
         predictors, truth = on.predictors(golden), on.truth(golden)

@@ -12,7 +12,7 @@ import torch
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, SplitName
-from harness.datasets.few_shot import COOP, OURS, require_apart, require_labels, subset
+from harness.datasets.few_shot import OURS, require_apart, require_labels, subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
@@ -60,17 +60,6 @@ class StudyConfig:
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
     device: str = "cpu"
     dtype: str = "float32"
-
-    def describe(self, *, tunes: bool = False) -> str:
-        """Describe what models are made of where a study doesn't vary it."""
-        images = "all" if self.train_limit is None else f"up to {self.train_limit}"
-        text = f"Where nothing else is said: golden {self.golden.describe()}; predictors {self.fit.arch} of width "
-        text += f"{self.fit.width}, {self.fit.loss}, fitted to {images} ranked training images of each dataset"
-        if tunes:
-            drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
-            text += f"; {self.tune.learned}, learned from {self.labelled} labelled images per class, {drawn}, in "
-            text += self.tune.describe()
-        return f"{text}; {self.seeds} seeds."
 
 
 class RankingSpec(NamedTuple):
@@ -128,7 +117,6 @@ class StudyCase:
     progress: Progress
     made: dict[Any, Any]  # by what decides it; all datasets of a study share it
     stock: dict[tuple[str, str], list[int]] | None  # of a dry run: cached and missing, by kind and what it is of
-    scores: set[str] = field(default_factory=set)  # that images are ranked by in the same passes
 
     @property
     def depth(self) -> int:
@@ -257,23 +245,15 @@ class StudyCase:
     def _rank(self, spec: RankingSpec) -> Rankings | None:
         source = Source.of(get_dataset(spec.dataset), spec.split)
         image_ids = subset(source.images, spec.limit).image_ids
-
-        def search(golden: GoldenConfig) -> Rankings | None:
-            return find(self.tower.name, self.weights, source, golden, image_ids)
-
-        rankings = search(spec.golden)
+        rankings = find(self.tower.name, self.weights, source, spec.golden, image_ids)
         self._count(
             "rankings", f"{spec.dataset} {spec.split}: {spec.golden.describe()}", len(rankings or ()), len(image_ids)
         )
         if len(rankings or ()) < len(image_ids):
             if self.stock is not None:
                 return None
-            others = {score: search(replace(spec.golden, score=score)) for score in sorted(self.scores)}
-            scores = tuple(score for score, found in others.items() if len(found or ()) < len(image_ids))
-            job = RankJob(
-                model=self.tower.name, source=source, config=spec.golden, scores=scores, limit=spec.limit,
-                dtype=AUTO, device=self.config.device,
-            )  # fmt: skip
+            how: dict[str, Any] = {"limit": spec.limit, "dtype": AUTO, "device": self.config.device}
+            job = RankJob(model=self.tower.name, source=source, config=spec.golden, **how)
             rankings = Rankings.read(rank(job, self.progress).path)
         assert rankings is not None
         return rankings.take(image_ids)

@@ -119,16 +119,6 @@ class OptimizedHost(Host):
         if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.padding == (0, 0) and conv.groups == 1:
             embed._modules["proj"] = share_weights(conv, PatchProduct).prepare(dtype)
 
-    def held_bytes(self) -> int:
-        """Return what its weights take, those of the given model that it shares included, each storage once."""
-        tensors = [*self.parameters(), *self.buffers()]
-        products = [part.low for part in self.modules() if isinstance(part, PatchProduct)]
-        products += [each for block in self._blocks if isinstance(block, LeanBlock) for each in block.products()]
-        tensors += [weight for product in products for weight in product.weights()]
-        # Those in oneDNN's layout have no storage to tell them by, and nothing shares them.
-        places = {id(each) if each.is_mkldnn else each.data_ptr(): each.nbytes for each in tensors}
-        return sum(places.values())
-
     # What reaches the tower from now on would not reach its blocks.
     adopt: Any = classmethod(_refuse("can't be changed", "change"))
     load_state_dict: Any = _refuse("takes no other weights", "load them into")

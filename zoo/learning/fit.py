@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,21 +107,11 @@ class FitState:
             setattr(self, name, state[name])
 
 
-class TokenRows(Protocol):
-    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads those of ``rows`` (k,) int64 when asked."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """(n, prefix + N, D)."""
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class RankedTokens:
     """What a predictor learns from: n images at the reduction point."""
 
-    tokens: TokenRows  # of any float type
+    tokens: Tensor  # (n, prefix + N, D), of any float type
     importance: Tensor  # (n, N), higher = keep
     prefix: int
     grid: tuple[int, int]

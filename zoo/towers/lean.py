@@ -75,10 +75,6 @@ class LeanBlock(ViTBlock):
         """The weights that all tokens' products are made with."""
         return self.low or self.fp32
 
-    def products(self) -> "list[Product]":
-        """Return the linear layers of every precision that it has."""
-        return [each for w in (self.fp32, self.low) if w is not None for each in (w.qkv, w.proj, w.hidden, w.out)]
-
     def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         x = tokens.x.contiguous()
         self.run(x, bias)
@@ -262,10 +258,6 @@ class Product:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEW)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
-
-    def weights(self) -> list[Tensor]:
-        """Return all copies of the weight."""
-        return [self.weight] if self._packed is None else [self.weight, self._packed]
 
     def add_to(self, rows: Tensor, x: Tensor) -> None:
         """Add the layer's output for (R, in) to float32 rows (R, out), in place."""

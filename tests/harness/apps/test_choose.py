@@ -132,18 +132,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def small(tower: Tower, unlabelled: Dataset, named: Dataset, predictor_file: Path, monkeypatch) -> None:
+def small(tower: Tower, unlabelled: Dataset, predictor_file: Path, monkeypatch) -> None:
     """The tiny tower and toy images, whatever the names."""
-    for dataset in (unlabelled, named):
-        monkeypatch.setitem(type(dataset)._split.__globals__["COUNTS"], "train", 80)
-        monkeypatch.setitem(type(dataset)._split.__globals__["COUNTS"], "test", 60)
+    for split, count in (("train", 80), ("test", 60)):
+        monkeypatch.setitem(type(unlabelled)._split.__globals__["COUNTS"], split, count)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
-    monkeypatch.setattr(module, "get_dataset", lambda name: {"toy": unlabelled, "named": named}[name])
+    monkeypatch.setattr(module, "get_dataset", lambda name: unlabelled)
     monkeypatch.setattr("harness.apps.fidelity._NORMAL", 1.0)
 
 
-def chosen(bounds: SetupBounds, config: ChooseConfig = CONFIG, dataset: str = "toy", **more: Any) -> Any:
-    return choose(ARCH, dataset, bounds, config, progress=Progress(), **more)
+def chosen(bounds: SetupBounds, config: ChooseConfig = CONFIG, **more: Any) -> Any:
+    return choose(ARCH, "toy", bounds, config, progress=Progress(), **more)
 
 
 def make_lab(config: ChooseConfig, say: Callable[[str], object] = lambda _: None) -> Lab:
@@ -155,7 +154,7 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     """Time rises with the keep rate alone here, so the fewest tokens that any method needs are the fastest."""
     config = replace(CONFIG, methods=METHODS[::2])
     choice = chosen(SetupBounds(min_cosine=0.97), config)
-    assert choice.met
+    assert not choice.why
     assert clock.timed[-1] == 3  # at last the chosen one and dense, as it is and optimised
     lab = make_lab(config)
     rows = []
@@ -250,11 +249,8 @@ def test_rungs_after_the_first_that_fails_are_not_judged(monkeypatch):
 
 
 @pytest.mark.usefixtures("small", "clock")
-def test_answers_meet_a_bound_and_what_comes_nearest_is_told_where_nothing_does():
-    right = chosen(SetupBounds(max_loss=30), dataset="named")
-    assert right.setup.certificate["fidelity"]["diff_to_dense"]["low"] >= -0.3
+def test_what_comes_nearest_is_told_where_nothing_meets_the_bounds():
     choice = chosen(SetupBounds(min_cosine=0.9999999999999))
-    assert not choice.met
     assert choice.why.startswith("--min-cosine 0.9999999999999 is missed: the mean cosine on pictures held out")
     assert choice.judged[-1].candidate.method is None  # optimised, so not bit-equal
     assert chosen(SetupBounds(speed_up=20, min_cosine=0.97)).why.startswith("--speed-up 20 is missed: it is ")
@@ -276,11 +272,9 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     (lambda: ChooseConfig(methods=("tomme",)), "--methods 'tomme': did you mean 'tome'"),
     (lambda: ChooseConfig(methods=("random",)), "--methods 'random' is a control"),
     (lambda: ChooseConfig(methods=("golden",)), "--methods 'golden' is a control"),
-    (lambda: ChooseConfig(dtypes=("int8",)), "--dtypes 'int8'"),
     (lambda: ChooseConfig(seconds=-1.0), "seconds=-1"),
     (lambda: ChooseConfig(held_out=1), "held_out=1: expected an integer in .20"),
     (lambda: choose("clip_vit_s14_tome60", "toy", SetupBounds(min_cosine=0.9), progress=Progress()), "'clip_vit_s14'"),
-    (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled'"),
     (lambda: chosen(SetupBounds(min_overlap=0.9)), r"--min-overlap 0\.9 with 20 pictures \(--search\)"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("small")

@@ -10,7 +10,7 @@ from scipy import stats
 
 from harness.records.averages import averages, levels
 from harness.records.metrics import METRICS, pack
-from harness.records.record import Record, Times, names_of, read_records
+from harness.records.record import MEASURED, Record, Times, read_records
 from harness.records.statistics import bootstrap_mean, wilson_interval
 from harness.report.tables import comparison_table
 
@@ -26,7 +26,7 @@ def record(method: str, seed: int, share: float, **changes: Any) -> Record:
     drawn = np.random.default_rng((seed, len(method))).random(IMAGES)
     right = drawn < share
     low, high = wilson_interval(int(right.sum()), IMAGES)
-    facts: dict[str, Any] = dict.fromkeys(names_of(Record, "measurement")) | {
+    facts: dict[str, Any] = dict.fromkeys(MEASURED) | {
         **{"model": "clip_vit_s14" + (method != "dense") * f"_{method}60", "method": method},
         **{"keep": 1.0 if method == "dense" else 0.6, "seed": seed, "image_count": IMAGES},
         **{"method_config": {"reduce_at": [3], "prompts": f"{seed:016x}"}},

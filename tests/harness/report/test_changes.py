@@ -11,7 +11,7 @@ from harness.base.table import Shown
 from harness.cli.entry import main
 from harness.records.metrics import pack
 from harness.records.record import Record, Times, read_records, write_records
-from harness.records.statistics import holm, paired_difference, paired_mean, sign_flip
+from harness.records.statistics import paired_difference, paired_mean
 from harness.report.changes import Pair, compare_runs, find_changes
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
@@ -59,34 +59,18 @@ def compared(a: list[Record], b: list[Record], folder: Path) -> Shown:
     return compare_runs(folder / "a", folder / "b")
 
 
-def test_the_difference_is_b_minus_a_paired_by_image():
-    (there, p), (back, same) = (pair(*rows).change("top1") for rows in ((record(), record(B)), (record(B), record())))
+def test_the_difference_is_b_minus_a_paired_by_image(tmp_path: Path):
+    there, back = (pair(*rows).change("top1") for rows in ((record(), record(B)), (record(B), record())))
     assert there == paired_difference(B, A, seed=0)
     assert there.estimate == pytest.approx(0.1) == -back.estimate
-    # All ways of 3 coins, twice the tail of at most 1 head.
-    coins = [bin(way).count("1") for way in range(8)]
-    assert p == same == pytest.approx(min(1.0, 2 * sum(c <= 1 for c in coins) / 8))
-
-
-def test_fidelity_changes_image_by_image_and_each_quantity_is_judged_by_itself(tmp_path: Path):
-    generator = np.random.default_rng(0)
-    then, now = generator.uniform(0.01, 0.03, size=(2, 3, 40))
-    now[0] = then[0] + 0.001  # clear, the others are not
-    runs = [
-        [record(np.ones(40), seed=at, **per_image("cosine_distance", one)) for at, one in enumerate(run)]
-        for run in (then, now)
-    ]
+    then, now = np.random.default_rng(0).uniform(0.01, 0.03, size=(2, 40))
+    runs = [[record(np.ones(40), **per_image("cosine_distance", one))] for one in (then, now)]
     shown = compared(*runs, tmp_path)
-    data = shown.data["moved"]
-    assert {one["quantity"] for one in data} == {"cosine_distance"}
-    for a, b, one in zip(*runs, data, strict=True):
-        values = [row.per_image("cosine_distance") for row in (b, a)]
-        assert tuple(one["difference"].values()) == paired_mean(*values, seed=0)
-        assert one["p_value"] == sign_flip(np.subtract(*values), seed=0)
-    assert [one["p_value_holm"] for one in data] == pytest.approx(holm([one["p_value"] for one in data]))
-    assert data[0]["difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
-    table = shown.parts[-1]
-    assert [cell.mark for cell in table.cells("B - A")] == ["*", "", ""]
+    [one] = shown.data["moved"]
+    values = [row.per_image("cosine_distance") for [row] in runs[::-1]]
+    assert one["quantity"] == "cosine_distance"
+    assert tuple(one["difference"].values()) == paired_mean(*values, seed=0)
+    assert shown.parts[-1].cells("B - A")[0].startswith("-" if values[0].mean() < values[1].mean() else "+")
 
 
 def test_a_run_beside_itself_has_not_changed(tmp_path: Path):

@@ -20,7 +20,7 @@ from rich.console import Console
 from harness.base.terminal import Progress
 from harness.cli.entry import main, parse
 from harness.records.metrics import METRICS
-from harness.records.record import Record, Times, declared, read_run, write_records
+from harness.records.record import UNITS, Record, Times, read_run, write_records
 from harness.report.folder import latex, markdown, records_csv, write_report
 from harness.report.highlights import headline, standings
 from harness.report.tables import group_records, sections
@@ -212,7 +212,7 @@ def test_every_field_comes_back_from_csv(records: list[Record]):
     untold = {"image_groups", "metrics", "latency"}
     for record, line in zip(records, csv.DictReader(io.StringIO(records_csv(records))), strict=True):
         assert not untold & line.keys()
-        units = {name: own.unit for name, own in declared(Record).items() if name not in untold}
+        units = {each.name: UNITS.get(each.name) for each in fields(Record) if each.name not in untold}
         values = {f"{name}_{unit}" if unit else name: getattr(record, name) for name, unit in units.items()}
         for name, own in METRICS.items():
             unit = f"_{own.unit}" if own.unit else ""

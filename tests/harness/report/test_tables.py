@@ -16,8 +16,8 @@ from scipy import stats
 from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
-from harness.records.record import CONDITIONS, Record, Times, names_of, read_records, read_run
-from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
+from harness.records.record import CONDITIONS, MEASURED, Record, Times, read_records, read_run
+from harness.records.statistics import holm, paired_difference, paired_p, sign_flip
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
 from harness.report.folder import latex, markdown, page, records_csv
 from harness.report.highlights import plots_of
@@ -25,7 +25,7 @@ from harness.report.tables import comparison_table, group_records, sections
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
-NOTHING = dict.fromkeys(names_of(Record, "measurement")) | {"latency": ()}
+NOTHING = dict.fromkeys(MEASURED) | {"latency": ()}
 EIGHT = {"image_count": 8, "correct_bits": "bits:eb", "top1": 0.75, "top1_low": 0.409}
 NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
 DENSE = replace(KNOWN, **NOTHING | NAMED | EIGHT | {"top1_high": 0.929})
@@ -123,7 +123,7 @@ def test_means_over_seeds_are_judged_by_sign_flips():
     dense, *rows = averages(records)
     found = judge_rows([dense, *rows])
     assert found is not None
-    alone = {row.identity: sign_flip_exact(row.hits - dense.hits) for row in rows}
+    alone = {row.identity: paired_p(row.hits, dense.hits) for row in rows}
     assert found.families["diff_to_dense"].alone == alone
     assert [found.mark(row) for row in (dense, *rows)] == ["", "", "*"]
     assert marked(records) == ["30"]
