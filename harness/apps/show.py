@@ -267,11 +267,10 @@ def _rank_by_golden(
                     label, own = subject.classes.index(subject.label), list(scores)
                 except ValueError as error:
                     lacking.setdefault(str(error), []).append(subject.name)
-            engine = GoldenEngine(tower.vit, replace(config, score=own[0]), text=text, scale=scale)
             labels = torch.tensor([label], device=images.device)
-            # Each window is removed once for all scores.
-            for score, importance in engine.importances(images[i : i + 1], own, labels).items():
-                rankings[score][i] = importance[0].cpu().numpy()
+            for score in own:
+                engine = GoldenEngine(tower.vit, replace(config, score=score), text=text, scale=scale)
+                rankings[score][i] = engine.importance(images[i : i + 1], labels)[0].numpy()
             update(i + 1)
     for reason, names in lacking.items():
         where = "" if len(names) == len(subjects) else f" of {', '.join(names)}"

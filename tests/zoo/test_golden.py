@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 import zoo
 from zoo.core.tokens import Tokens
-from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.ranking.suffix import Suffix, follow, members, outside, run_whole, windows
 from zoo.towers.lean import LeanBlock, Product
 
@@ -94,29 +94,6 @@ def test_equals_one_window_at_a_time(
     assert (fast.unsqueeze(2) > fast.unsqueeze(1))[apart].all()
     # At most a half: the comparison isn't empty.
     assert apart.float().mean() > 0.25
-
-
-@pytest.mark.parametrize("options", [{}, {"approximate": "follow:2"}], ids=str)
-def test_scores_from_the_same_passes_are_bit_for_bit_those_made_alone(options: dict, tower: nn.Module, text: Tensor):
-    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    engine = GoldenEngine(tower, GoldenConfig(**options), text=text, scale=SCALE)
-    found = engine.importances(images, SCORES, LABELS)
-    assert list(found) == list(SCORES)
-    for score, importance in found.items():
-        alone = GoldenEngine(tower, GoldenConfig(score=score, **options), text=text, scale=SCALE)
-        assert torch.equal(importance, alone.importance(images, LABELS))
-    assert not torch.equal(found["label"], found["confidence"])
-    for config, scores, match in (
-        (
-            {"greedy": 16, "window": 1},
-            ("preservation", "label"),
-            "greedy=16 goes by one score, got preservation, label",
-        ),
-        ({}, ("preservation", "lable"), "did you mean 'label'"),
-        ({}, ("label",), "needs text"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            GoldenEngine(tower, GoldenConfig(**config)).importances(images, scores)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (5, 5)])

@@ -402,13 +402,6 @@ def test_saved_and_loaded(tiny: Build, images: Tensor, method: str, tmp_path: Pa
     assert model(images).shape == (3, 48)
 
 
-def test_golden_rankings(tiny: Build, images: Tensor):
-    tower = tiny("clip_vit_b16.openai")
-    model, config = with_tokens(tower), zoo.GoldenConfig(window=4, stride=4, block=3)
-    importance = zoo.golden_importance(model, images, config)
-    assert (importance - zoo.golden_importance(tower, images, config)).abs().max() > 1e-4
-
-
 @torch.no_grad()
 def test_timm_creates_a_tuned_model(tmp_path: Path):
     name = "clip_vit_s14_patchrank60"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.core.files import digest, weights_digest
-from zoo.core.host import Host, share_weights
+from zoo.core.host import Host, give_features, share_weights
 from zoo.core.learned import CosineHead
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
@@ -238,8 +238,7 @@ class _Trainer:
     def _change(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
         own = {self.names[name]: value for name, value in added.items()}
         changed = self.weights | {name: self.weights[name] + value for name, value in own.items()}
-        named = {f"host.{name}": value for name, value in changed.items()}
-        return functional_call(_Features(self.student), named, (images,))
+        return functional_call(give_features(self.student), changed, (images,))
 
     @torch.no_grad()
     def _features(self, vit: Host, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -262,17 +261,6 @@ class _Trainer:
 
 def _chunks(images: Images) -> Sequence[Tensor]:
     return torch.arange(len(images)).split(CHUNK)
-
-
-class _Features(nn.Module):
-    """A tower as a map from images to features, whatever its own output is."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__()
-        self.host = host
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.host.features(images)
 
 
 def distance(features: Tensor, truth: Tensor) -> Tensor:

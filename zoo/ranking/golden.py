@@ -4,7 +4,6 @@ Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md 
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +90,8 @@ class GoldenEngine:
         batch: int | None = None,
     ) -> None:
         _check(model, config)
+        if config.score != "preservation" and text is None:
+            raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: {expected(precision, PRECISIONS)}")
         if batch is not None and (type(batch) is not int or batch < 1):
@@ -98,8 +99,8 @@ class GoldenEngine:
         self.model, self.config, self.scale = model, config, scale
         self.suffix = Suffix(model, config.block, batch, precision=precision)
         self.text = None if text is None else text.to(self.suffix.device)
-        self._check_scores([config.score])
 
+    @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
 
@@ -107,46 +108,18 @@ class GoldenEngine:
             (B, N) float32 on the CPU, higher = keep: minus the mean score of the windows that cover the patch; for a
             greedy search the place in the order of removal.
         """
-        return self.importances(images, (self.config.score,), labels)[self.config.score]
-
-    @torch.inference_mode()
-    def importances(self, images: Tensor, scores: Sequence[str], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Score patches by several scores, each as ``importance`` does, in the passes of one.
-
-        A greedy search can't share: its score decides what is removed next.
-
-        Raises:
-            ValueError: a score that is unknown, needs text or labels, or can't share passes.
-        """
         config, suffix = self.config, self.suffix
-        if len(scores) > 1 and config.greedy is not None:
-            raise ValueError(f"greedy={config.greedy} goes by one score, got {', '.join(scores)}")
-        self._check_scores(scores)
-        if "label" in scores:
-            labels = self._check_labels(labels, len(images))
+        if config.score == "label":
+            if labels is None or len(labels) != len(images):
+                raise ValueError("score='label' needs labels: (B,) class indices")
+            labels = labels.to(suffix.device)
         embedded = self.model.embed(images.to(suffix.device, torch.float32))
         start, _ = self.model.advance(embedded, stop=config.block)
         if config.greedy is not None:
-            return {scores[0]: self._search(start, scores[0], labels, config.greedy).cpu()}
+            return self._search(start, labels, config.greedy).cpu()
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
-        encoded = self._encode(start, cells)
-        marks = {score: self._judge(score, *encoded, labels) for score in scores}
-        return {score: -mean_over_windows(own, cells, start.patch_count).cpu() for score, own in marks.items()}
-
-    def _check_scores(self, scores: Sequence[str]) -> None:
-        for score in scores:
-            if score not in SCORES:
-                raise ValueError(f"score={score!r}: {expected(score, SCORES)}")
-            if score != "preservation" and self.text is None:
-                raise ValueError(f"score={score!r} needs text: (classes, D) unit class features")
-
-    def _check_labels(self, labels: Tensor | None, count: int) -> Tensor:
-        if labels is None or len(labels) != count:
-            raise ValueError("score='label' needs labels: (B,) class indices")
-        assert self.text is not None
-        if wrong := [label for label in labels.tolist() if not 0 <= label < len(self.text)]:
-            raise ValueError(f"label {wrong[0]}: there are classes 0 to {len(self.text) - 1}")
-        return labels.to(self.suffix.device)
+        scores = self._judge(*self._encode(start, cells), labels)
+        return -mean_over_windows(scores, cells, start.patch_count).cpu()
 
     def _encode(self, tokens: Tokens, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Compute unit features of what is there (B, D) and without each window of ``cells`` (W, r * r), (B, W, D)."""
@@ -159,21 +132,21 @@ class GoldenEngine:
         features = suffix.features(tokens, rows.repeat_interleave(len(cells)), kept)
         return target, features.unflatten(0, (len(rows), -1))
 
-    def _judge(self, score: str, target: Tensor, features: Tensor, labels: Tensor | None) -> Tensor:
+    def _judge(self, target: Tensor, features: Tensor, labels: Tensor | None) -> Tensor:
         """Score ``features`` (B, W, D) of what is left of images with features ``target`` (B, D), (B, W) float32.
 
         All features are unit vectors; a high score says that what went was dispensable.
         """
-        if score == "preservation":
+        if self.config.score == "preservation":
             return (features * target.unsqueeze(1)).sum(dim=-1)
         assert self.text is not None
         posterior = (self.scale * features @ self.text.float().T).softmax(dim=-1)
-        if score == "confidence":
+        if self.config.score == "confidence":
             return posterior.amax(dim=-1)
         assert labels is not None
         return posterior.gather(2, labels[:, None, None].expand(-1, features.shape[1], 1)).squeeze(2)
 
-    def _search(self, start: Tokens, score: str, labels: Tensor | None, step: int) -> Tensor:
+    def _search(self, start: Tokens, labels: Tensor | None, step: int) -> Tensor:
         """Rank patches by when an iterative search takes them: 0 goes first, N - 1 last, (B, N).
 
         In every round each single token is removed, and the score is against what is left. Against the whole image,
@@ -184,7 +157,7 @@ class GoldenEngine:
             importance = torch.zeros_like(tokens.patch_idx, dtype=torch.float32)
             if left > 1:  # the last one has none to go into
                 cells = torch.arange(left, device=start.x.device).unsqueeze(1)
-                importance = -self._judge(score, *self._encode(tokens, cells), labels)
+                importance = -self._judge(*self._encode(tokens, cells), labels)
             tokens = tokens.select(0, importance, top(importance, max(0, left - step)))
         best_first = rank_scores(tokens.history, count).argsort(dim=1, descending=True, stable=True)
         return (count - 1 - best_first.argsort(dim=1)).float()
