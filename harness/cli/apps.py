@@ -296,10 +296,10 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     Progress(status).say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
-        yield f"{setup.name} is served at {served.url}/v1/embeddings; Ray's metrics are at {served.metrics}"
+        yield f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}"
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-    return Shown(parts=("stopped; requests that were accepted are answered",), data=json_values(served._asdict()))
+    return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
 
 
 def run_show(args: Namespace, status: Console) -> Shown:

@@ -110,12 +110,14 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
 def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
     from harness.apps.recovery import Sources, train_recovery
+    from harness.apps.setup import Setup
     from zoo.loading.recovery_file import RecoveryConfig
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
-    how = {name: vars(args)[name] for name in ("method", "keep", "device")}
+    setup = Setup.of(args.model, method=args.method, keep=args.keep)
+    where = {"out": args.output, "device": args.device, "progress": Progress(status)}
     begin = time.perf_counter()
-    file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
+    file = train_recovery(setup, sources, config, **where)
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
     worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"

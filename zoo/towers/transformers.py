@@ -45,7 +45,7 @@ class ReducedOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class ReducedProjectionOutput(CLIPVisionModelOutput):
-    """Output of CLIP with its projection, with ``kept``."""
+    """The output of CLIP's tower with its projection, with ``kept``."""
 
     kept: Tensor | None = None
 
@@ -92,7 +92,6 @@ class DinoBlock(EncoderBlock):
         return float(rate) if attn.training else 0.0
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, in DINOv3 the first two rotated by each token's place."""
         query, key, value = super().queries_keys_values(normed, tokens)
         if tokens.positional is not None:
             rope = rotation(tokens, self.index)
@@ -166,16 +165,9 @@ class TransformersHost(Host):
         missing: str = "nearest",
         **inputs: Any,
     ) -> Any:
-        """Return transformers' output, with ``kept``.
+        """Return transformers' output, with ``kept``; ``inputs`` are the arguments of ``embed`` beside images.
 
-        Args:
-            pixel_values: images.
-            output_hidden_states: as in transformers.
-            output_attentions: refused.
-            unmerge: give ``last_hidden_state`` and ``hidden_states`` the tokens of all patches, prefix tokens first;
-                None for what ``zoo.reduce`` was told.
-            missing: see ``Tokens.spread``.
-            inputs: the arguments of ``embed`` beside images.
+        With ``unmerge``, None for what ``zoo.reduce`` was told, all patches have tokens, see ``Tokens.spread``.
 
         Raises:
             ValueError: ``output_attentions``, or an unknown ``missing``.
@@ -220,7 +212,6 @@ class ClipHost(TransformersHost):
         return Tokens.start(self.vision.pre_layrnorm(x), 1, self.cells(*images.shape[-2:]))
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return the tokens as they are, and the class token normalised."""
         return tokens.x, self.normalise(tokens.x[:, 0, :])
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -265,13 +256,9 @@ class SiglipHost(TransformersHost):
         return PROBE if self.use_head else None
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens normalised, and what the pool makes of them, which counts merged ones by size."""
-        x = self.normalise(tokens.x)
-        if not self.use_head:
-            return x, None
-        if tokens.size is None:
-            return x, self.head(x)
-        head = self.head
+        x, head = self.normalise(tokens.x), self.head if self.use_head else None
+        if head is None or tokens.size is None:
+            return x, None if head is None else head(x)
         pooled = torch_attention(head.attention, head.probe.expand(x.shape[0], -1, -1), x, tokens.size_bias())
         return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 
@@ -303,7 +290,7 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the images that have the learned positions, of which those of others are interpolated."""
+        """Height and width of the images that have the learned positions."""
         side = int(self.config.num_patches**0.5) * int(self.config.patch_size)
         return side, side
 
@@ -316,23 +303,20 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
             ValueError: images of several grids, or patches missing in one.
         """
         if spatial_shapes is None:
-            grid = self.cells(*images.shape[-2:])
+            rows, columns = self.cells(*images.shape[-2:])
             size = self.config.patch_size
-            tiles = images.unflatten(3, (grid[1], size)).unflatten(2, (grid[0], size))
+            tiles = images.unflatten(3, (columns, size)).unflatten(2, (rows, size))
             patches = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-            shapes = torch.tensor(grid, device=images.device).expand(images.shape[0], -1)
-        else:
-            if (spatial_shapes != spatial_shapes[:1]).any():
-                raise ValueError(
-                    f"spatial_shapes={spatial_shapes.tolist()}: expected one grid in a batch; "
-                    "give the model images of equal shape at a time"
-                )
-            grid = (int(spatial_shapes[0, 0]), int(spatial_shapes[0, 1]))
-            count = grid[0] * grid[1]
-            if pixel_attention_mask is not None and not pixel_attention_mask[:, :count].all():
-                raise ValueError(f"pixel_attention_mask leaves out some of the {grid[0]} x {grid[1]} patches")
-            patches, shapes = images[:, :count], spatial_shapes
-        return Tokens.start(self.embeddings(patches, shapes), 0, grid)
+            shapes = torch.tensor((rows, columns), device=images.device).expand(images.shape[0], -1)
+            return Tokens.start(self.embeddings(patches, shapes), 0, (rows, columns))
+        if (spatial_shapes != spatial_shapes[:1]).any():
+            grids = spatial_shapes.tolist()
+            raise ValueError(f"spatial_shapes={grids}: expected one grid in a batch; give images of equal shape")
+        rows, columns = spatial_shapes[0].tolist()
+        count = rows * columns
+        if pixel_attention_mask is not None and not pixel_attention_mask[:, :count].all():
+            raise ValueError(f"pixel_attention_mask leaves out some of the {rows} x {columns} patches")
+        return Tokens.start(self.embeddings(images[:, :count], spatial_shapes), 0, (rows, columns))
 
 
 class DinoHost(TransformersHost):
@@ -350,11 +334,9 @@ class DinoHost(TransformersHost):
         return Tokens.start(x, self.prefix_count, self.cells(*images.shape[-2:]), positional)
 
     def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens of images, and ``Tokens.positional``."""
         return self.embeddings(images, bool_masked_pos=masked), None
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return the tokens normalised, and the class token among them."""
         x = self.normalise(tokens.x)
         return x, x[:, 0, :]
 
@@ -396,7 +378,6 @@ class ReducedDinov3(DinoHost, DINOv3ViTModel):
     blocks_prefix, norm_name = "model.layer.", "norm"
 
     def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""
         images = images.to(self.embeddings.patch_embeddings.weight.dtype)
         cosine, sine = self.rope_embeddings(images)
         return self.embeddings(images, bool_masked_pos=masked), torch.cat((sine, cosine), dim=-1)
