@@ -29,9 +29,7 @@ from zoo.deploy.export import (
     load_exported,
 )
 
-pytestmark = [
-    pytest.mark.usefixtures("no_grad"),
-]
+pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
 
 
