@@ -305,7 +305,7 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
 
 
-def run_show(args: Namespace, status: Console) -> Shown:
+def run_show(args: Namespace, _status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
@@ -313,7 +313,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
     subjects = [find_subject(place) for place in args.images]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.settings(GoldenConfig, args))
-    sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
+    sheet = show(args.model, subjects, config, args.output, args.device)
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
     return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
 

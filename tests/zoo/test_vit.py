@@ -63,20 +63,6 @@ def test_intermediates_have_features_of_all_patches(half: zoo.ReducedViT, images
         half.forward_intermediates(images, missing="mean")
 
 
-def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
-    lines = half.forward_intermediates(images, [1, 5], output_fmt="NLC", intermediates_only=True)
-    planes = half.forward_intermediates(images, [1, 5], intermediates_only=True)
-    assert [p.shape for p in planes] == [(3, 48, 8, 8)] * 2
-    for line, plane in zip(lines, planes, strict=True):
-        assert torch.equal(plane.flatten(2).transpose(1, 2), line)
-    pairs = half.forward_intermediates(images, [5], return_prefix_tokens=True, intermediates_only=True, norm=True)
-    assert torch.equal(pairs[0][1], half.forward_features(images)[:, :1])
-    both = half.forward_intermediates(images, 2, output_dict=True, return_prefix_tokens=True)
-    assert sorted(both) == ["image_features", "image_intermediates", "image_intermediates_prefix"]
-    early = half.forward_intermediates(images, [1], stop_early=True, intermediates_only=True)
-    assert torch.equal(early[0], planes[0])
-
-
 def test_other_image_sizes(method: str, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", dynamic_img_size=True)
     for rows, columns in ((12, 12), (6, 10), (3, 5)):
