@@ -444,7 +444,7 @@ class Bench:
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
-        flags = shlex.join((dataset, "--split", self.plan.split))
+        flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
         return f"patchrank rank --model {self._tower} --dataset {flags} --full"
 
 
