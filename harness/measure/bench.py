@@ -87,12 +87,7 @@ PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approxi
 
 
 def compare(
-    plan: Plan,
-    known: Sequence[Record],
-    progress: Progress,
-    *,
-    release: bool = False,
-    folder: Path | None = None,
+    plan: Plan, known: Sequence[Record], progress: Progress, *, release: bool = False, folder: Path | None = None
 ) -> Iterator[list[Record]]:
     """Measure what the plan asks for and ``known`` lacks; raise ValueError for what can't be measured.
 
