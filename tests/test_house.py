@@ -33,11 +33,7 @@ MARKED = r"^<!-- {} -->\n\s*```\w*\n([^\n]*)\n```$"
 def tree() -> tuple[str, ...]:
     """Return every file that is tracked or would be, relative to the root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
-    except (OSError, subprocess.CalledProcessError):
-        skip = re.compile(r"^(\.git|\.venv|\.tox|\.hypothesis|build|dist)/|(^|/)(__pycache__|\.\w+_cache)/")
-        listed = [name for path in ROOT.rglob("*") if not skip.search(name := path.relative_to(ROOT).as_posix())]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
     return tuple(sorted(name for name in set(listed) if name and (ROOT / name).is_file()))
 
 

@@ -72,37 +72,34 @@ def learning_sets(sources: Sources) -> list[LearningSet]:
 
 
 def train_recovery(
-    model: str,
+    setup: Setup,
     sources: Sources,
     config: RecoveryConfig,
     *,
-    method: str | None = None,
-    keep: float | None = None,
     out: Path | None = None,
     device: str = "cpu",
     progress: Progress,
 ) -> RecoveryFile:
     """Train a recovery of a reduced model and write it; a run that was stopped goes on where it was.
 
-    ``model`` is a reduced name, or a dense one with ``method`` and ``keep``. ``out`` None is for the user's cache.
+    ``out`` None is for the user's cache.
 
     Raises:
-        ValueError: no reduction or two, an unknown name, a dataset without images, or what `zoo.recover` refuses.
+        ValueError: no reduction, an unknown name, a dataset without images, or what `zoo.recover` refuses.
     """
-    if not sources.datasets:
-        raise ValueError("nothing to train on: give --dataset")
-    setup = Setup.of(model, method=method, keep=keep)
-    if setup.method is None or (method is None and keep is not None):
+    if setup.method is None:
         raise ValueError(
-            f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --method "
-            "and --keep, not both"
+            f"--model {setup.model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with "
+            "--method and --keep"
         )
-    rate: float = setup.options["keep"]
     sets = learning_sets(sources)
-    require_rows(setup.model, [(setup.method, rate)])
+    require_rows(setup.model, [(setup.method, setup.options["keep"])])
     tower = load_tower(setup.model)
-    row = make_row(tower.vit, tower.arch, tower.tag, setup.method, {"keep": rate})
+    row = make_row(tower.vit, tower.arch, tower.tag, setup.method, setup.options)
     path = out or cache_folder() / "recoveries" / f"{row.model}.{tower.tag or 'own'}.{config.what}.safetensors"
+
+    facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
+    decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
 
     def read(split: Split) -> Tensor:
         return torch.cat([images.to(torch.bfloat16) for _, images in batches(split, tower.preprocess)])
@@ -110,8 +107,6 @@ def train_recovery(
     with claim_file(path):
         progress.say(f"reading images of {', '.join(one.dataset.name for one in sets)}")
         train, val = [read(one.train) for one in sets], [read(one.held_out) for one in sets]
-        facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
-        decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
         checkpoint = cache_file("fits", f"{digest(decisive)}.pt")
         vit = row.vit.to(device)
         with progress.task(f"steps of {row.model}", config.rounds * config.steps) as update:

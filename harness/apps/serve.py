@@ -11,12 +11,12 @@ import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
 import torch
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from ray import serve
@@ -28,9 +28,9 @@ from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running, require_actors
 from harness.records.times import cores
 from zoo.core.files import is_out_of_memory, strict_json
+from zoo.core.messages import check_fields
 
 MOST = 2048  # inputs of a request, as OpenAI allows
-LAST_PORT = 65535
 EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"
 app = FastAPI(title="clip-patchrank")
 
@@ -55,12 +55,8 @@ class ServeConfig:
     random_weights: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in {"replicas": 1, "threads": 1, "batch": 1, "wait_ms": 0, "queue": 1, "port": 1}.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"--{name.replace('_', '-')} {value:g}: expected a number from {least}")
-        if self.port > LAST_PORT:
-            raise ValueError(f"--port {self.port}: expected a number up to {LAST_PORT}")
+        counts = dict.fromkeys(("replicas", "threads", "batch", "queue"), "[1, inf)")
+        check_fields(self, **counts, wait_ms="[0, inf)", port="[1, 65535]")
         if not self.route.startswith("/"):
             raise ValueError(f"--route {self.route!r}: expected a path that starts with '/'")
         require_actors("--replicas", self.replicas, self.device)
@@ -70,63 +66,57 @@ class ServeConfig:
         """Threads of each replica."""
         return self.threads or max(1, cores() // self.replicas)
 
-    @property
-    def name(self) -> str:
-        """Ray's name of the application."""
-        return f"patchrank{self.route.rstrip('/').replace('/', '-')}"
+
+@app.exception_handler(HTTPException)
+async def refuse(_: Request, error: HTTPException) -> JSONResponse:
+    """Answer with an error in OpenAI's shape."""
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    body = {"message": error.detail, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": body}, error.status_code)
 
 
-class Query(NamedTuple):
-    """What a request asks for: pictures and texts, a model if it names one, and whether vectors come as base64."""
+def read_query(content: bytes, kind: str, model: str) -> tuple[list[PictureFile | str], bool]:
+    """Read the body of a request to a model, whose content type is ``kind``: JSON, or the bytes of a picture.
 
-    inputs: list[PictureFile | str]
-    model: str | None = None
-    packed: bool = False
-
-
-def read_query(content: bytes, kind: str) -> Query:
-    """Read the body of a request, whose content type is ``kind``: JSON, or the bytes of a picture.
+    Return pictures and texts, and whether their vectors are wanted as base64.
 
     Raises:
         ValueError: it is neither, or asks for what isn't offered.
+        HTTPException: it asks for another model.
     """
     if kind.startswith("image/"):
-        return Query([PictureFile("input[0]", content=content)])
+        return [PictureFile("input[0]", content=content)], False
     query = strict_json(content)
     if not isinstance(query, dict) or "input" not in query:
         raise ValueError("the body has no field 'input': expected JSON as of OpenAI's embeddings, or an image's bytes")
-    inputs, model, form = query["input"], query.get("model"), query.get("encoding_format", "float")
+    if query.get("model") not in (None, model):
+        raise HTTPException(404, f"model {query['model']!r} isn't served here: expected {model!r}")
+    inputs, form = query["input"], query.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise ValueError(f"encoding_format {form!r}: expected 'float' or 'base64'")
     if query.get("dimensions") is not None:
         raise ValueError(f"dimensions {query['dimensions']!r}: vectors aren't shortened; leave it out")
-    inputs = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(inputs, list) or not 1 <= len(inputs) <= MOST:
+    inputs = inputs if isinstance(inputs, list) else [inputs]
+    if not 1 <= len(inputs) <= MOST:
         raise ValueError(f"input: expected {EXPECTED}, 1 to {MOST} of them")
-    return Query([_read_input(place, one) for place, one in enumerate(inputs)], model, form == "base64")
+    return [_read_input(f"input[{place}]", one) for place, one in enumerate(inputs)], form == "base64"
 
 
-def _read_input(place: int, value: Any) -> PictureFile | str:
+def _read_input(name: str, value: Any) -> PictureFile | str:
     if not isinstance(value, str):
-        raise ValueError(f"input[{place}] {str(value)[:40]!r}: expected {EXPECTED}")
+        raise ValueError(f"{name} {str(value)[:40]!r}: expected {EXPECTED}")
     scheme = value[:8].lower()
-    if scheme.startswith(("http://", "https://")) and not value.split(maxsplit=1)[1:]:
-        raise ValueError(f"input[{place}]: addresses such as {value[:80]!r} aren't fetched; send the picture itself")
+    if scheme.startswith(("http://", "https://")) and len(value.split()) == 1:
+        raise ValueError(f"{name}: addresses such as {value[:80]!r} aren't fetched; send the picture itself")
     if not scheme.startswith("data:"):
         return value
     head, comma, data = value.partition(",")
     if not (comma and head.lower().startswith("data:image/") and head.lower().endswith(";base64")):
-        raise ValueError(f"input[{place}] {head[:40]!r}: expected data:image/...;base64,...")
+        raise ValueError(f"{name} {head[:40]!r}: expected data:image/...;base64,...")
     try:
-        return PictureFile(f"input[{place}]", content=base64.b64decode(data, validate=True))
+        return PictureFile(name, content=base64.b64decode(data, validate=True))
     except ValueError as error:
-        raise ValueError(f"input[{place}]: no base64 ({error})") from error
-
-
-def _refusal(status: int, message: str) -> JSONResponse:
-    """Answer with an error in OpenAI's shape."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+        raise ValueError(f"{name}: no base64 ({error})") from error
 
 
 @serve.deployment
@@ -151,24 +141,20 @@ class VectorServer:
     async def embeddings(self, request: Request) -> JSONResponse:
         """Embed pictures and texts; if one of them can't be, the answer is 400 and says which and why."""
         content, kind = await request.body(), request.headers.get("content-type", "")
+        run = asyncio.get_running_loop().run_in_executor
+        inputs, packed = await run(self.decoders, self._read, content, kind)
         try:
-            query = await asyncio.get_running_loop().run_in_executor(self.decoders, self._read, content, kind)
-        except (ValueError, LookupError) as error:
-            return _refusal(404 if isinstance(error, LookupError) else 400, str(error))
-        try:
-            results: list[Any] = await asyncio.gather(*(self._vector(one) for one in query.inputs))
+            results: list[Any] = await asyncio.gather(*(self._vector(one) for one in inputs))
         except (ValueError, MemoryError, RuntimeError) as error:  # the batch overflows, or takes too much memory
             short = is_out_of_memory(error.__cause__ or error)
-            if not short and not isinstance(error, ValueError):
-                raise
-            return _refusal(503 if short else 500, str(error))
+            raise HTTPException(503 if short else 500, str(error)) from error
         if wrong := [f"input[{place}]: {one}" for place, one in enumerate(results) if isinstance(one, str)]:
-            return _refusal(400, "; ".join(wrong))
+            raise HTTPException(400, "; ".join(wrong))
         data = [
             {
                 "object": "embedding",
                 "index": place,
-                "embedding": base64.b64encode(one.tobytes()).decode() if query.packed else one.tolist(),
+                "embedding": base64.b64encode(one.tobytes()).decode() if packed else one.tolist(),
             }
             for place, one in enumerate(results)
         ]
@@ -188,33 +174,28 @@ class VectorServer:
         """Say that a replica answers."""
         return {"status": "ok"}
 
-    def _read(self, content: bytes, kind: str) -> Query:
-        """Read the body of a request for this model.
-
-        Raises:
-            ValueError: it can't be read, or has texts where there is no text tower.
-            LookupError: it asks for another model.
-        """
-        query = read_query(content, kind)
-        if query.model not in (None, self.name):
-            raise LookupError(f"model {query.model!r} isn't served here: expected {self.name!r}")
-        if any(isinstance(one, str) for one in query.inputs):
-            self.encoder.require_text()
-        return query
+    def _read(self, content: bytes, kind: str) -> tuple[list[PictureFile | str], bool]:
+        """Read the body of a request for this model; raise HTTPException for what it doesn't take."""
+        try:
+            inputs, packed = read_query(content, kind, self.name)
+            if any(isinstance(one, str) for one in inputs):
+                self.encoder.require_text()
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        return inputs, packed
 
     async def _vector(self, one: PictureFile | str) -> NDArray[np.float32] | str:
         """Return the vector (D,) of a picture or text, or why there is none."""
         async with self.room:
-            item = Item(one) if isinstance(one, str) else await self._decode(one)
+            item = Item(str(one))
+            if isinstance(one, PictureFile):
+                run = asyncio.get_running_loop().run_in_executor
+                [item] = (await run(self.decoders, prepare, [one], self.encoder.transform)).items
             if item.wrong:
                 return item.wrong
             await self.idle.wait()  # Ray would close small batches while the model computes
             result: NDArray[np.float32] | str = await self._embed(item)
             return result
-
-    async def _decode(self, picture: PictureFile) -> Item:
-        work = asyncio.get_running_loop().run_in_executor(self.decoders, prepare, [picture], self.encoder.transform)
-        return (await work).items[0]
 
     @serve.batch
     async def _embed(self, items: list[Item]) -> list[NDArray[np.float32] | str]:
@@ -240,16 +221,9 @@ class VectorServer:
         return [results[place] for place in range(len(items))]
 
 
-class Endpoint(NamedTuple):
-    """Where a model is served, and where Ray tells how that goes."""
-
-    url: str
-    metrics: str
-
-
 @contextlib.contextmanager
-def serving(setup: Setup, config: ServeConfig) -> Iterator[Endpoint]:
-    """Serve a model as long as the body runs, here or on the cluster of ``RAY_ADDRESS``.
+def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
+    """Serve a model as long as the body runs, here or on the cluster of ``RAY_ADDRESS``; yield its and Ray's addresses.
 
     Raises:
         ValueError: what the tower refuses, or why Ray can't start a replica.
@@ -257,15 +231,15 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Endpoint]:
         OSError: another program has the port.
     """
     if cluster_address() is None and not ray.is_initialized():
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         try:
-            socket.create_server((config.host, config.port), family=family).close()
+            socket.create_server((config.host, config.port)).close()
         except OSError as error:
             where = f"{config.host}:{config.port}"
             raise OSError(f"can't listen at {where}: {error.strerror}; use another --host or --port") from error
     setup.load(random_weights=config.random_weights)  # what is missing here is said in one sentence
     # The same threads as are asked of Ray, on whatever machine.
     setup, config = setup.absolute(), replace(config, threads=config.cores)
+    name = f"patchrank{config.route.rstrip('/').replace('/', '-')}"  # of the application
     logs = {"log_level": "ERROR", "enable_access_log": False}
     gpus = 1 if config.device.startswith("cuda") else 0
     replica: Any = VectorServer
@@ -280,12 +254,13 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Endpoint]:
         serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
         try:
             try:
-                serve.run(deployment.bind(setup, config), name=config.name, route_prefix=config.route)
+                serve.run(deployment.bind(setup, config), name=name, route_prefix=config.route)
             except RuntimeError as error:
                 raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
             node = next(one for one in ray.nodes() if one["Alive"])
-            metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            host = f"[{config.host}]" if ":" in config.host else config.host
-            yield Endpoint(f"http://{host}:{config.port}{config.route.rstrip('/')}", metrics)
+            yield {
+                "url": f"http://{config.host}:{config.port}{config.route.rstrip('/')}",
+                "metrics": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+            }
         finally:
-            serve.delete(config.name)
+            serve.delete(name)

@@ -13,7 +13,7 @@ from harness.measure.rows import make_row, require_rows
 from harness.models.towers import Tower, find_tower, split_method
 from harness.records.record import DENSE, DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields
 from zoo.core.reducer import METHODS
 from zoo.deploy.optimized import optimize
 from zoo.loading.learned_files import check_settings
@@ -23,44 +23,30 @@ from zoo.towers.vit import ReducedViT
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"
-_EXAMPLE = "clip_vit_b16_rankmerge60"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A tower, its reduction, and the precision in which it runs.
+    """A tower, its reduction, and the precision in which it runs."""
 
-    Attributes:
-        model: dense name, as ``load_tower`` takes it.
-        method: registered method, None for the dense tower.
-        options: the method's options as JSON values, ``keep`` among them; none of the dense tower.
-        recovery: file of ``zoo.recover``'s result, None without.
-        dtype: of ``DTYPES``.
-        certificate: what was measured when it was chosen, as JSON values; empty if it was not.
-
-    Raises:
-        ValueError: an unknown method or precision, or a dense tower with options or recovery.
-    """
-
-    model: str
-    method: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    recovery: str | None = None
+    model: str  # dense name, as ``load_tower`` takes it
+    method: str | None = None  # None for the dense tower, which has no options and no recovery
+    options: dict[str, Any] = field(default_factory=dict)  # of the method, as JSON values, ``keep`` among them
+    recovery: str | None = None  # file of ``zoo.recover``'s result
     dtype: str = "float32"
-    certificate: dict[str, Any] = field(default_factory=dict)
+    certificate: dict[str, Any] = field(default_factory=dict)  # what was measured when it was chosen, as JSON values
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        if self.method is not None and self.method not in METHODS:
-            raise ValueError(f"method {self.method!r}: {expected(self.method, METHODS)}")
-        if self.method is not None:
+        check_fields(self, dtype=DTYPES)
+        if self.method is None:
+            if self.options or self.recovery:
+                raise ValueError(f"{self.model} without a method takes no options and no recovery: name a method")
+        else:
+            check_fields(self, method=METHODS)
             check_settings(self.method, self.options)
             if self.options.get("keep") is None:
                 raise ValueError(f"{self.model} by {self.method} without a keep rate: a setup needs one")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: {expected(self.dtype, DTYPES)}")
-        if self.method is None and (self.options or self.recovery):
-            raise ValueError(f"{self.model} without a method takes no options and no recovery: name a method")
         if self.format != FORMAT:
             raise ValueError(f"format {self.format!r} of a setup: expected {FORMAT}")
 
@@ -78,25 +64,17 @@ class Setup:
                     f"model {name!r} with method {method!r}: the name says its method, give one of the two"
                 )
             method, keep = own, percent if keep is None else keep
-        elif method == DENSE:
-            if keep is not None:
-                raise ValueError(f"model {name!r} with --method dense and --keep {keep:g}: leave out --keep")
-            method = None
+        method = None if method == DENSE else method
         if (method is None) != (keep is None):
-            have, lack = ("method", "keep") if keep is None else ("keep", "method")
+            have, lack = ("--method", "--keep") if keep is None else ("--keep", "--method")
             raise ValueError(
-                f"model {name!r} with --{have} and without --{lack}: give both, or a name such as {_EXAMPLE}"
+                f"model {name!r} with {have} and without {lack}: give both, or a name such as clip_vit_b16_rankmerge60"
             )
         return cls(model=dense, method=method, options={} if keep is None else {"keep": keep}, **more)
 
     @classmethod
     def read(cls, path: str | Path) -> "Setup":
-        """Read and check a file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a file of a setup.
-        """
+        """Read and check a file; raise FileNotFoundError or ValueError if it isn't one of a setup."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:

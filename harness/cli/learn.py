@@ -16,20 +16,18 @@ from harness.cli import flags
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import RankJob, Source, rank_by_scores
+    from harness.golden.rank import RankJob, Source, rank
     from zoo.ranking.golden import GoldenConfig
 
-    config = flags.settings(GoldenConfig, args, score=args.scores[0])
-    folder = args.images
-    source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
+    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
     progress = Progress(status)
     for note in source.notes:
         progress.say(note)
-    stores = rank_by_scores(flags.settings(RankJob, args, source=source, config=config), progress)
-    lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
-    data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
-    several = {"stores": [{"score": score} | one for score, one in zip(stores, data, strict=True)]}
-    return Shown(parts=tuple(lines), data=several if len(data) > 1 else data[0])
+    path, images, total = rank(
+        flags.settings(RankJob, args, source=source, config=flags.settings(GoldenConfig, args)), progress
+    )
+    text = f"wrote {path}: {images} of {total} images"
+    return Shown(parts=(text,), data={"path": str(path), "images": images, "images_there": total})
 
 
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
@@ -114,12 +112,14 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
 def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
     from harness.apps.recovery import Sources, train_recovery
+    from harness.apps.setup import Setup
     from zoo.loading.recovery_file import RecoveryConfig
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
-    how = {name: vars(args)[name] for name in ("method", "keep", "device")}
+    setup = Setup.of(args.model, method=args.method, keep=args.keep)
+    where = {"out": args.output, "device": args.device, "progress": Progress(status)}
     begin = time.perf_counter()
-    file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
+    file = train_recovery(setup, sources, config, **where)
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
     worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"

@@ -48,7 +48,7 @@ class Split(Sequence[Example]):
     """Draw examples on demand; item i is the same image whatever was asked for before.
 
     labels: (n,) int64. name: index -> image_id of variant 0. render: (index, variant) -> Rendered; only this draws.
-    Variant 0 is the benchmark's image; others show the same sources placed otherwise (more training data, no source).
+    Variant 0 is the benchmark's image; others show the same sources placed otherwise.
     """
 
     def __init__(
@@ -118,7 +118,6 @@ class Dataset(abc.ABC):
     title: str
     license: str
     files: tuple[str, ...] = ()  # that ship
-    build_command: str = ""  # that makes them
     templates: tuple[str, ...]  # prompts with one `{}`
     reworded: bool = False  # whether the templates aren't its own
     left_out: frozenset[str] = frozenset()  # ids of images that no split has
@@ -142,7 +141,7 @@ class Dataset(abc.ABC):
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have classes; without, a model is only compared with the dense one."""
+        """Whether the images have classes."""
         return bool(self.classes)
 
     def captions_of(self, image_id: str) -> tuple[str, ...]:
@@ -169,7 +168,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def _split(self, name: SplitName) -> Split:
-        """Build the split of that name (already validated)."""
+        """Build the split of that name."""
 
     def split(self, name: SplitName) -> Split:
         """Return the split called train, val or test, or of a dataset that is released, final."""
@@ -228,7 +227,7 @@ class Dataset(abc.ABC):
 
     def _revision(self) -> str:
         """12 hex digits over the shipped files, in order."""
-        return digest(*map(self.path, self.files), length=12)
+        return digest(*(DATA_DIR / file for file in self.files), length=12)
 
     @property
     def condition(self) -> str:
@@ -236,24 +235,11 @@ class Dataset(abc.ABC):
         prompts = f"-{digest(chr(0).join(self.templates).encode(), length=8)}" if self.reworded else ""
         return self.revision + prompts
 
-    @classmethod
-    def path(cls, file: str) -> Path:
-        """Locate a shipped file; if it is missing, name the command that builds it."""
-        path = DATA_DIR / file
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"dataset {cls.name!r} needs {file!r}, which is missing from harness/embedded/data; in a clone of the "
-                f"repository `{cls.build_command}` makes it"
-            )
-        return path
-
 
 class OwnDataset(Dataset):
     """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
 
-    Raises:
-        FileNotFoundError, NotADirectoryError: nothing of the kind is there.
-        ValueError: what is there is damaged, contradicts itself or leaves its folder.
+    It raises an OSError if nothing of the kind is there, and a ValueError if that is damaged or contradicts itself.
     """
 
     prefix: ClassVar[str]

@@ -13,7 +13,6 @@ from harness.datasets.images import (
     ListedDataset,
     find_images,
     folder_images,
-    require_inside,
     tell_unread,
 )
 from zoo.core.files import digest
@@ -25,9 +24,8 @@ CAPTIONS = "classes.txt"  # what class folders mean
 class FolderDataset(OwnDataset, ListedDataset):
     """The images in class folders, or in train, val (valid, validation) and test of class folders.
 
-    Classes are the sorted names of the folders, over all splits. Without split folders every image is in test. Links
-    may not leave the folder. Names of everything are made from the folder's own name, so they are the same on every
-    machine.
+    Classes are the sorted names of the folders, over all splits. Without split folders every image is in test. Names of
+    everything are made from the folder's own name, so they are the same on every machine.
     """
 
     prefix, expected = "folder", "folder of class folders"
@@ -55,7 +53,6 @@ class FolderDataset(OwnDataset, ListedDataset):
                 raise ValueError(f"{lies}; put it into one, or give images:PATH for all images without classes")
             listed[roots[root]].append((image.as_posix(), label_of[image.parts[depth]]))
         self._lists = {split: ImageList.of(folder, own, prefix=self.name) for split, own in listed.items()}
-        require_inside(folder, (path for own in listed.values() for path, _ in own), where)
         if empty := set(range(len(names))) - {label for own in listed.values() for _, label in own}:
             name = names[min(empty)]
             raise ValueError(f"{where}: class folder {name!r} has no images; remove it, or put some there; {KNOWN}")
@@ -113,10 +110,9 @@ class ImageFolder(OwnDataset, ListedDataset):
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:
-        folder, where = self.take_folder(place, "folder", "Images below the folder")
+        folder, _ = self.take_folder(place, "folder", "Images below the folder")
         self._images = folder_images(folder, flag="folder ")
         self.notes = self._images.notes
-        require_inside(folder, self._images.paths, where)
         shares = [int(one, 16) % 100 for one in self._images.digests.tolist()]
         parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
         self._lists = {split: self._images.subset(parts == place) for place, split in enumerate(SPLITS)}

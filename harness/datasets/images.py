@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import blake2b
 from itertools import compress
 from pathlib import Path, PurePosixPath
@@ -170,19 +170,6 @@ def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str
 def is_image(path: Path) -> bool:
     """Tell whether a path is a file with an image's extension and no dot in front."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-
-
-def require_inside(root: Path, paths: Iterable[str | PurePosixPath], what: str) -> None:
-    """Refuse, by a ValueError, images that a symbolic link takes out of the root, which may be a link itself."""
-    real = os.path.realpath(root)
-
-    @cache  # many images share a folder, and to resolve it takes long
-    def outside(path: PurePosixPath) -> bool:
-        return not Path(os.path.realpath(root / path)).is_relative_to(real)
-
-    for path in map(PurePosixPath, paths):
-        if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
-            raise ValueError(f"{what}: image '{path}' is a link or path out of {str(root)!r}; put it there")
 
 
 @dataclass(frozen=True, kw_only=True)

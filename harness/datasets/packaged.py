@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from harness.datasets.base import FINAL, SPLITS, Dataset, Rendered, Split, SplitName
+from harness.datasets.base import DATA_DIR, FINAL, SPLITS, Dataset, Rendered, Split, SplitName
 from harness.datasets.images import open_image
 
 SIZE = 196  # of a canvas
@@ -162,7 +162,6 @@ class EmojiCategory(Dataset):
     classes: tuple[str, ...] = tuple(CATEGORIES.values())
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
-    build_command = "python -m tools.build_data emoji"
     studied = True
     templates: tuple[str, ...] = (
         "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",
@@ -172,9 +171,9 @@ class EmojiCategory(Dataset):
     @functools.cached_property
     def emoji(self) -> tuple[Emoji, ...]:
         """All shipped emoji, in the order of the emoji list."""
-        *packs, final = (io.BytesIO(self.path(file).read_bytes()) for file in self.files[:3])
+        *packs, final = (io.BytesIO((DATA_DIR / file).read_bytes()) for file in self.files[:3])
         emoji = []
-        for row in json.loads(self.path(self.files[3]).read_text())["emoji"]:
+        for row in json.loads((DATA_DIR / self.files[3]).read_text())["emoji"]:
             files = [final, final] if row["split"] == FINAL else packs
             noto, fluent = (file.read(size) for file, size in zip(files, row.pop("bytes"), strict=True))
             emoji.append(Emoji(**row, images=(noto, fluent)))
@@ -306,7 +305,6 @@ class Fashion(Dataset):
     title = "Fashion-MNIST items on cluttered canvases"
     license = "MIT"
     files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
-    build_command = "python -m tools.build_data fashion"
     shots_from = "val"
     studied = has_final = captions_seen = True
     classes = CLOTHES
@@ -318,14 +316,14 @@ class Fashion(Dataset):
     @functools.cached_property
     def sources(self) -> dict[SplitName, tuple[str, list[int]]]:
         """Where the items of a split are in the source: its part, "train" or "t10k", and positions in that."""
-        index = json.loads(self.path(self.files[2]).read_text())["splits"]
+        index = json.loads((DATA_DIR / self.files[2]).read_text())["splits"]
         return {name: (own["part"], own["source_index"]) for name, own in index.items()}
 
     @functools.cached_property
     def items(self) -> dict[SplitName, Pixels]:
         """The raw items of each split, (n, 28, 28) uint8, in the order of its examples."""
         items, final = (
-            np.frombuffer(self.path(file).read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+            np.frombuffer((DATA_DIR / file).read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
             for file in self.files[:2]
         )
         ends = np.cumsum([len(self.sources[name][1]) for name in SPLITS[:-1]])
@@ -355,7 +353,6 @@ class Photos(Dataset):
     title = "Crops of 61 natural photographs, without labels"
     license = "CC0-1.0, CC-BY-4.0, CC-BY-2.0 or public domain, each photograph in NOTICE"
     files = ("photos.pack", "photos-index.json")
-    build_command = "python -m tools.build_data photos"
     templates: tuple[str, ...] = ()
     classes = ()
     has_final = True
@@ -363,13 +360,13 @@ class Photos(Dataset):
     @functools.cached_property
     def photos(self) -> list[dict[str, Any]]:
         """What the index says of each photograph."""
-        photos: list[dict[str, Any]] = json.loads(self.path(self.files[1]).read_bytes())["photos"]
+        photos: list[dict[str, Any]] = json.loads((DATA_DIR / self.files[1]).read_bytes())["photos"]
         return photos
 
     @functools.cached_property
     def _crops(self) -> dict[str, list[tuple[str, bytes]]]:
         """Ids and encoded images of the crops of each split."""
-        file = io.BytesIO(self.path(self.files[0]).read_bytes())
+        file = io.BytesIO((DATA_DIR / self.files[0]).read_bytes())
         crops: dict[str, list[tuple[str, bytes]]] = {}
         for photo in self.photos:
             own = [(f"{self.name}/{photo['name']}/{at}", file.read(box[-1])) for at, box in enumerate(photo["crops"])]

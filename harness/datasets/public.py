@@ -22,7 +22,7 @@ import numpy as np
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
 from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, require_folder, require_unique
-from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, require_inside
+from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset
 from zoo.core.files import digest, from_json, require_file, strict_json
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
@@ -83,12 +83,13 @@ def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: s
             raise ValueError(f"{what}: label {label} is both {names[label]!r} and {name!r}")
         if path in splits:
             raise ValueError(f"{what}: image '{path}' is in {splits[path]} and again in {split}")
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"{what}: image '{path}' leaves {str(root)!r}; put it there")
         splits[path] = split
     if missing := set(range(len(names))) - set(names):
         raise ValueError(f"{what}: labels must be 0 to classes - 1 without gaps; {min(missing)} is missing")
     classes = tuple(names[label] for label in range(len(names)))
     require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
-    require_inside(root, splits, what)
     images = {split: ImageList.of(root, [entry[:2] for entry in own], prefix) for split, own in entries.items()}
     return Listing(classes, images)
 

@@ -1,17 +1,12 @@
-"""Predictors' fits to ranked images; the tokens are computed once and kept in the user's cache."""
+"""Predictors' fits to ranked images."""
 
-import bisect
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
@@ -24,16 +19,12 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import kendall_tau
-from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint, partial_of
+from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.predictor_file import predictor_name
 from zoo.towers.vit import ReducedViT
 
 HELD_OUT = 5  # one image in so many
-_DTYPE = np.dtype("<f2")
-_KEY = ("model", "weights", "dataset", "revision", "split", "block")
-# What else decides the tokens' last bits: who decodes, scales and multiplies.
-_PACKAGES = ("torch", "torchvision", "timm", "pillow")
 
 
 class Gathered(NamedTuple):
@@ -52,27 +43,26 @@ def gather(
     seed: int = 0,
     folders: Sequence[Path] = (),
 ) -> Gathered:
-    """Find the tokens that enter the reduction point of a dense tower for all ranked images.
+    """Compute the tokens that enter the reduction point of a dense tower for all ranked images.
 
     ``shots`` are images per class of each set of rankings, chosen by ``seed``; None for all. ``folders`` are where the
     images are that rankings of folders are of.
 
     Raises:
-        ValueError: rankings of another tower or of other images, a class with too few of them, or
-            a folder that isn't among ``folders``.
+        ValueError: rankings of another tower or of other images, a class with too few of them, a folder that isn't
+            among ``folders``, or tokens beyond float16.
     """
     if shots is not None and shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1, or nothing for all images")
-    weights = fingerprint(tower.vit)
-    tokens, importance, chosen = [], [], []
-    ids: list[str] = []
+    weights, vit = fingerprint(tower.vit), tower.vit
+    tokens, importance, ids = list[Tensor](), list[Tensor](), list[str]()
     for one in every:
         one.require(model=tower.name, weights=weights)
         facts = one.provenance
         dataset, split = _images(facts, folders)
         if dataset is not None:
             one.require(revision=ranked_revision(dataset, facts.score))
-        part, images = entering(facts, split, one.image_ids, tower, progress)
+        images = _ranked(split, set(one.image_ids), facts)
         rows = np.arange(len(images))
         if shots is not None:
             if dataset is None:
@@ -81,14 +71,25 @@ def gather(
                     "leave it out, or rank fewer images"
                 )
             rows = draw_ranked(dataset, images.image_ids, images.labels, shots, seed)
-        chosen.append(rows + len(ids))
-        ids += images.image_ids
-        tokens.append(part)
-        importance.append(one.of(images.image_ids))
-    kept, golden, vit = np.concatenate(chosen), np.concatenate(importance), tower.vit
-    joined, exact = Joined(tokens, kept), torch.from_numpy(golden[kept])
-    data = RankedTokens(tokens=joined, importance=exact, prefix=vit.prefix_count, grid=vit.grid)
-    return Gathered(data, tuple(ids[i] for i in kept))
+        with progress.task(f"tokens of {facts.dataset} {facts.split}", len(images)) as update:
+            tokens.append(entering(vit, images, tower.preprocess, facts.block, update)[rows])
+        ids += images.subset(rows).image_ids
+        importance.append(torch.from_numpy(one.of(images.image_ids)[rows]))
+    data = {"tokens": torch.cat(tokens), "importance": torch.cat(importance)}
+    return Gathered(RankedTokens(**data, prefix=vit.prefix_count, grid=vit.grid), tuple(ids))
+
+
+@torch.inference_mode()
+def entering(vit: ReducedViT, images: Split, preprocess: Any, block: int, update: Callable[[int], object]) -> Tensor:
+    """Return the tokens that enter a block for all images, (n, prefix + N, D) float16."""
+    parts: list[Tensor] = []
+    for _, batch in batches(images, preprocess):
+        tokens, _ = vit.advance(vit.embed(batch), stop=block)
+        parts.append(tokens.x.half())
+        if not parts[-1].isfinite().all():
+            raise ValueError(f"the tokens that enter block {block} are beyond float16's 65504, or NaN")
+        update(sum(map(len, parts)))
+    return torch.cat(parts)
 
 
 def _images(facts: Provenance, folders: Sequence[Path]) -> tuple[Dataset | None, Split]:
@@ -132,37 +133,7 @@ def held_out(every: Sequence[Rankings]) -> list[list[Rankings]]:
     return parts
 
 
-def entering(
-    facts: Provenance, split: Split, image_ids: Sequence[str], tower: Tower, progress: Progress
-) -> tuple[Tensor, Split]:
-    """Return the tokens of some images of a split, (n, prefix + N, D) float16, and these images in the split's order.
-
-    They are read from disk where they are asked for, and kept in the user's cache by tower, weights, dataset, revision,
-    split and block of ``facts``; the order of ``image_ids`` doesn't matter.
-
-    Raises:
-        ValueError: the split lacks an image, or a token is beyond float16.
-        OSError: no room on the disk; nothing is left there.
-    """
-    images, vit = _subset(split, set(image_ids), facts), tower.vit
-    shape = (len(images), vit.prefix_count + vit.grid[0] * vit.grid[1], vit.embed_dim)
-    known = [[getattr(facts, name) for name in _KEY], [metadata.version(name) for name in _PACKAGES]]
-    name = f"{facts.dataset}-{facts.split}-b{facts.block}-{digest([*known, images.image_ids])}"
-    path = cache_file("tokens", f"{name}.npy")
-    tokens = _read(path, shape)
-    if tokens is None:
-        title, done = f"tokens of {facts.dataset} {facts.split}", 0
-        with _growing(path, shape) as file, progress.task(title, len(images)) as update:
-            for examples, batch in batches(images, tower.preprocess):
-                file.write(_advance(vit, batch, facts.block).tobytes())
-                done += len(examples)
-                update(done)
-        tokens = _read(path, shape)
-        assert tokens is not None
-    return tokens, images
-
-
-def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
+def _ranked(split: Split, image_ids: set[str], facts: Provenance) -> Split:
     """Keep the images of these ids, variants among them, in the order of the split."""
     known = set(split.image_ids)
     drawn = (name.rpartition("/") for name in image_ids - known)
@@ -173,57 +144,6 @@ def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
             f"{lost[0]!r}; make rankings with: {facts.command()}"
         )
     return split.subset([i for i, name in enumerate(split.image_ids) if name in image_ids])
-
-
-def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """Map tokens on disk into memory; None if they aren't there, or not whole."""
-    try:
-        # Copy on write: torch wants memory that may be written to, and the file must stay.
-        tokens = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, EOFError, ValueError):
-        return None
-    return torch.from_numpy(tokens) if (tokens.shape, tokens.dtype) == (shape, _DTYPE) else None
-
-
-@contextlib.contextmanager
-def _growing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """Yield a file for the rows of an array; it gets its name if the body ends well."""
-    partial = partial_of(path)
-    header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
-    try:
-        # Written, not mapped: a full disk is an error here, and the end of the process there.
-        with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@torch.inference_mode()
-def _advance(vit: ReducedViT, images: Tensor, block: int) -> NDArray[np.float16]:
-    tokens, _ = vit.advance(vit.embed(images), stop=block)
-    half: NDArray[np.float16] = tokens.x.half().numpy()
-    if not np.isfinite(half).all():
-        raise ValueError(f"the tokens that enter block {block} are beyond float16's 65504, or NaN")
-    return half
-
-
-class Joined:
-    """The images ``kept`` of the tokens of several sets, (n_i, T, D) each, without bringing them into memory."""
-
-    def __init__(self, parts: Sequence[Tensor], kept: NDArray[np.int64]) -> None:
-        """Note where each part starts."""
-        self.parts, self.kept = parts, kept
-        self.starts = np.cumsum([0, *map(len, parts)]).tolist()
-        self.shape = (len(kept), *parts[0].shape[1:])
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Read the images ``rows`` (k,), in this order."""
-        places = [(bisect.bisect_right(self.starts, row) - 1, row) for row in self.kept[rows.numpy()].tolist()]
-        return torch.stack([self.parts[part][row - self.starts[part]] for part, row in places])
 
 
 def fit(

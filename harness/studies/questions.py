@@ -56,7 +56,6 @@ def comma(blocks: Sequence[int]) -> str:
 )
 def scores(on: StudyCase) -> Iterator[StudyLine]:
     """Which score finds the patches that accuracy needs, and can it be predicted?"""
-    on.scores.update(SCORES)
     for score in SCORES:
         golden = on.golden(score=score)
         predictors, truth = on.predictors(golden), on.truth(golden)

@@ -118,7 +118,6 @@ class StudyCase:
     progress: Progress
     made: dict[Any, Any]  # by what decides it; all datasets of a study share it
     stock: dict[tuple[str, str], list[int]] | None  # of a dry run: cached and missing, by kind and what it is of
-    scores: set[str] = field(default_factory=set)  # that images are ranked by in the same passes
 
     @property
     def depth(self) -> int:
@@ -251,23 +250,15 @@ class StudyCase:
     def _rank(self, spec: RankingSpec) -> Rankings | None:
         source = Source.of(get_dataset(spec.dataset), spec.split)
         image_ids = subset(source.images, spec.limit).image_ids
-
-        def search(golden: GoldenConfig) -> Rankings | None:
-            return find(self.tower.name, self.weights, source, golden, image_ids)
-
-        rankings = search(spec.golden)
+        rankings = find(self.tower.name, self.weights, source, spec.golden, image_ids)
         self._count(
             "rankings", f"{spec.dataset} {spec.split}: {spec.golden.describe()}", len(rankings or ()), len(image_ids)
         )
         if len(rankings or ()) < len(image_ids):
             if self.stock is not None:
                 return None
-            others = {score: search(replace(spec.golden, score=score)) for score in sorted(self.scores)}
-            scores = tuple(score for score, found in others.items() if len(found or ()) < len(image_ids))
-            job = RankJob(
-                model=self.tower.name, source=source, config=spec.golden, scores=scores, limit=spec.limit,
-                dtype=AUTO, device=self.config.device,
-            )  # fmt: skip
+            how: dict[str, Any] = {"limit": spec.limit, "dtype": AUTO, "device": self.config.device}
+            job = RankJob(model=self.tower.name, source=source, config=spec.golden, **how)
             rankings = Rankings.read(rank(job, self.progress).path)
         assert rankings is not None
         return rankings.take(image_ids)

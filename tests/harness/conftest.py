@@ -49,7 +49,6 @@ class Toy(Dataset):
     title = "Toy images"
     license = "CC0-1.0"
     files = ()
-    build_command = "true"
     templates = ("a photo of a {}.", "{}")
     skip_unknown = True
 

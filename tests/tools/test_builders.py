@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from packing import tarred, zipped
 from PIL import Image
 from safetensors import safe_open
@@ -15,8 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from harness.datasets import get_dataset
 from harness.datasets.base import DATA_DIR
-from tools import build_data, build_tower, read_package
+from harness.datasets.packaged import CLOTHES, Fashion
+from tools import build_data, build_tower, read_package, train_text
 from tools.build_data import BUILDERS, write_or_check
+from zoo.loading.clip import CompactText, tokenizer
 
 TOWER_SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
 
@@ -92,6 +95,55 @@ def test_another_order_gives_the_same_bytes_and_another_encoder_is_refused(tmp_p
     monkeypatch.setattr(build_data.PIL, "__version__", "0.1")
     with pytest.raises(ValueError, match=r"Pillow 0\.1 "):
         build_data.build_photos(tmp_path)
+
+
+# The text tower
+
+TEXTS = ["a cat", "a photo of a cat", "a dog", "a photo of a dog", "an animal", "a tree"]
+CAPTIONS = [[0, 1, 4], [2, 3, 4], [5]]  # of cats, dogs and trees
+GEOMETRY = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 10}
+
+
+@pytest.fixture(scope="module")
+def emoji() -> train_text.Source:
+    return train_text.emoji_source()
+
+
+def test_every_emoji_image_is_a_training_image(emoji):
+    split = get_dataset("emoji").split("train")
+    assert emoji.size == len(split) * train_text.EMOJI_VARIANTS
+    for index in (7, emoji.size - 1):
+        variant, position = divmod(index, len(split))
+        assert emoji.draw(index).tobytes() == split.variant(variant)[position].image.tobytes()
+
+
+def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
+    """With a source made of shipped items, only what ships as training is left to draw."""
+    fashion = Fashion()
+    parts = [fashion.items[name] for name in ("train", "val", "test")]
+    labels = [fashion.labels(name).astype(np.uint8) for name in ("train", "val", "test")]
+    source = {"train": (np.concatenate(parts), np.concatenate(labels))}
+    monkeypatch.setattr(train_text, "read_fashion", lambda _: source)
+    taken = []
+    monkeypatch.setattr(train_text, "sample_item", lambda items, _, i, rng: (taken.append(items[i].tobytes()),) * 2)
+    source = train_text.fashion_source(tmp_path)
+    for index in range(300):
+        source.draw(index)
+        assert any(name in source.captions(index)[0] for name in CLOTHES)
+    assert len(set(taken)) > 200
+    assert not {item.tobytes() for part in parts[1:] for item in part} & set(taken)
+
+
+def test_images_come_to_their_own_captions():
+    generator = torch.Generator().manual_seed(5)
+    kinds = torch.arange(30) % 3
+    images = 2 * torch.eye(3, 12)[kinds] + 0.2 * torch.randn(30, 12, generator=generator)
+    captions, tokens = [CAPTIONS[int(kind)] for kind in kinds], tokenizer(12)(TEXTS)
+    model = train_text.LitModel(12, CompactText(tokens.unique().tolist(), **GEOMETRY), 10)
+    train_text.train_lit(model, images, captions, tokens, torch.ones(30), steps=40, batch=24, peak=3e-3, warmup=3)
+    with torch.no_grad():
+        nearest = (F.normalize(model.project(images)) @ F.normalize(model.text(tokens)).T).argmax(dim=1)
+    assert all(int(text) in own for text, own in zip(nearest, captions, strict=True))
 
 
 @pytest.mark.network

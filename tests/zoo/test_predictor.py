@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import blocks_fingerprint, cache_folder
-from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
+from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import predictor_file
 from zoo.loading.predictor_file import (
@@ -29,7 +29,7 @@ from zoo.loading.predictor_file import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-FREE = ["linear", "mlp", "transformer"]  # of the place
+FREE = ["linear", "mlp"]  # of the place
 GRID = (2, 3)
 
 
@@ -105,19 +105,6 @@ def test_the_pooled_mixer_averages_channels_and_scores_linearly():
     assert torch.allclose(net(tokens, cls, GRID), inside(averaged, cls, GRID), atol=1e-5)
 
 
-def test_the_transformer_attends_to_class_token_and_patches():
-    """One head of 16 channels, written out."""
-    net = lively(TokenTransformer(12, 16, GRID), 0.3)
-    tokens, cls = torch.randn(6, 12), torch.randn(1, 12)
-    x = net.token(torch.cat((cls, tokens)))
-    query, key, value = net.attn.qkv(net.norm1(x)).split(16, dim=1)
-    weights = torch.stack([(key @ q / 4).softmax(dim=0) for q in query])
-    x = x + net.attn.proj(weights @ value)
-    x = x + net.mlp.fc2(torch.nn.functional.gelu(net.mlp.fc1(net.norm2(x))))
-    slow = net.score(net.norm(x))[1:, 0]
-    assert torch.allclose(net(tokens[None], cls[None], GRID)[0], slow, atol=1e-5)
-
-
 @pytest.mark.parametrize("keep", [0.5, 0.985])  # of which nothing goes at the first point
 def test_each_point_keeps_the_best_of_the_first_ranking(keep: float, tiny: Build, images: Tensor):
     """The slow way: dense blocks by hand, image by image, and the top of what is left."""
@@ -138,12 +125,6 @@ def test_each_point_keeps_the_best_of_the_first_ranking(keep: float, tiny: Build
                 assert torch.equal(reductions[index].after[image], left)
             x = block(x)
         assert torch.allclose(output[image], model.head(model.norm(x)[:, 0])[0], atol=1e-5)
-
-
-def test_linear_is_one_product_per_token():
-    net, tokens = predictor("linear").net, torch.randn(1, 4, 12)
-    slow = [float(token @ net.score.weight[0] + net.score.bias) for token in tokens[0]]
-    assert net(tokens, torch.zeros(1, 1, 12), GRID)[0].tolist() == pytest.approx(slow, abs=1e-5)
 
 
 NAME, TAG = "clip_vit_b16", "openai"

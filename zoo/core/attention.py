@@ -34,11 +34,9 @@ class Attended(NamedTuple):
 
 
 def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int, size: Tensor | None = None) -> Tensor:
-    """Return how much the first query attends to each patch token, mean over heads.
+    """Return how much the first query attends to each patch token, mean over heads, (B, T - prefix) float32.
 
-    From queries and keys (B, H, T, d), prefix tokens first, to (B, T - prefix) float32; with the
-    prefix tokens' share a row sums to 1. The arguments are those of ``PoolingQuery``, or all of a layer's; with the
-    ``size`` (B, T - prefix) of each patch token attention is in proportion to it.
+    Queries and keys are (B, H, T, d), prefix tokens first; with ``size`` (B, T - prefix) attention is in proportion.
     """
     logits = ((query[:, :, :1] * scale) @ key.transpose(-2, -1)).squeeze(2)
     if size is not None:
@@ -54,10 +52,7 @@ def mean_share(logits: Tensor, prefix: int) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Attend by a fused kernel, to (B, H, T, d), with a bias on the logits, broadcastable to (B, H, T, T).
-
-    ``scale`` is the factor on the logits without the bias, None for the usual one.
-    """
+    """Attend by a fused kernel, to (B, H, T, d), with a bias on the scaled logits, broadcastable to (B, H, T, T)."""
     if bias is not None:
         if _prefers_channels(query, key, bias):
             return attend_by_channels(query, key, value, bias, scale, dropout)
@@ -68,8 +63,8 @@ def attend(
 def as_mask(bias: Tensor, query: Tensor) -> Tensor:
     """Return a bias on the logits as fused kernels take it.
 
-    It has the queries' dtype: with another one cuDNN gives wrong numbers. On a GPU its rows begin at multiples of 8
-    numbers, without which the memory-efficient kernel of a compiled model refuses it.
+    With another dtype than the queries' cuDNN gives wrong numbers. On a GPU the memory-efficient kernel of a compiled
+    model needs rows that begin at multiples of 8 numbers.
     """
     bias, count = bias.to(query.dtype), bias.shape[-1]
     if not query.is_cuda or bias.stride(-2) % 8 == 0:
@@ -98,10 +93,7 @@ def attend_by_channels(
 
 
 def _prefers_channels(query: Tensor, key: Tensor, bias: Tensor) -> bool:
-    """Tell whether to attend by channels: on GPUs in low precision, whose flash kernels refuse a mask, if it is faster.
-
-    CPUs' kernels take a mask, and float32 has no flash kernel.
-    """
+    """Tell whether to attend by channels: on GPUs in low precision, whose flash kernels refuse a mask, if faster."""
     low = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     if torch.compiler.is_compiling() or not low or bias.shape != (len(key), 1, 1, key.shape[2]):
         return False
@@ -138,19 +130,12 @@ def split_heads(shape: tuple[int, int], *parts: Tensor) -> tuple[Tensor, Tensor,
 
 
 def is_plain(layer: Any) -> bool:
-    """Tell whether a layer computes what its ``weight`` and ``bias`` say and nothing else.
-
-    Wrappers such as LoRA's, quantized layers and parametrized weights don't: what reads their
-    weights instead of calling them gets other numbers, or none.
-    """
+    """Tell whether a layer computes what its weights say, unlike LoRA's, quantized and parametrized ones."""
     return type(layer) is nn.Linear and "weight" in layer._parameters
 
 
 def torch_projections(layer: Any, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the queries, keys and values of ``nn.MultiheadAttention`` from a query to tokens ``x`` (B, T, D).
-
-    ``query`` is (B, Q, D); the results are (B, H, Q or T, d).
-    """
+    """Return the queries (B, H, Q, d), keys and values (B, H, T, d) of ``nn.MultiheadAttention``, see the next."""
     weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
     if layer.in_proj_weight is not None:
         weights = layer.in_proj_weight.chunk(3)
@@ -160,7 +145,7 @@ def torch_projections(layer: Any, query: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 
 def torch_attention(layer: Any, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    """Attend by ``nn.MultiheadAttention``, with a bias (B, 1, 1, T) on the logits, to (B, Q, D).
+    """Attend by ``nn.MultiheadAttention`` from ``query`` (B, Q, D) to ``x`` (B, T, D), with a bias (B, 1, 1, T).
 
     Its own forward takes no mask that is the same for all heads of an image.
     """

@@ -12,6 +12,7 @@ import shutil
 import socket
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 PARTIAL = ".partial"
-_DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
 _NO_ROOM = {
@@ -34,15 +34,9 @@ _NO_ROOM = {
     errno.EROFS: "the disk is read-only",
 }
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
-PIPE, DEVICE = "a pipe", "a device"
-_KINDS = {
-    stat.S_IFREG: None,
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: PIPE,
-    stat.S_IFCHR: DEVICE,  # such as /dev/stdout
-    stat.S_IFBLK: "a disk",
-    stat.S_IFSOCK: "a socket",
-}
+PIPE, DEVICE = "a pipe", "a device"  # such as /dev/stdout
+_KINDS = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: PIPE, stat.S_IFBLK: "a disk"}
+_KINDS |= {stat.S_IFSOCK: "a socket"}
 
 
 class Wanted(NamedTuple):
@@ -53,7 +47,7 @@ class Wanted(NamedTuple):
 
 
 def wanting(error: E, kind: str, /, **facts: Any) -> E:
-    """Return an error that says what would mend it, as its attribute ``wanted``, for whoever knows how that is made."""
+    """Return an error with what would mend it as its attribute ``wanted``, for whoever knows how that is made."""
     error.__dict__["wanted"] = Wanted(kind, facts)
     return error
 
@@ -126,7 +120,7 @@ def partial_of(path: Path) -> Path:
 def write_whole(path: Path, content: bytes | Path) -> None:
     """Write a file whole or not at all, whenever the machine stops; where a link leads, and with the mode that it had.
 
-    ``content`` may be a file, which is moved. Pipes and devices, such as /dev/stdout, are written to.
+    ``content`` may be a file, which is moved. Pipes and devices are written to.
 
     Raises:
         NoRoomError: there is no room.
@@ -167,10 +161,7 @@ def write_whole(path: Path, content: bytes | Path) -> None:
 
 
 def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write what was learned as safetensors, with ``facts`` as its metadata ``kind``, whole or not at all.
-
-    A hash of facts and tensors goes along, by which ``load_learned`` tells a damaged file.
-    """
+    """Write what was learned as safetensors, with ``facts`` and a hash of all as its metadata ``kind``."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     content = json.dumps(facts | {"hash": _hash(facts, plain)}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +173,7 @@ def read_learned(path: Path, kind: str, what: type[T], *, format: int | None = N
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of that kind, one of another ``format``, where files of this kind have one, or a field
-            that is missing, unknown or of another type.
+        ValueError: a file of another kind or ``format``, or a field is missing, unknown or of another type.
     """
     facts = read_facts(path, kind)
     if format is not None and (have := facts.get("format")) != format:
@@ -196,17 +186,13 @@ def read_learned(path: Path, kind: str, what: type[T], *, format: int | None = N
 
 
 def load_learned(path: Path, kind: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
-    """Load the tensors of a file that ``write_learned`` wrote.
-
-    Of those named in ``gaps`` whole rows, but not all, may be NaN.
+    """Load the tensors of a file that ``write_learned`` wrote; of ``gaps`` whole rows, but not all, may be NaN.
 
     Raises:
-        ValueError: facts or tensors aren't those that were written, or a value isn't finite; one with the same facts
-            is wanted.
+        ValueError: facts or tensors aren't those that were written, or a value isn't finite.
     """
     facts = read_facts(path, kind)
     written = facts.pop("hash", None)
-
     try:
         tensors: dict[str, Tensor] = load_file(path)
         if _hash(facts, tensors) != written:
@@ -232,7 +218,7 @@ def _hash(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_facts(path: Path, kind: str) -> dict[str, Any]:
-    """Read the metadata ``kind``, such as ``predictor`` or ``prompts``, of a safetensors file of ours.
+    """Read the metadata ``kind``, such as ``predictor``, of a safetensors file of ours.
 
     Raises:
         FileNotFoundError: no such file.
@@ -242,28 +228,22 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
         raise FileNotFoundError(f"no {kind} at {str(path)!r}: the file does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            facts = strict_json((file.metadata() or {})[kind])
+            text = (file.metadata() or {}).get(kind)
+        if text is None:
+            raise ValueError(f"it lacks the {kind!r} metadata")
+        facts = strict_json(text)
         if not isinstance(facts, dict):
-            raise ValueError(f"it is a {type(facts).__name__}")
-    except KeyError:
-        raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata") from None
-    except SafetensorError as error:
+            raise ValueError(f"its {kind!r} metadata is a {type(facts).__name__}")
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is no JSON object ({error})") from error
     return facts
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Read JSON of anybody's file: finite numbers, and no name twice.
-
-    Raises:
-        ValueError: it is none, or one of these; or it is nested too deeply.
-    """
+    """Read JSON of anybody's file; raise ValueError for numbers that aren't finite and names that come twice."""
+    parse: dict[str, Any] = {"parse_constant": _constant, "parse_float": _number, "parse_int": _whole}
     try:
-        return json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_whole
-        )
+        return json.loads(text, object_pairs_hook=_object, **parse)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
 
@@ -271,8 +251,7 @@ def strict_json(text: str | bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"field {twice!r} is there twice")
     return values
 
@@ -283,13 +262,13 @@ def _constant(text: str) -> Any:
 
 def _number(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:_SHOWN]} is no finite number")
+        raise ValueError(f"{text[:40]} is no finite number")
     return value
 
 
 def _whole(text: str) -> int:
-    if len(text) > _DIGITS:
-        raise ValueError(f"{text[:_SHOWN]}... has {len(text)} digits")
+    if len(text) > 20:
+        raise ValueError(f"{text[:40]}... has {len(text)} digits")
     return int(text)
 
 
@@ -299,9 +278,8 @@ _hints = functools.cache(get_type_hints)  # records ask for theirs a thousand ti
 def from_json(kind: Any, value: Any, what: str, *, complete: bool = False, **own: Any) -> Any:
     """Return a value of ``json.loads`` as the annotated type ``kind``; messages call it ``what``.
 
-    Types are Any, bool, int, float, str, dict, dict[str, T], Mapping[str, T], tuple[T, ...], tuple[T, T], list[T],
-    a dataclass or named tuple of such, or a union. ``own`` are fields of a dataclass that the value may not name.
-    Fields with a default may be missing unless it must be ``complete``.
+    Types are Any, JSON's, lists, tuples and mappings of such, dataclasses, named tuples and unions. ``own`` are fields
+    of a dataclass that the value may not name. Fields with a default may be missing unless it must be ``complete``.
 
     Raises:
         ValueError: names the field that is unknown, missing or of another type.
@@ -332,11 +310,9 @@ def _from_object(kind: Any, values: dict[str, Any], complete: bool, own: dict[st
     for name in values.keys() - kinds.keys():
         near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
         raise ValueError(f"unknown field {name!r}, did you mean: {near}")
-    if hasattr(kind, "_field_defaults"):
-        optional = set(kind._field_defaults)
-    else:
-        have = (MISSING, MISSING)
-        optional = {one.name for one in fields(kind) if (one.default, one.default_factory) != have}
+    optional = set(getattr(kind, "_field_defaults", ()))
+    if is_dataclass(kind):
+        optional = {one.name for one in fields(kind) if (one.default, one.default_factory) != (MISSING, MISSING)}
     if missing := [name for name in kinds if name not in values and (complete or name not in optional)]:
         raise ValueError(f"missing field {missing[0]!r}")
     made = {name: from_json(kinds[name], value, name, complete=complete) for name, value in values.items()}
@@ -353,19 +329,12 @@ def digest(*parts: Any, length: int = 16) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return 16 hex digits of the sha256 over a tower's weights, without a reducer's.
-
-    The weights count as float32: a model has one fingerprint in every lossless precision.
-    """
+    """Return ``weights_digest`` of a tower, without its reducer: the same in every lossless precision."""
     return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
 
 
 def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
-    """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
-
-    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``; it doesn't count itself. Unlike
-    ``fingerprint`` the result is the same for every image size and head that a tower is built with.
-    """
+    """Return ``weights_digest`` of a state dict's blocks: the same for every image size, head and ``prefix``."""
     return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
 
 

@@ -135,8 +135,7 @@ CLASS_TOKEN, PROBE = "class token", "probe"  # the queries that can pool
 class Host(nn.Module):
     """A tower with one forward loop that a reducer may shorten.
 
-    A family subclasses this and the tower's class, in this order, and says what is abstract here. Its own
-    ``forward`` is ``finish`` of ``advance`` of ``embed``, or puts the tokens into the object that the tower returns.
+    A family subclasses this and the tower's class, in this order, and says what is abstract here.
     """
 
     if TYPE_CHECKING:  # torch types what a tower holds as Tensor | Module
@@ -146,6 +145,7 @@ class Host(nn.Module):
     Block: ClassVar[type[HostBlock]]
     in_place: ClassVar[bool] = False  # whether blocks write into the tokens that they are given
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
+    norm_name: ClassVar[str] = "norm"  # of the norm of what leaves the tower
     projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
     reducer: Reducer | None  # None for the dense tower
     prompts: Any  # module that gives learned prefix tokens, None without
@@ -155,10 +155,7 @@ class Host(nn.Module):
     @property
     def block_modules(self) -> Any:
         """The tower's own blocks, a sequence of modules, which ``blocks_prefix`` names."""
-        blocks: Any = self
-        for name in self.blocks_prefix.split(".")[:-1]:
-            blocks = getattr(blocks, name)
-        return blocks
+        return self.get_submodule(self.blocks_prefix.removesuffix("."))
 
     @property
     @abstractmethod
@@ -193,19 +190,16 @@ class Host(nn.Module):
     def finish(self, tokens: Tokens) -> Tensor:
         """Normalise, pool and project what left the last block; merged tokens count for as many as they stand for."""
 
-    @abstractmethod
     def normalise(self, x: Tensor) -> Tensor:
         """Normalise tokens (B, T, D) as those that leave the tower."""
+        return self.get_submodule(self.norm_name)(x)
 
     @abstractmethod
     def require_reducible(self) -> None:
         """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
-        """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower.
-
-        In the middle of a tower that is a reading of our own: what the pool would attend to if the blocks ended there.
-        """
+        """Return the attention pool's query and the keys of the tokens, as if the blocks ended here."""
         raise NotImplementedError
 
     @property
@@ -220,9 +214,8 @@ class Host(nn.Module):
     def spec(self, device: Any = None, dtype: Any = None) -> HostSpec:
         """Describe the tower to a reducer whose weights go to ``device`` in ``dtype``; see ``require_reducible``."""
         self.require_reducible()
-        return HostSpec(
-            embed_dim=self.embed_dim, depth=self.depth, grid=self.grid, query=self.query, device=device, dtype=dtype
-        )
+        facts: dict[str, Any] = {name: getattr(self, name) for name in ("embed_dim", "depth", "grid", "query")}
+        return HostSpec(**facts, device=device, dtype=dtype)
 
     @classmethod
     def adopt(cls, tower: nn.Module) -> Self:
@@ -246,8 +239,7 @@ class Host(nn.Module):
         ``pooled`` says that the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a
         tower that pools the first token then runs that block for it alone.
 
-        Returns:
-            The tokens that leave the last block, and those that left each block in ``taps``, in order.
+        Return the tokens that leave the last block, and those that left each block in ``taps``, in order.
         """
         tapped = []
         if self.in_place and not pooled:
@@ -342,11 +334,7 @@ def register_host(tower: type[nn.Module]) -> Callable[[H], H]:
 
 
 def host_of(tower: nn.Module) -> type[Host]:
-    """Return the host class of a tower, dense or reduced.
-
-    Raises:
-        ValueError: there is none; a subclass of a known tower may override what its host would.
-    """
+    """Return the host class of a tower; raise ValueError of an unknown one, or of a subclass of a known one."""
     kind = type(tower)
     for library in {base.__module__.partition(".")[0] for base in kind.__mro__} & FAMILIES.keys():
         import_module(FAMILIES[library])
@@ -354,9 +342,8 @@ def host_of(tower: nn.Module) -> type[Host]:
         return HOSTS[kind]
     towers = [base for base in HOSTS if base not in HOSTS.values()]
     names = {base: f"{base.__module__.partition('.')[0]}'s {base.__name__}" for base in towers}
-    for base in kind.__mro__:
-        if base in names:
-            raise ValueError(f"{kind.__name__} overrides parts of {names[base]}: unsupported")
+    if known := [names[base] for base in kind.__mro__ if base in names]:
+        raise ValueError(f"{kind.__name__} overrides parts of {known[0]}: unsupported")
     raise ValueError(f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}")
 
 

@@ -39,18 +39,12 @@ class Merger(Reducer):
         """Merge ``r`` patch tokens away; ``metric`` (B, n, d) is their keys, averaged over heads."""
 
     def counts(self, patches: int) -> dict[int, int]:
-        """Return how many patch tokens leave each merging block.
-
-        Raises:
-            ValueError: the keep rate asks a block to merge more than half of its tokens.
-        """
+        """Return how many patch tokens leave each merging block; raise ValueError if one merges over half of them."""
         counts, arrived = super().counts(patches), patches
         for index, left in counts.items():
             if arrived - left > arrived // 2:
-                raise ValueError(
-                    f"keep={self.config.keep!r} asks block {index} to merge {arrived - left} of "
-                    f"{arrived} patch tokens, at most half can; raise keep or add reduction points"
-                )
+                asked = f"keep={self.config.keep!r} asks block {index} to merge {arrived - left} of {arrived}"
+                raise ValueError(f"{asked} patch tokens, at most half can; raise keep or add reduction points")
             arrived = left
         return counts
 
@@ -112,13 +106,12 @@ def pair_tokens(
     its nearest of those that stay. On ties the lower position goes first.
 
     Args:
-        patches: (B, n, D) tokens; they are compared in float32 by their cosine.
+        patches: (B, n, D) tokens, compared in float32 by their cosine.
         places: (B, n, 2), whose squared distance adds to the cost.
         weight: (B, n) factors on the cost, None for 1.
         r: at least 1.
-        protection: (B, n) factors on the cost of those that go; they set the order of merging, not the partners. None
-            for 1. On the cost of pairs they would send what matters into what doesn't, however unlike.
         links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
+        protection: (B, n) factors that set the order of merging, not the partners; None for 1.
 
     Returns:
         (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.

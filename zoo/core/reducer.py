@@ -25,9 +25,7 @@ def final_count(patches: int, keep: float) -> int:
 def spread(
     patches: int, keep: float, points: tuple[int, ...], schedule: str | tuple[float, ...], depth: int = 0
 ) -> dict[int, int]:
-    """Return the patch tokens left after each reduction point, from N to ``final_count``.
-
-    ``depth`` is the tower's number of blocks, for the schedule ``delayed``.
+    """Return the patch tokens left after each reduction point in a tower of ``depth`` blocks; see ``ReducerConfig``.
 
     Raises:
         ValueError: ``schedule`` has rates for more or fewer points.
@@ -39,10 +37,8 @@ def spread(
         spared = delay(depth) if schedule == "delayed" and points[0] == 0 else None
         rates = _rates(keep, stages, spared) if isinstance(schedule, str) else schedule
         if len(rates) != stages - 1:
-            raise ValueError(
-                f"schedule={schedule!r}: expected {stages - 1} keep rates, one for each reduction point but the last "
-                f"of {', '.join(map(str, points))}"
-            )
+            wanted = f"{stages - 1} keep rates, one for each reduction point but the last of"
+            raise ValueError(f"schedule={schedule!r}: expected {wanted} {', '.join(map(str, points))}")
         counts = [max(last, final_count(patches, rate)) for rate in rates]
     return dict(zip(points, [*counts, last], strict=True))
 
@@ -97,18 +93,16 @@ class ReducerConfig:
     schedule: str | tuple[float, ...] = "geometric"
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
-    # What a predictor ranks patches for, of ``zoo.ranking.golden.ACTIONS``.
-    action: ClassVar[str] = "remove"
+    action: ClassVar[str] = "remove"  # that a predictor ranks patches for, of ``zoo.ranking.golden.ACTIONS``
 
     def __post_init__(self) -> None:
         # JSON lists and single numbers become tuples.
         object.__setattr__(self, "reduce_at", None if self.reduce_at is None else _points(self.reduce_at))
         object.__setattr__(self, "schedule", _schedule(self.schedule))
+        flags = [name for name, kind in get_type_hints(type(self)).items() if kind is bool]
+        if wrong := next((name for name in flags if not isinstance(getattr(self, name), bool)), None):
+            raise ValueError(f"{wrong}={getattr(self, wrong)!r}: expected true or false")
         check_fields(self, **{one.name: one.metadata["allowed"] for one in fields(self) if one.metadata})
-        hints = get_type_hints(type(self))
-        for one in fields(self):
-            if hints[one.name] is bool and not isinstance(getattr(self, one.name), bool):
-                raise ValueError(f"{one.name}={getattr(self, one.name)!r}: expected true or false")
         names = ("keep", *self.instead_of_keep)
         rates = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) is not None]
         if len(rates) != 1:
@@ -157,7 +151,6 @@ class StagedConfig(ReducerConfig):
 
 
 def _schedule(value: Any) -> str | tuple[float, ...]:
-    """Check the name of a schedule, or its keep rates."""
     if not isinstance(value, (list, tuple)):
         if value not in SCHEDULES:
             raise ValueError(f"schedule={value!r}: expected one of {', '.join(SCHEDULES)}")
@@ -169,7 +162,6 @@ def _schedule(value: Any) -> str | tuple[float, ...]:
 
 
 def _points(value: Any) -> tuple[int, ...]:
-    """Turn one block index or several into a tuple."""
     points = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
     if any(type(point) is not int or point < 0 for point in points):
         raise ValueError(f"reduce_at={value!r}: expected block indices, integers from 0")
@@ -181,8 +173,7 @@ def _points(value: Any) -> tuple[int, ...]:
 class Reducer(nn.Module):
     """Shorten a token sequence at fixed points of the forward loop.
 
-    A method subclasses this, names its settings class as ``Config`` and overrides one or both
-    hooks. A reducer holds settings and weights, never anything about the images in flight.
+    A method names its settings class as ``Config`` and overrides hooks. It keeps nothing about the images in flight.
     """
 
     Config: ClassVar[type[ReducerConfig]] = ReducerConfig
@@ -195,10 +186,10 @@ class Reducer(nn.Module):
         super().__init__()
         if config.needs_query and host.query is None:
             able = [name for name in sorted(METHODS) if not METHODS[name].Config(keep=0.5).needs_query]
-            settings = " with these settings" if self.method in able else ""
+            method = f"{self.method!r}{' with these settings' if self.method in able else ''}"
             raise ValueError(
-                f"method {self.method!r}{settings} goes by the attention of the query that pools, and this tower has "
-                f"neither a class token nor an attention pool; expected one of {', '.join(able)}"
+                f"method {method} needs the query that pools, and this tower has neither a class token nor an "
+                f"attention pool; expected one of {', '.join(able)}"
             )
         self.config = config
         self.depth = host.depth
@@ -232,15 +223,8 @@ class Reducer(nn.Module):
         return tokens
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Reduce between the attention and the MLP of block ``index``.
-
-        ``attended.pooling`` gives the query that pools, for sure if the settings say ``needs_query``.
-        """
+        """Reduce between the attention and the MLP of block ``index``."""
         return tokens
-
-    def extra_repr(self) -> str:
-        """Show the settings in the module's printed form."""
-        return ", ".join(f"{k}={v}" for k, v in asdict(self.config).items())
 
 
 METHODS: dict[str, type[Reducer]] = {}
@@ -249,11 +233,7 @@ R = TypeVar("R", bound=type[Reducer])
 
 
 def register_method(name: str) -> Callable[[R], R]:
-    """Make a reducer known under ``name``, the word used in model names.
-
-    Raises:
-        ValueError: the name isn't a plain lower-case word, or another class has it.
-    """
+    """Make a reducer known under ``name``, a plain lower-case word that no other has, or raise ValueError."""
 
     def register(cls: R) -> R:
         if not (name.isascii() and name.isalpha() and name.islower()):
@@ -280,7 +260,7 @@ def configure(method: str, options: dict[str, Any], depth: int) -> ReducerConfig
     """Turn JSON-able options of ``method`` into its settings for a tower of ``depth`` blocks.
 
     Raises:
-        ValueError: unknown method or option (with the nearest known one), or a value out of range.
+        ValueError: unknown method or option, or a value out of range.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
@@ -295,11 +275,7 @@ def configure(method: str, options: dict[str, Any], depth: int) -> ReducerConfig
 
 
 def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reducer:
-    """Build the reducer ``method`` from JSON-able options.
-
-    Raises:
-        ValueError: what ``configure`` refuses, or settings that the tower can't meet.
-    """
+    """Build the reducer ``method``; raise ValueError as ``configure``, or for settings that the tower can't meet."""
     return METHODS[method](configure(method, options, host.depth), host)
 
 
@@ -308,16 +284,10 @@ class Pruner(Reducer):
 
     @abstractmethod
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
-        """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep.
-
-        ``tokens.importance`` has the scores of an earlier reduction point, None at the first.
-        """
+        """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep."""
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
         """Prune to the scheduled count; with all tokens kept nothing is computed."""
-        if index not in self.points:
-            return tokens
-        count = self.count_after(index, tokens)
-        if count >= tokens.patch_count:
+        if index not in self.points or (count := self.count_after(index, tokens)) >= tokens.patch_count:
             return tokens
         return tokens.prune(index, self.importance(index, tokens, block), count)

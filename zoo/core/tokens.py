@@ -17,11 +17,6 @@ class Reduction(NamedTuple):
     importance: Tensor  # (B, n) float, higher = keep, aligned with ``before``
     into: Tensor  # (B, n) int64 place in ``after`` of the token that each went on as, -1 if it was dropped
 
-    def __repr__(self) -> str:
-        images, arrived = self.before.shape
-        counts = f"{arrived} to {self.after.shape[1]} patch tokens, {images} images"
-        return f"Reduction(block {self.block}: {counts})"
-
 
 class Tokens(NamedTuple):
     """A token sequence and where its patch tokens come from."""
@@ -34,11 +29,9 @@ class Tokens(NamedTuple):
     importance: Tensor | None = None  # (B, n) float carried from an earlier reduction point
     history: tuple[Reduction, ...] = ()  # the reductions so far, oldest first
     mass: Tensor | None = None  # (B, n) float number of tokens that each is worth to attention, None for its size
-    # What the tower's blocks add of places, such as rotary embeddings, for each position of the grid: reductions leave
-    # it alone. None in most towers, whose tokens hold their places.
+    # What blocks add for each position of the grid, such as rotary embeddings; None where tokens hold their places.
     positional: Tensor | None = None
-    # (B, n, 2) float row and column of each patch token, where they count and some were merged: the mean of those that
-    # it stands for. None for that of its ``patch_idx``.
+    # (B, n, 2) float mean row and column of what each patch token stands for; None for that of its ``patch_idx``.
     place: Tensor | None = None
 
     @classmethod
@@ -83,10 +76,7 @@ class Tokens(NamedTuple):
         return [self.images(rows) for rows in torch.arange(len(self.x), device=self.x.device).split(count)]
 
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of these tokens as ``x`` (B, prefix + n, D), (B, D): of all that they stand for.
-
-        The sum weighs by mass, so that a token that was stretched when it was merged counts for its parts' sum.
-        """
+        """Return the mean of these tokens as ``x`` (B, prefix + n, D), (B, D): of all that they stand for, by mass."""
         if self.size is None:
             return x.mean(dim=1)
         mass = F.pad(self.size if self.mass is None else self.mass, (self.prefix, 0), value=1.0)
@@ -94,14 +84,11 @@ class Tokens(NamedTuple):
         return ((mass.unsqueeze(1) @ x.float()).squeeze(1) / total).to(x.dtype)
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
-        """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
+        """Keep the ``count`` >= 1 patch tokens of highest importance (B, n), in their present order, see ``top``.
 
-        ``index`` is the block's number, for the history. Of equal importance (B, n) the lower
-        position is kept; with nothing to drop nothing is touched.
+        ``index`` is the block's number, for the history.
         """
-        if count >= self.patch_count:
-            return self
-        return self.select(index, importance, top(importance, count))
+        return self if count >= self.patch_count else self.select(index, importance, top(importance, count))
 
     def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
@@ -138,9 +125,8 @@ class Tokens(NamedTuple):
             into: (B, r) int64, aligned with ``gone``.
             importance: (B, r) of those that go, higher = went later, for the history.
             stay: (B, n - r) int64, all other positions in the order of the new sequence; None for ascending.
-            rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026).
-                Its mass is its parts' by the same factor: its value, which LayerNorm stretches whatever we do, would
-                otherwise count for more than theirs.
+            rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026),
+                and its mass by the inverse, as LayerNorm stretches its value whatever we do.
         """
         exporting = torch.compiler.is_exporting()  # its runtimes are slow or wrong at scattered sums
         put, add_up = (_put_by_mask, _add_by_product) if exporting else (torch.scatter, _add_by_index)
@@ -191,22 +177,14 @@ class Tokens(NamedTuple):
         )
 
     def token_of_patch(self) -> Tensor:
-        """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence, -1 if dropped.
-
-        What went into a fused token is in that one.
-        """
+        """Return which patch token each patch of the grid is in, (B, N) int64 places in the sequence, -1 for none."""
         first = self.history[0].before if self.history else self.patch_idx
         return follow_patches(first, self.history, every_position(self.x, self.grid[0] * self.grid[1]))
 
     def spread(self, missing: str = "nearest") -> Tensor:
         """Return tokens for all patches, (B, prefix + N, D), prefix tokens first: of each patch the one that it is in.
 
-        Args:
-            missing: what stands for a patch whose token was dropped: ``nearest``, the token of the nearest patch in the
-                grid that has one, of equally near patches the first; or ``zeros``.
-
-        Raises:
-            ValueError: another ``missing``.
+        For a patch whose token was dropped stands that of the ``nearest`` patch, the first of equals, or ``zeros``.
         """
         if missing not in ("nearest", "zeros"):
             raise ValueError(f"missing={missing!r}: expected one of nearest, zeros")
@@ -222,10 +200,7 @@ class Tokens(NamedTuple):
 
 
 def follow_patches(first: Tensor, history: tuple[Reduction, ...], every: Tensor) -> Tensor:
-    """Return where in the sequence each patch's token is after a history, (B, N) int64, -1 if it was dropped.
-
-    ``first`` (B, n) are the grid positions of the tokens at its start, ``every`` (B, N) those of the grid.
-    """
+    """Follow the tokens at grid positions ``first`` (B, n) of ``every`` (B, N) one; see ``Tokens.token_of_patch``."""
     token = torch.full_like(every, -1).scatter(1, first, every)
     for reduction in history:
         token = reduction.into.gather(1, token.clamp(min=0)).where(token >= 0, -1)
@@ -249,10 +224,7 @@ def nearest_known(known: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def rows(x: Tensor, idx: Tensor) -> Tensor:
-    """Return the tokens of ``x`` (B, T, D) at ``idx`` (B, k), (B, k, D).
-
-    What ``gather`` with an expanded index gives, but copied row by row, ten times as fast on a CPU.
-    """
+    """Return the tokens of ``x`` (B, T, D) at ``idx`` (B, k), (B, k, D), ten times as fast as ``gather`` on a CPU."""
     batch, count, dim = x.shape
     first = count * torch.arange(batch, device=x.device)
     flat = x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten())
@@ -308,19 +280,12 @@ def every_position(x: Tensor, count: int) -> Tensor:
 
 
 def top(importance: Tensor, count: int) -> Tensor:
-    """Return the positions of the ``count`` highest values per row, ascending, (B, count) int64.
-
-    A stable sort, not ``topk``: on ties the lower position wins on every device.
-    """
+    """Return the positions of the ``count`` highest values, ascending, (B, count) int64; ties go to the lower."""
     return importance.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
 def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Order all N patches of the grid by when they went, then by their importance at that time.
-
-    ``history`` is that of one forward pass, oldest first, at least one. Returns (B, N), higher
-    = kept longer; patches of equal fate tie.
-    """
+    """Order all N patches by when they went, then by their importance at that time, (B, N), higher = kept longer."""
     cells = patches + 1  # the last for fused tokens, at position -1
     scores = history[0].before.new_zeros(len(history[0].before), cells, dtype=torch.float32)
     for stage, reduction in enumerate(history):
@@ -333,11 +298,7 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
 
 
 def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Tell in which token each patch is at the end, (B, N) int64.
-
-    That is the grid position of its own token, or of the one that it was merged into; -1 for a
-    patch that was dropped. A fused token has no position, so what went into it counts as dropped.
-    """
+    """Return the grid position of the token that each patch is in at the end, (B, N) int64, -1 if dropped or fused."""
     token = follow_patches(history[0].before, history, every_position(history[0].before, patches))
     return history[-1].after.gather(1, token.clamp(min=0)).where(token >= 0, -1)
 
@@ -354,11 +315,6 @@ class Trace:
     reductions: tuple[Reduction, ...]  # what went at each reduction point, in order
     scores: Tensor | None  # (B, N) float, higher = kept longer, ties allowed
     ranking: Tensor | None  # (B, N) int64 grid positions, most important first
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{r.after.shape[1]} at block {r.block}" for r in self.reductions)
-        size = f"{len(self.output)} images, {self.grid[0]} x {self.grid[1]} patches"
-        return f"Trace({size}: {counts or 'none reduced'})"
 
     @classmethod
     def of(cls, output: Tensor, each: list[Tokens]) -> "Trace":

@@ -1,7 +1,6 @@
 """Write a model, dense or reduced, as a file that another runtime runs, and hold that runtime to the eager model.
 
-A file maps images (B, 3, H, W) float32 to features (B, D) float32, for any B. Beside it lies a JSON file of the same
-name with ``.json`` behind, which says what it is.
+A file maps images (B, 3, H, W) float32 to features (B, D) float32, for any B. A JSON file beside it says what it is.
 """
 
 import copy
@@ -78,10 +77,7 @@ class FeatureAgreement:
         )
 
     def problem(self, dtype: str, least_cosine: float = LEAST_COSINE, *, reduced: bool = False) -> str:
-        """Say why the file may not be used, nothing if it may: float32 has to agree, the rest to resemble.
-
-        Rounding decides which of two tokens that nearly tie a reduced model keeps, so a few of its images may differ.
-        """
+        """Say why the file may not be used, nothing if it may; near ties may move images of a ``reduced`` model."""
         if dtype == "float32":
             if not (self.median_deviation if reduced else self.deviation) <= DEVIATION:  # NaN, too
                 size = f"{self.deviation:.2g} of their length (median {self.median_deviation:.2g})"
@@ -89,9 +85,9 @@ class FeatureAgreement:
             if self.same_nearest < 1 and not reduced:
                 return f"the nearest image is another one for {100 * (1 - self.same_nearest):.1f} % of the images"
             least_cosine = LEAST_FLOAT32
-        if self.cosine_mean >= least_cosine:
-            return ""
-        return f"the mean cosine with eager float32 is {self.cosine_mean:.5f}, below {least_cosine:g}"
+        if not self.cosine_mean >= least_cosine:
+            return f"the mean cosine with eager float32 is {self.cosine_mean:.5f}, below {least_cosine:g}"
+        return ""
 
 
 class DisagreementError(RuntimeError):

@@ -24,11 +24,9 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
 
     Args:
         model: a tower of timm or open_clip, dense or reduced, or a model that holds one, as for ``zoo.reduce``.
-        dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``, or torch's. The residual
-            stream, the choice of tokens and the last block where only the class token leaves it are float32. In
-            bfloat16 on a CPU weights are kept a second time, in oneDNN's layout. In low precision the batch's size
-            may move features, by up to 7 % seen with rankmerge at keep 0.3 (float32: 3e-6): compare features of one
-            batch size.
+        dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``, or torch's. In low precision
+            the batch's size may move features, by up to 7 % seen with rankmerge at keep 0.3 (float32: 3e-6): compare
+            features of one batch size.
 
     Raises:
         ValueError: an unknown dtype, one that the tower's blocks can't have, or a tower in which nothing can be saved.
@@ -52,7 +50,6 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
 
 
 def _check(host: Host, dtype: str) -> None:
-    """Refuse towers that would gain nothing, or lose exactness."""
     name, blocks = type(host).__name__, host.block_modules
     other = next((f"{type(b).__name__} of {type(b).__module__}" for b in blocks if not is_lean(b)), None)
     known = isinstance(host, (TimmHost, ReducedOpenClip))
@@ -73,18 +70,12 @@ def _check(host: Host, dtype: str) -> None:
 
 def _frozen(host: Host) -> Host:
     """Return a copy in evaluation mode whose weights are float32, without gradients, shared where they were float32."""
-    memo: dict[int, Any] = {}
-    for parameter in host.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().float(), requires_grad=False)
-    for buffer in host.buffers():
-        memo[id(buffer)] = buffer.detach().float() if buffer.is_floating_point() else buffer.detach()
-    frozen = copy.deepcopy(host, memo)
-    return frozen.eval()
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().float(), requires_grad=False) for p in host.parameters()}
+    memo |= {id(b): b.detach().float() if b.is_floating_point() else b.detach() for b in host.buffers()}
+    return copy.deepcopy(host, memo).eval()
 
 
 def _refuse(what: str, instead: str, then: str = ", and optimise that") -> Callable[..., NoReturn]:
-    """Return what refuses to be called."""
-
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise ValueError(f"an optimised model {what}; {instead} the model that it was made of{then}")
 
@@ -92,24 +83,19 @@ def _refuse(what: str, instead: str, then: str = ", and optimise that") -> Calla
 
 
 class OptimizedHost(Host):
-    """A tower of lean blocks, for inference alone; ``optimize`` makes it.
-
-    Its weights by name, ``state_dict``, are the given model's. A call keeps nothing on it.
-    """
+    """A tower of lean blocks, for inference alone, with the given model's ``state_dict``; ``optimize`` makes it."""
 
     in_place = True
     _blocks: list[HostBlock]
 
     def take_apart(self, dtype: torch.dtype) -> None:
         """Prepare the blocks; the last one stays the tower's own where it is run for the class token alone."""
-        own = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
-        lean = [
-            LeanBlock(block.module, dtype, block.index, block.probe) if is_lean(block.module) else block
-            for block in (own[:-1] if self.pools_first else own)
-        ]
-        self._blocks = lean + own[len(lean) :]
+        self._blocks = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
+        for index, block in enumerate(self._blocks[: self.depth - self.pools_first]):
+            if is_lean(block.module):
+                self._blocks[index] = LeanBlock(block.module, dtype, index, block.probe)
         self.__dict__["grad_checkpointing"] = False  # a property in open_clip's
-        if dtype != torch.float32 and lean and isinstance(lean[0], LeanBlock):
+        if dtype != torch.float32 and isinstance(self._blocks[0], LeanBlock):
             self._embed_low(dtype)
 
     def _embed_low(self, dtype: torch.dtype) -> None:
@@ -117,7 +103,8 @@ class OptimizedHost(Host):
         embed: Any = self._modules.get("patch_embed")
         conv = getattr(embed, "proj", None)
         if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.padding == (0, 0) and conv.groups == 1:
-            embed._modules["proj"] = share_weights(conv, PatchProduct).prepare(dtype)
+            product = embed._modules["proj"] = share_weights(conv, PatchProduct)
+            product.low = Product(conv.weight.detach().flatten(1).to(dtype), conv.bias)
 
     # What reaches the tower from now on would not reach its blocks.
     adopt: Any = classmethod(_refuse("can't be changed", "change"))
@@ -149,11 +136,6 @@ class PatchProduct(nn.Conv2d):
     """A convolution of patches side by side as one matrix product in low precision; its weight's name stays."""
 
     low: Product
-
-    def prepare(self, dtype: torch.dtype) -> Self:
-        """Round the weight."""
-        self.low = Product(self.weight.detach().flatten(1).to(dtype), self.bias)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to float32 patches (B, D, rows, columns)."""

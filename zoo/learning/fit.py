@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,16 +109,6 @@ class FitState:
             setattr(self, name, state[name])
 
 
-class TokenRows(Protocol):
-    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads those of ``rows`` (k,) int64 when asked."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """(n, prefix + N, D)."""
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class RankedTokens:
     """What a predictor learns from: n images at the reduction point.
@@ -126,7 +116,7 @@ class RankedTokens:
     ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
     """
 
-    tokens: TokenRows
+    tokens: Tensor
     importance: Tensor
     prefix: int
     grid: tuple[int, int]

@@ -21,8 +21,7 @@ KINDS = tuple((block, attn) for block in (EvaBlock, EvaBlockPostNorm) for attn i
 class EvaHostBlock(TimmBlock):
     """A block of timm's Eva: norms before or behind, attention with rotary embeddings, LayerScale as a vector.
 
-    A token is rotated by its own place, and a merged one by the mean place of those that it stands for. Prefix tokens
-    and learned tokens have no place and aren't rotated.
+    A merged token is rotated by the mean place of those that it stands for; prefix and learned tokens aren't rotated.
     """
 
     @property
@@ -55,8 +54,7 @@ class EvaHostBlock(TimmBlock):
 
 def rotate(x: Tensor, rope: Tensor, prefix: int, *, half: bool) -> Tensor:
     """Rotate the patch tokens' queries or keys ``x`` (B, H, T, d) by ``rotation``'s result, as pairs or by halves."""
-    patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
-    return torch.cat((x[:, :, :prefix], patches), dim=2)
+    return torch.cat((x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)), dim=2)
 
 
 def rotation(tokens: Tokens, index: int) -> Tensor:
@@ -102,7 +100,6 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
 
     @property
     def pooled_prefix(self) -> int:
-        """Number of prefix tokens that are pooled like patch tokens: an attention pool sees all."""
         return 0 if self.attn_pool is None else int(self.num_prefix_tokens)
 
 
@@ -110,8 +107,7 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
 class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # forward takes images alone
     """A timm NaFlexVit, SigLIP 2's among others, dense or with a token reduction method; ``zoo.reduce`` makes it.
 
-    It takes images. Patches with a mask, of which each image has a number of its own, are refused: a method keeps the
-    same number for all images of a batch, and a keep rate of those that count would differ between them.
+    It takes images, no patches with a mask: a method keeps the same number of all images of a batch.
     """
 
     kinds = (*ReducedViT.kinds, *KINDS)
@@ -121,13 +117,10 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the table of positions, which other grids resize."""
-        rows, columns = self.embeds.pos_embed_grid_size
-        return int(rows), int(columns)
+        return self.embeds.pos_embed_grid_size
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the images that have the table's positions."""
         (rows, columns), (height, width) = self.grid, self.embeds.patch_size
         return rows * height, columns * width
 
@@ -149,12 +142,8 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
         return x, None if self.rope is None else self.rope.get_embed(shape=grid)
 
     def forward(self, x: Any, *masks: Any, **more: Any) -> Tensor:
-        """Return the head's output for images (B, C, H, W)."""
         if masks or more or not isinstance(x, Tensor) or x.ndim != 4:
-            raise ValueError(
-                "this tower takes images (B, C, H, W) alone: with masks images have different numbers of patches, of "
-                "which a method can't keep the same"
-            )
+            raise ValueError("this tower takes images (B, C, H, W) alone: of masked patches no method keeps one number")
         return super().forward(x)
 
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
@@ -167,10 +156,7 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
 
 
 class BeitBlock(TimmBlock):
-    """A block of timm's Beit, whose attention adds a bias for each pair of places.
-
-    A token that others were merged into keeps its own place. Learned tokens and fused ones have none: they get no bias.
-    """
+    """A block of timm's Beit, whose attention adds a bias for each pair of places, 0 for learned and fused tokens."""
 
     pairs_places = True
 

@@ -46,10 +46,9 @@ def special_layer(block: Any) -> str | None:
 class LeanBlock(ViTBlock):
     """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
 
-    ``dtype`` is that of the matrix products: float32, bfloat16 or float16; the residual stream stays float32. Rounding
-    of patch tokens averages out in the class token's attention, that of the class token's own row reaches the output
-    undiminished: ``cls`` spares it half of that by projection and MLP in float32, for weights that are read twice,
-    which costs little in large batches alone.
+    ``dtype`` is that of the matrix products; the residual stream stays float32. Rounding of patch tokens averages out
+    in the class token's attention, that of the class token's own row doesn't: ``cls`` spares it half of that by
+    projection and MLP in float32, which costs little in large batches.
     """
 
     def __init__(
@@ -93,7 +92,6 @@ class LeanBlock(ViTBlock):
             x[:, 0] = cls
 
     def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
-        """Normalise, attend and add to the residual stream, in place: ``out`` is what ``add_attention`` returns."""
         x = tokens.x.contiguous()
         cls = self._class_row(x)
         query, key, value, attended = self._attention(x, bias)
@@ -103,10 +101,9 @@ class LeanBlock(ViTBlock):
         return Attended(x, query, key, value, self.scale)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        return out  # ``attend`` added it already
+        return out  # ``attend`` added to the residual stream, in place
 
     def add_mlp(self, x: Tensor) -> Tensor:
-        """Run the MLP on the residual stream and add its result, in place."""
         x = x.contiguous()
         cls = self._class_row(x)
         for part in parts(x, self.weights.dtype):
@@ -117,7 +114,7 @@ class LeanBlock(ViTBlock):
         return x
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        """Run the block for the class token alone, in float32 and not in place."""
+        # In float32, and not in place.
         return ViTBlock(self.module, self.index, self.probe).first(tokens, bias)
 
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
@@ -131,8 +128,7 @@ class LeanBlock(ViTBlock):
     def _attention(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the attention's result to tokens (S, T, D) in place.
 
-        Returns:
-            Queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
+        Return queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
         """
         attn, rows = self.attn, x.view(-1, x.shape[-1])
         normed = self.module.norm1(rows).to(self.weights.dtype)
@@ -140,9 +136,7 @@ class LeanBlock(ViTBlock):
         query, key, value = qkv.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         if not isinstance(attn.q_norm, nn.Identity):
             query, key = attn.q_norm(query.float()).to(query.dtype), attn.k_norm(key.float()).to(key.dtype)
-        keys, values, mask = pad_keys(key, value, bias)
-        out = attend(query, keys, values, mask, self.scale)
-        out = out.transpose(1, 2).flatten(2)
+        out = attend(query, *pad_keys(key, value, bias), self.scale).transpose(1, 2).flatten(2)
         if not isinstance(attn.norm, nn.Identity):
             out = attn.norm(out.float()).to(out.dtype)
         if attn.gate is not None:
@@ -181,10 +175,7 @@ def pad_keys(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 
 
 def parts(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
-    """Cut sequences (S, T, D) into equal parts, which products in ``dtype`` are run for one after another.
-
-    On a CPU into parts of ``ROWS`` tokens at most; on other devices, or of no sequence, there is one.
-    """
+    """Cut sequences (S, T, D) into equal parts for products in ``dtype``: on a CPU of at most ``ROWS`` tokens."""
     count, tokens = x.shape[:2]
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not count:
         yield slice(0, count)
@@ -198,8 +189,7 @@ def parts(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
 class Weights:
     """The weights of a block in one dtype, its biases in float32, LayerScale and other constants folded in.
 
-    ``scale`` is the factor on the logits that is left to apply; ``act`` is the MLP's activation, in place where it can
-    be.
+    ``scale`` is the factor on the logits that is left to apply; ``act`` is the MLP's activation, in place if it can be.
     """
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
@@ -208,17 +198,19 @@ class Weights:
         first, second = (getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2))
         self.scale, rows = attn.scale, None
         if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
-            # The queries' scale goes into their weights, which saves a pass over the logits. In
-            # float32 it would cost a copy of the weights instead.
+            # The queries' scale goes into their weights; in float32 that would cost a copy of them.
             self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
             rows[: attn.attn_dim] = attn.scale
         self.qkv = Product(*_scale_layer(attn.qkv, rows, dtype))
         self.proj = Product(*_scale_layer(attn.proj, first, dtype))
-        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
-        # take the factor, the second's its inverse.
+        # QuickGELU(x) = silu(1.702 x) / 1.702: the first layer's weights take the factor, the second's its inverse.
         quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
         rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
-        self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
+        self.act: Any = mlp.act
+        if quick:
+            self.act = partial(F.silu, inplace=True)
+        elif type(mlp.act).__name__ == "GELU" and getattr(mlp.act, "approximate", "none") == "none":
+            self.act = torch.ops.aten.gelu_
         self.hidden = Product(*_scale_layer(mlp.fc1, rows, dtype))
         weight, bias = _scale_layer(mlp.fc2, second, torch.float32)
         self.out = Product((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
@@ -233,17 +225,10 @@ def _scale_layer(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[T
     return weight.detach().to(dtype), None if bias is None else bias.detach()
 
 
-def _in_place(act: Any) -> Any:
-    """Return an activation that may use its argument's memory for the result."""
-    exact = type(act).__name__ == "GELU" and getattr(act, "approximate", "none") == "none"
-    return torch.ops.aten.gelu_ if exact else act
-
-
 class Product:
     """A linear layer of one dtype with a float32 bias.
 
-    ``F.linear`` in bfloat16 on a CPU adds the bias in a pass of its own, and brings the weight into oneDNN's layout at
-    every call. Here that is done once, at the first call, for as much memory as the weight takes.
+    In bfloat16 on a CPU the first call brings the weight into oneDNN's layout, which ``F.linear`` does at every call.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -271,7 +256,6 @@ class Product:
 
 @cache
 def _packs() -> bool:
-    """Tell whether oneDNN's product in bfloat16, with bias and weights in its layout, is there."""
     ops = torch.ops.mkldnn
     here: bool = all(hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
     return here and bool(ops._is_mkldnn_bf16_supported())

@@ -31,9 +31,9 @@ class OpenClipBlock(HostBlock):
         return getattr(self.module, f"ls_{number}")(out)
 
     def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
-        """Normalise and attend; without a bias by torch's layer, whose way through a kernel depends on the mode."""
         if bias is not None:
             return super().attend(tokens, bias)
+        # Torch's layer, whose way through a kernel depends on the mode.
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
         return Attended(self.module.attention(normed), query, key, value, self.scale)
@@ -44,25 +44,20 @@ class OpenClipBlock(HostBlock):
 
 @register_host(VisionTransformer)
 class ReducedOpenClip(Host, VisionTransformer):
-    """open_clip's VisionTransformer, dense or with a token reduction method; ``zoo.reduce`` makes it.
-
-    Its class token is what CLS attention means even where the patch tokens are averaged or an attention pool sees all.
-    """
+    """open_clip's VisionTransformer, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     Block = OpenClipBlock
     blocks_prefix, projection = "transformer.resblocks.", "proj"
     prefix_count = 1  # the class token
-    query = CLASS_TOKEN
+    query = CLASS_TOKEN  # even where the patch tokens are averaged or an attention pool sees all
 
     @property
     def grid(self) -> tuple[int, int]:
-        rows, columns = self.grid_size
-        return int(rows), int(columns)
+        return self.grid_size
 
     @property
     def input_size(self) -> tuple[int, int]:
-        height, width = self.image_size
-        return int(height), int(width)
+        return self.image_size
 
     @property
     def pools_first(self) -> bool:
@@ -88,7 +83,7 @@ class ReducedOpenClip(Host, VisionTransformer):
         return projected.squeeze(1) if projected.ndim == 3 else projected  # CoCa's second pool has one query
 
     def _project(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return what open_clip does: the pooled tokens, projected, and those that it hands out beside them."""
+        """Return the pooled tokens, projected, and those that open_clip hands out beside them."""
         pooled, seen = self._pool(tokens.x) if tokens.size is None else self._pool_by_size(tokens)
         return pooled if self.proj is None else pooled @ self.proj, seen
 
@@ -113,7 +108,6 @@ class ReducedOpenClip(Host, VisionTransformer):
         return None if self.attn_pool is None else self.attn_pool_contrastive
 
     def forward(self, x: Tensor) -> Any:
-        """Return the projected features, with ``output_tokens`` also the tokens that open_clip hands out."""
         tokens, _ = self.advance(self.embed(x))
         projected, seen = self._project(tokens)
         return (projected, seen) if self.output_tokens else projected
@@ -130,23 +124,13 @@ class ReducedOpenClip(Host, VisionTransformer):
         missing: str = "nearest",
     ) -> dict[str, Any]:
         """Return open_clip's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
-        tokens, maps, prefixes = self.feature_maps(
-            self.embed(x),
-            indices,
-            stop_early=stop_early,
-            norm=normalize_intermediates,
-            output_fmt=output_fmt,
-            missing=missing,
-        )
+        how: dict[str, Any] = {"stop_early": stop_early, "norm": normalize_intermediates, "output_fmt": output_fmt}
+        tokens, maps, prefixes = self.feature_maps(self.embed(x), indices, **how, missing=missing)
         output: dict[str, Any] = {"image_intermediates": maps}
-        if output_extra_tokens:
-            output["image_intermediates_prefix"] = prefixes
-        if not intermediates_only:
-            output["image_features"] = self._project(tokens)[0]
-        return output
+        output |= {"image_intermediates_prefix": prefixes} if output_extra_tokens else {}
+        return output | ({} if intermediates_only else {"image_features": self._project(tokens)[0]})
 
     def require_reducible(self) -> None:
-        """Raise ValueError unless this tower has open_clip's plain blocks, and one feature per image."""
         if isinstance(self.patch_dropout, PatchDropout):
             raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
         if self.pool_type == "none" and self._second_pool is None:
@@ -154,10 +138,11 @@ class ReducedOpenClip(Host, VisionTransformer):
         block = self.block_modules[0]
         kinds = (type(block), type(getattr(block, "attn", None)))
         if kinds != (ResidualAttentionBlock, nn.MultiheadAttention) or not block.attn.batch_first:
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; expected open_clip's "
-                "ResidualAttentionBlock with a MultiheadAttention of batch_first=True"
+            have, wanted = (
+                f"{kinds[0].__name__} with {kinds[1].__name__}",
+                "ResidualAttentionBlock with MultiheadAttention",
             )
+            raise ValueError(f"this tower's blocks are {have}; expected open_clip's {wanted} of batch_first=True")
 
 
 def _attend(pool: AttentionalPooler, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,11 +6,11 @@ last n of ``last_hidden_state``; with ``unmerge`` it and all hidden states have 
 """
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 from transformers import (
     CLIPVisionModel,
@@ -45,7 +45,7 @@ class ReducedOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class ReducedProjectionOutput(CLIPVisionModelOutput):
-    """Output of CLIP with its projection, with ``kept``."""
+    """The output of CLIP's tower with its projection, with ``kept``."""
 
     kept: Tensor | None = None
 
@@ -92,7 +92,6 @@ class DinoBlock(EncoderBlock):
         return float(rate) if attn.training else 0.0
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, in DINOv3 the first two rotated by each token's place."""
         query, key, value = super().queries_keys_values(normed, tokens)
         if tokens.positional is not None:
             rope = rotation(tokens, self.index)
@@ -121,11 +120,12 @@ class TransformersHost(Host):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        return _pair(self.config.image_size)
+        height, width = to_2tuple(self.config.image_size)
+        return height, width
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image of this size."""
-        rows, columns = _pair(self.config.patch_size)
+        rows, columns = to_2tuple(self.config.patch_size)
         return int(height) // rows, int(width) // columns  # sizes are tensors while torch traces
 
     @property
@@ -152,9 +152,8 @@ class TransformersHost(Host):
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
         """Put what left the last block into transformers' object."""
-        return ReducedOutput(
-            last_hidden_state=last, pooler_output=pooled, hidden_states=hidden_states, kept=tokens.patch_idx
-        )
+        made: dict[str, Any] = {"last_hidden_state": last, "hidden_states": hidden_states, "kept": tokens.patch_idx}
+        return ReducedOutput(pooler_output=pooled, **made)
 
     @can_return_tuple
     def forward(
@@ -166,16 +165,9 @@ class TransformersHost(Host):
         missing: str = "nearest",
         **inputs: Any,
     ) -> Any:
-        """Return transformers' output, with ``kept``.
+        """Return transformers' output, with ``kept``; ``inputs`` are the arguments of ``embed`` beside images.
 
-        Args:
-            pixel_values: images.
-            output_hidden_states: as in transformers.
-            output_attentions: refused.
-            unmerge: give ``last_hidden_state`` and ``hidden_states`` the tokens of all patches, prefix tokens first;
-                None for what ``zoo.reduce`` was told.
-            missing: see ``Tokens.spread``.
-            inputs: the arguments of ``embed`` beside images.
+        With ``unmerge``, None for what ``zoo.reduce`` was told, all patches have tokens, see ``Tokens.spread``.
 
         Raises:
             ValueError: ``output_attentions``, or an unknown ``missing``.
@@ -196,19 +188,14 @@ class TransformersHost(Host):
     def require_reducible(self) -> None:
         implementation = self.config._attn_implementation
         if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"attn_implementation={implementation!r}: expected one of {', '.join(IMPLEMENTATIONS)}; "
-                "call model.set_attn_implementation('sdpa') first"
-            )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    height, width = value if isinstance(value, Iterable) else (value, value)
-    return int(height), int(width)
+            allowed = f"expected one of {', '.join(IMPLEMENTATIONS)}; call model.set_attn_implementation('sdpa') first"
+            raise ValueError(f"attn_implementation={implementation!r}: {allowed}")
 
 
 class ClipHost(TransformersHost):
     """CLIP's tower, which may be a submodule of what has its projection."""
+
+    norm_name = "post_layernorm"
 
     @property
     def vision(self) -> Any:
@@ -220,11 +207,7 @@ class ClipHost(TransformersHost):
         return Tokens.start(self.vision.pre_layrnorm(x), 1, self.cells(*images.shape[-2:]))
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return the tokens as they are, and the class token normalised."""
         return tokens.x, self.normalise(tokens.x[:, 0, :])
-
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.vision.post_layernorm(x)
 
 
 @register_host(CLIPVisionModel)
@@ -236,7 +219,8 @@ class ReducedClipVision(ClipHost, CLIPVisionModel):
 class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     """transformers' CLIPVisionModelWithProjection, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
-    blocks_prefix, projection = "vision_model.encoder.layers.", "visual_projection"
+    blocks_prefix, norm_name = "vision_model.encoder.layers.", "vision_model.post_layernorm"
+    projection = "visual_projection"
 
     @property
     def vision(self) -> Any:
@@ -246,41 +230,28 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
         return self.visual_projection(super().finish(tokens))
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
-        return ReducedProjectionOutput(
-            image_embeds=self.visual_projection(pooled),
-            last_hidden_state=last,
-            hidden_states=hidden_states,
-            kept=tokens.patch_idx,
-        )
+        made: dict[str, Any] = {"last_hidden_state": last, "hidden_states": hidden_states, "kept": tokens.patch_idx}
+        return ReducedProjectionOutput(image_embeds=self.visual_projection(pooled), **made)
 
 
 class SiglipHost(TransformersHost):
     """What SigLIP and SigLIP 2 share: an attention pool, no class token."""
 
-    prefix_count = 0
-    pools_first = False
+    prefix_count, pools_first, norm_name = 0, False, "post_layernorm"
 
     @property
     def query(self) -> str | None:
         return PROBE if self.use_head else None
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens normalised, and what the pool makes of them, which counts merged ones by size."""
-        x = self.normalise(tokens.x)
-        if not self.use_head:
-            return x, None
-        if tokens.size is None:
-            return x, self.head(x)
-        head = self.head
+        x, head = self.normalise(tokens.x), self.head if self.use_head else None
+        if head is None or tokens.size is None:
+            return x, None if head is None else head(x)
         pooled = torch_attention(head.attention, head.probe.expand(x.shape[0], -1, -1), x, tokens.size_bias())
         return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.post_layernorm(x)
-
     def probe(self, tokens: Tokens) -> PoolingQuery:
-        layer = self.head.attention
-        x = self.normalise(tokens.x)
+        layer, x = self.head.attention, self.normalise(tokens.x)
         query, key, _ = torch_projections(layer, self.head.probe.expand(x.shape[0], -1, -1), x)
         return PoolingQuery(query, key, layer.head_dim**-0.5, 0)
 
@@ -303,7 +274,7 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the images that have the learned positions, of which those of others are interpolated."""
+        """Height and width of the images that have the learned positions."""
         side = int(self.config.num_patches**0.5) * int(self.config.patch_size)
         return side, side
 
@@ -316,23 +287,20 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
             ValueError: images of several grids, or patches missing in one.
         """
         if spatial_shapes is None:
-            grid = self.cells(*images.shape[-2:])
+            rows, columns = self.cells(*images.shape[-2:])
             size = self.config.patch_size
-            tiles = images.unflatten(3, (grid[1], size)).unflatten(2, (grid[0], size))
+            tiles = images.unflatten(3, (columns, size)).unflatten(2, (rows, size))
             patches = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-            shapes = torch.tensor(grid, device=images.device).expand(images.shape[0], -1)
-        else:
-            if (spatial_shapes != spatial_shapes[:1]).any():
-                raise ValueError(
-                    f"spatial_shapes={spatial_shapes.tolist()}: expected one grid in a batch; "
-                    "give the model images of equal shape at a time"
-                )
-            grid = (int(spatial_shapes[0, 0]), int(spatial_shapes[0, 1]))
-            count = grid[0] * grid[1]
-            if pixel_attention_mask is not None and not pixel_attention_mask[:, :count].all():
-                raise ValueError(f"pixel_attention_mask leaves out some of the {grid[0]} x {grid[1]} patches")
-            patches, shapes = images[:, :count], spatial_shapes
-        return Tokens.start(self.embeddings(patches, shapes), 0, grid)
+            shapes = torch.tensor((rows, columns), device=images.device).expand(images.shape[0], -1)
+            return Tokens.start(self.embeddings(patches, shapes), 0, (rows, columns))
+        if (spatial_shapes != spatial_shapes[:1]).any():
+            grids = spatial_shapes.tolist()
+            raise ValueError(f"spatial_shapes={grids}: expected one grid in a batch; give images of equal shape")
+        rows, columns = spatial_shapes[0].tolist()
+        count = rows * columns
+        if pixel_attention_mask is not None and not pixel_attention_mask[:, :count].all():
+            raise ValueError(f"pixel_attention_mask leaves out some of the {rows} x {columns} patches")
+        return Tokens.start(self.embeddings(images[:, :count], spatial_shapes), 0, (rows, columns))
 
 
 class DinoHost(TransformersHost):
@@ -350,16 +318,11 @@ class DinoHost(TransformersHost):
         return Tokens.start(x, self.prefix_count, self.cells(*images.shape[-2:]), positional)
 
     def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens of images, and ``Tokens.positional``."""
         return self.embeddings(images, bool_masked_pos=masked), None
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return the tokens normalised, and the class token among them."""
         x = self.normalise(tokens.x)
         return x, x[:, 0, :]
-
-    def normalise(self, x: Tensor) -> Tensor:
-        return getattr(self, self.norm_name)(x)
 
 
 @register_host(Dinov2Model)
@@ -396,7 +359,6 @@ class ReducedDinov3(DinoHost, DINOv3ViTModel):
     blocks_prefix, norm_name = "model.layer.", "norm"
 
     def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""
         images = images.to(self.embeddings.patch_embeddings.weight.dtype)
         cosine, sine = self.rope_embeddings(images)
         return self.embeddings(images, bool_masked_pos=masked), torch.cat((sine, cosine), dim=-1)

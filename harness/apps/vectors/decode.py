@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -22,31 +22,27 @@ from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
 from harness.datasets.images import decode_image
-from harness.records.times import cores
 from zoo.core.files import digest, is_out_of_memory
 
 AHEAD = 3  # chunks per process that wait for the model at most
 LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory
-MOST = 16  # processes beside a GPU
 CRASHES = 2  # of a process that has one picture alone: the picture is bad
 DEATHS = 6  # of processes that something else ends: no more are tried for a picture, or at their start
 PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
-_WITHOUT = "try fewer --decoders, or --decoders 0, which decodes in the process of the model"
+_TOO_OFTEN = (
+    f"{DEATHS} times in a row: too little memory? try fewer --decoders, or --decoders 0, which decodes in the model's "
+    "process"
+)
 Transform = Callable[[Any], Any]  # from a PIL image to one of the tower's size, or to pixels (C, H, W)
 
 
 class Item(NamedTuple):
-    """What came of a picture or a text.
+    """What came of a picture or a text."""
 
-    name: its path, or the text itself. pixels: of a picture that can be read, (H, W, C) uint8 or preprocessed
-    (C, H, W) float32. digest: of the bytes that were read, "" where there are none. wrong: why it can't be embedded,
-    "" if it can be.
-    """
-
-    name: str
-    pixels: NDArray[Any] | None = None
-    digest: str = ""
-    wrong: str = ""
+    name: str  # its path, or the text itself
+    pixels: NDArray[Any] | None = None  # of a picture that can be read, (H, W, C) uint8 or (C, H, W) float32
+    digest: str = ""  # of the bytes that were read
+    wrong: str = ""  # why it can't be embedded
 
 
 class DecodedChunk(NamedTuple):
@@ -54,6 +50,12 @@ class DecodedChunk(NamedTuple):
 
     items: list[Item]
     seconds: float
+
+
+def join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
+    """Make one chunk of several."""
+    items, seconds = zip(*chunks, strict=True)
+    return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
 
 
 def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
@@ -96,15 +98,9 @@ def stack(items: Sequence[Item], out: NDArray[Any] | None = None) -> NDArray[Any
     return np.stack([np.zeros_like(like) if item.pixels is None else item.pixels for item in items], out=out)
 
 
-def processes_beside(device: str) -> int:
-    """Return how many processes decode: a quarter of the cores beside a model on the CPU, else all, up to `MOST`."""
-    return max(1, min(MOST, cores() // 4 if device.startswith("cpu") else cores()))
-
-
-NO_MEMORY = 0  # exit code of a process that finds none for a picture, or for what it receives or sends
-# Exit codes of processes that something else ended, as the system for lack of memory; 255 is multiprocessing's, where
-# the server that started a process is dead, and Windows has one of these signals.
-FROM_OUTSIDE = {None, NO_MEMORY, 255} | {-own for own in signal.Signals if own.name in ("SIGKILL", "SIGTERM", "SIGHUP")}
+# Exit codes of processes that something else ended, as the system for lack of memory: 0 where a process finds none, 255
+# is multiprocessing's, where the server that started a process is dead, and Windows has one of these signals.
+FROM_OUTSIDE = {None, 0, 255} | {-own for own in signal.Signals if own.name in ("SIGKILL", "SIGTERM", "SIGHUP")}
 
 
 class DeadDecoderError(Exception):
@@ -117,10 +113,12 @@ class DeadDecoderError(Exception):
 
 
 class _Decoder:
-    """A process that prepares pictures, forked from one that has nothing but the libraries, where that can be."""
+    """A process that prepares pictures, forked from one that has nothing but the libraries, where that can be.
+
+    All that is asked of a dead one raises DeadDecoderError.
+    """
 
     def __init__(self, transform: Transform) -> None:
-        """Start it and wait until it is ready; raise DeadDecoderError if it can't be."""
         methods = multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         context.set_forkserver_preload(PRELOADED)
@@ -135,7 +133,6 @@ class _Decoder:
         self._receive()
 
     def prepare(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
-        """Prepare pictures; raise DeadDecoderError if that ends it."""
         with contextlib.suppress(OSError):  # it is dead; to receive says so
             self._pipe.send(chunk)
         result: DecodedChunk = self._receive()
@@ -150,11 +147,9 @@ class _Decoder:
 
     @property
     def alive(self) -> bool:
-        """Whether nothing has ended it since."""
         return bool(self._process.is_alive())
 
     def close(self) -> None:
-        """End it."""
         self._pipe.close()
         self._process.join()
 
@@ -184,20 +179,10 @@ class Decoders:
 
     def __exit__(self, *_: object) -> None:
         if self._threads is not None:
-            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads.shutdown(cancel_futures=True)
             self._threads = None
         while self._idle:
             self._idle.pop().close()
-
-    def start(self) -> None:
-        """Start the first process, unless one runs already.
-
-        Raises:
-            ValueError: processes die at their start.
-        """
-        if self.count and self._threads is None:
-            self._idle.append(self._start_one())
-            self._threads = ThreadPoolExecutor(self.count)
 
     def _start_one(self) -> _Decoder:
         for _ in range(DEATHS):
@@ -205,10 +190,7 @@ class Decoders:
                 return _Decoder(self._transform)
             except DeadDecoderError as error:
                 dead = error
-        raise ValueError(
-            f"a process that decodes pictures ends at its start, {dead}, {DEATHS} times in a row: too little memory? "
-            f"{_WITHOUT}"
-        )
+        raise ValueError(f"a process that decodes pictures ends at its start, {dead}, {_TOO_OFTEN}")
 
     def prepare(self, chunks: Iterable[Sequence[PictureFile]]) -> Iterator[DecodedChunk]:
         """Yield what comes of each chunk, in order; the chunks are asked for as far ahead as they are worked on.
@@ -217,14 +199,13 @@ class Decoders:
         and again, can't be read.
 
         Raises:
-            ValueError: something else ends the processes, as for lack of memory.
+            ValueError: something else ends the processes, as for lack of memory, or they die at their start.
         """
         if self.count == 0:
             for chunk in chunks:
                 yield prepare(chunk, self._transform)
             return
-        self.start()
-        assert self._threads is not None
+        self._threads = self._threads or ThreadPoolExecutor(self.count)
         rest, pending = iter(chunks), deque[Future[DecodedChunk]]()
         while True:
             for chunk in islice(rest, AHEAD * self.count - len(pending)):
@@ -237,8 +218,7 @@ class Decoders:
         try:
             return self._attempt(chunk)
         except DeadDecoderError:
-            alone = [self._prepare_alone(picture) for picture in chunk]
-            return DecodedChunk([item for one in alone for item in one.items], sum(one.seconds for one in alone))
+            return join(map(self._prepare_alone, chunk))
 
     def _attempt(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
         """Give a chunk to a process that has nothing to do, or to a new one."""
@@ -263,6 +243,5 @@ class Decoders:
                 why = f"image {picture.path!r} crashes its decoder: the process ends {dead}"
                 return DecodedChunk([Item(picture.path, digest=picture.digest(), wrong=why)], 0.0)
         raise ValueError(
-            f"image {picture.path!r}: the processes that decode it end {dead}, {DEATHS} times in a row: too little "
-            f"memory? Finished shards are kept; {_WITHOUT}"
+            f"image {picture.path!r}: the processes that decode it end {dead}, {_TOO_OFTEN}; finished shards are kept"
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
-from harness.apps.vectors.decode import DecodedChunk, Decoders, Item, processes_beside
+from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
@@ -30,16 +30,18 @@ from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
 from harness.records.record import DTYPES
+from harness.records.times import cores
 from zoo.core.files import fingerprint, weights_digest, write_whole
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields
 from zoo.loading.clip import CompactText
 
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
-FLOAT32, INT8, BINARY = "float32", "int8", "binary"
-PRECISIONS = {FLOAT32: np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
+MOST = 16  # processes that decode, unless more are asked for
+INT8, BINARY = "int8", "binary"
+PRECISIONS = {"float32": np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -169,9 +171,7 @@ VECTORS = ShardKind(
 def read_vectors(folder: Path, say: Callable[[str], object] = warnings.warn) -> Iterator[Vectors]:
     """Yield the shards of a folder, one in memory at a time; ``say`` in the end how much is missing, if any.
 
-    Raises:
-        FileNotFoundError: no folder, or nothing in it.
-        ValueError: a shard is broken, somebody else's, or made in another way or size than the first.
+    Raises as `ShardKind.shards`.
     """
     covered = 0
     try:
@@ -208,12 +208,8 @@ def _write_errors(folder: Path, kind: str) -> int:
 class Encoder:
     """A tower with its reduction on a device, in its precision; the text tower, if any, stays in float32.
 
-    Attributes:
-        width: D, of the embeddings.
-        weights: fingerprint of the image tower. reducer: digest of the method's own weights, if any.
-        preprocessing: of pictures, in words.
-        transform: what of it is done picture by picture; ``forward`` does the rest.
-        optimised: whether the tower runs as ``zoo.optimize`` makes it; it refuses those where it can't.
+    ``transform`` is what is done picture by picture; ``forward`` does the rest. Other attributes are as of
+    `VectorsProvenance`.
     """
 
     def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu") -> None:
@@ -255,8 +251,7 @@ class Encoder:
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pictures on the device, preprocessed or as ``transform`` makes them, to features (n, D) float32 there.
 
-        Raises:
-            ValueError: too little memory.
+        Raise ValueError for too little memory.
         """
         if pixels.dtype == torch.uint8:
             assert self._scale is not None
@@ -276,12 +271,9 @@ class Encoder:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
-        """Embed texts in the joint space; a text is cut to what the tower reads.
+        """Embed texts in the joint space, cut to what the tower reads; raise ValueError if there is none.
 
         Return unit vectors (n, D), None if none can be embedded, and why some rows mean nothing, by position.
-
-        Raises:
-            ValueError: there is no text tower.
         """
         clip = self.require_text()
         rows, wrong = dict[int, Tensor](), dict[int, str]()
@@ -320,10 +312,7 @@ class EmbedJob(ShardJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.embedding_dtype not in PRECISIONS:
-            raise ValueError(
-                f"--embedding-dtype {self.embedding_dtype!r}: {expected(self.embedding_dtype, PRECISIONS)}"
-            )
+        check_fields(self, embedding_dtype=PRECISIONS)
 
     @property
     def kind(self) -> str:
@@ -332,10 +321,11 @@ class EmbedJob(ShardJob):
 
     @property
     def processes(self) -> int:
-        """How many processes decode for each model."""
+        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
         if self.decoders is not None:
             return self.decoders
-        return max(1, processes_beside(self.device) // (self.workers or 1))
+        share = cores() // 4 if self.device.startswith("cpu") else min(MOST, cores())
+        return max(1, share // (self.workers or 1))
 
 
 class Embedded(NamedTuple):
@@ -353,12 +343,12 @@ class Embedded(NamedTuple):
 def embed(job: EmbedJob, progress: Progress) -> Embedded:
     """Embed and write shards; go on where an earlier call with the same job stopped.
 
-    Whenever and however a process ends, at most the shards in work are lost, and those that are
-    made in their place are equal to the last byte, on the same machine with as many threads.
+    However a process ends, at most the shards in work are lost, and those that are made in their place are equal to the
+    last byte, on the same machine with as many threads.
 
     Raises:
-        ValueError: a setting that doesn't fit, a folder with other embeddings, no picture that can
-            be read, pictures that change meanwhile, or a failure of a worker.
+        ValueError: a setting that doesn't fit, a folder with other embeddings, no picture that can be read, pictures
+            that change meanwhile, or a failure of a worker.
         FileNotFoundError: no weights.
         OSError: a shard can't be written, for instance for lack of room.
     """
@@ -449,11 +439,7 @@ class Embedder:
         self.ring = LaneRing(encoder.forward, encoder.unit, route, batch=job.batch, width=encoder.width)
 
     def take_revision(self, progress: Progress) -> None:
-        """Go on with shards of pictures that had other times, if their bytes are the same.
-
-        Raises:
-            ValueError: they aren't; says which.
-        """
+        """Go on with shards of pictures that had other times and the same bytes; ValueError says which have others."""
         wanted, source = self.provenance, self.job.source
         there = next((shard.provenance for shard in self.store.present.values()), wanted)
         same = dataclasses.replace(wanted, revision=there.revision, count=there.count) == there
@@ -472,10 +458,6 @@ class Embedder:
         """Embed what some shards cover and write each when it is whole.
 
         Yield of each batch the ``count`` in it, and its seconds as ``LaneRing.run`` names them.
-
-        Raises:
-            ValueError: too little memory for the batch, or an overflow.
-            OSError: a shard can't be written.
         """
         batches = (self._texts if self.job.kind == TEXTS else self._pictures)(indices)
         for index in indices:
@@ -505,17 +487,12 @@ class Embedder:
 
     def _pictures(self, indices: Sequence[int]) -> Iterator[EmbeddedBatch]:
         """Yield the batches of shards; pictures are decoded ahead of the model, across shards."""
-        self.decoders.start()
         sizes = [len(group) for index in indices for group in self._groups(index)]
         chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
         files = self._files(indices)
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
 
-        def join(count: int) -> DecodedChunk:
-            items, seconds = zip(*islice(prepared, count), strict=True)
-            return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
-
-        yield from self.ring.run(join(len(batch)) for batch in chunks)
+        yield from self.ring.run(join(islice(prepared, len(batch))) for batch in chunks)
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards, of consecutive ones at once: a start may read much of a Parquet file."""

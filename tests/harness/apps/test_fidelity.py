@@ -43,7 +43,7 @@ def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
 class Series(Dataset):
     """Photographs with three crops each, in all splits."""
 
-    name, title, license, source, files, build_command = "series", "", "", "", (), "true"
+    name, title, license, source, files = "series", "", "", "", ()
     templates, classes = (), ()
 
     def group_of(self, image_id: str) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 import zoo
 from harness.apps import recovery
 from harness.apps.recovery import Sources, train_recovery
+from harness.apps.setup import Setup
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
@@ -27,6 +28,7 @@ from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
 
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
+REDUCED = Setup.of(NAME)
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
 PLAN = Plan(**WHERE, methods=("evit", "random"), batches=())
 RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
@@ -39,8 +41,8 @@ def _toy(benchmark: None, toy: Dataset, predictor_file: Path, monkeypatch: pytes
     monkeypatch.setattr(recovery, "get_dataset", lambda name: toy)
 
 
-def trained(what: str = "norm", model: str = NAME, **options: Any) -> RecoveryFile:
-    return train_recovery(model, TOY, replace(RECIPE, what=what), progress=QUIET, **options)
+def trained(what: str = "norm", setup: Setup = REDUCED, **options: Any) -> RecoveryFile:
+    return train_recovery(setup, TOY, replace(RECIPE, what=what), progress=QUIET, **options)
 
 
 def all_of(**changes: Any) -> list[Record]:
@@ -56,7 +58,7 @@ def test_the_file_says_what_it_is_of(toy: Dataset, tmp_path: Path):
     assert expected.items() <= facts.items()
     assert not list((cache_folder() / "fits").iterdir())  # the checkpoint has done its work
     assert trained().path.parent == cache_folder() / "recoveries"
-    assert digest(trained(model=ARCH, method="evit", keep=0.5).path) == digest(file.path)
+    assert digest(trained(setup=Setup.of(ARCH, method="evit", keep=0.5)).path) == digest(file.path)
 
 
 def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
@@ -104,7 +106,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
 
 def test_refusals(tmp_path: Path):
     with pytest.raises(ValueError, match="expected a reduced model"):
-        trained(model=ARCH)
+        trained(setup=Setup.of(ARCH))
     path = trained().path
     with pytest.raises(ValueError, match=r"is of clip_vit_b16\.openai, which is not measured"):
         all_of(models=("clip_vit_l14",), recoveries=(path,))

@@ -15,15 +15,16 @@ from by_hand import replace
 from killing import kill_when
 from rich.table import Table
 
+import zoo
 from harness.base.lines import claim_file
 from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, main, parse
-from harness.datasets.base import Dataset
-from harness.models.towers import Tower
+from harness.datasets import list_datasets, shipped_facts
 from harness.records.record import read_records
 from harness.report import folder
 from zoo.core.files import NoRoomError
+from zoo.loading.sizes import SIZES
 
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
@@ -65,27 +66,6 @@ def test_an_output_that_can_not_be(name: str, match: str, tmp_path, capsys):
     assert main([*RANDOM.split(), "--output", str(tmp_path / name)]) == 2
     assert match in capsys.readouterr().err
     assert (tmp_path / "records.jsonl").read_text() == "{}\n"
-
-
-@pytest.mark.usefixtures("benchmark", "predictor_file")
-def test_the_whole_benchmark_in_miniature(tower: Tower, toy: Dataset, monkeypatch, tmp_path, capsys):
-    """Seven methods, two numbers of shots, ranked first."""
-    monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
-    for name in ("harness.golden.rank.load_tower", "harness.golden.fit.load_tower"):
-        monkeypatch.setattr(name, lambda name: tower)
-    assert main(["rank", "--model", "clip_vit_b16", "--dataset", "toy", "--stride", "2", "--limit", "12"]) == 0
-    assert "12 of 21 images" in capsys.readouterr().out
-    command = "compare --model clip_vit_b16 --dataset toy --limit 12 --shots 0 2 --batches 2"
-    command += " --tokens probe --seeds 1 --match keep --no-gallery"
-    command += " --methods clsattn evit golden patchrank random rankmerge tome"
-    assert main([*command.split(), "--rounds", "6", "--output", str(tmp_path)]) == 0
-    records = read_records(tmp_path / "records.jsonl")
-    assert len(records) == 2 * (1 + 2 * 7)
-    golden = [record for record in records if record.method == "golden"]
-    assert len(golden) == 4
-    assert all(record.mean("tau") > 0.99 for record in golden)  # ties of a window may be cut apart
-    assert all(record.mean("tau") is not None for record in records if record.method != "dense")
-    assert {r.method_config.get("predictor") is None for r in records} == {True, False}
 
 
 def document(capsys) -> Any:
@@ -137,24 +117,20 @@ def test_a_closed_pipe_is_quiet():
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
 
 
-@pytest.mark.parametrize("left", ["nothing", "folders", "a file"])
-@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
-def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException, tmp_path, monkeypatch):
-    """Whatever the function of the command made before it failed."""
+@pytest.mark.parametrize("left", [[], ["records.jsonl"]])
+def test_a_stopped_command_leaves_no_empty_folder(left: list[str], tmp_path: Path, monkeypatch):
     place = tmp_path / "new" / "out"
 
-    def fail(runs: Any, output: Path, *_: Any, **_flags: Any) -> None:
-        if left != "nothing":
-            (output / "empty" / "deeper").mkdir(parents=True)
-        if left == "a file":
-            (output / "records.jsonl").touch()
-        raise error
+    def stop(runs: Any, output: Path, *_: Any, **_flags: Any) -> None:
+        (output / "empty" / "deeper").mkdir(parents=True)
+        for name in left:
+            (output / name).touch()
+        raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.report.folder.read_runs", Mock())
-    monkeypatch.setattr("harness.report.folder.write_report", fail)
-    assert main(["report", "run", "--output", str(place)]) == (2 if isinstance(error, ValueError) else 130)
-    expected = [place.parent, place, place / "records.jsonl"] if left == "a file" else []
-    assert sorted(tmp_path.rglob("*")) == expected
+    monkeypatch.setattr("harness.report.folder.write_report", stop)
+    assert main(["report", "run", "--output", str(place)]) == 130
+    assert sorted(tmp_path.rglob("*")) == ([place.parent, place, place / "records.jsonl"] if left else [])
 
 
 @pytest.mark.parametrize("name", ["baselines", "zoo"])
@@ -250,3 +226,17 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypat
     assert main([*RANDOM.replace("random", "evit").split(), "--output", str(tmp_path / "run")]) == 2
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
     assert "the disk is full; " in capsys.readouterr().err
+
+
+def test_the_list_has_all_there_is(predictor_file: Path, capsys):
+    assert main(["list", "--json"]) == 0
+    found = document(capsys)
+    assert {one["size"]: one["tags"] for one in found["towers"]} == {size: [*SIZES[size].tags] for size in SIZES}
+    predictors = {one["size"]: one["predictors"] for one in found["towers"]}
+    assert (predictors["b16"], predictors["l14"]) == ({"openai": [3]}, {})
+    assert [one["method"] for one in found["methods"]] == sorted(zoo.METHODS)
+    assert [one["name"] for one in found["datasets"]] == list(list_datasets())
+    sizes = {one["name"]: (one["classes"], one["train"], one["val"], one["test"]) for one in found["datasets"]}
+    fashion = shipped_facts("fashion")
+    assert sizes["dtd"] == (47, 2820, 1128, 1692)
+    assert sizes["fashion"] == (10, *(len(fashion.split(split)) for split in ("train", "val", "test")))

@@ -94,13 +94,10 @@ def test_lists_of_names_that_are_none(content: bytes, match: str, tmp_path):
         lines_of(tmp_path / "classes.txt")
 
 
-def test_other_prompts_and_less_images_are_another_condition_and_a_missing_file_is_told(monkeypatch, tmp_path):
+def test_other_prompts_and_less_images_are_another_condition():
     fashion = get_dataset("fashion")
     assert fashion.condition == fashion.with_templates(fashion.templates).condition == fashion.revision
     assert fashion.with_templates(["a {}"]).condition.startswith(f"{fashion.revision}-")
     less = fashion.without(fashion.split("test").image_ids[:2])
     assert less.split("test").image_ids == fashion.split("test").image_ids[2:]
     assert less.revision != fashion.revision == fashion.without(()).revision
-    monkeypatch.setattr("harness.datasets.base.DATA_DIR", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"'emoji-noto.pack'.*python -m tools\.build_data emoji"):
-        get_dataset("emoji").path("emoji-noto.pack")

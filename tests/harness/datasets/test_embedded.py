@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, SPLITS
+from harness.datasets.base import DATA_DIR, FINAL, SPLITS
 from harness.datasets.images import measure_detail
 from harness.datasets.packaged import CAPTION, CAPTIONED, SMALLEST, STYLES, Fashion, Photos, compose_item, seeded
 from zoo.loading.clip import EmbeddedTokenizer, tokenizer, unseen_words
@@ -99,7 +99,7 @@ def frames() -> Photos:
 
 
 def test_frames_are_whole_photographs_in_the_splits_of_their_crops(photos: Photos, frames: Photos):
-    file = io.BytesIO(frames.path("frames.pack").read_bytes())
+    file = io.BytesIO((DATA_DIR / "frames.pack").read_bytes())
     splits = {row["group"]: row["split"] for row in photos.photos}
     for row in frames.photos:
         assert splits.setdefault(row["group"], row["split"]) == row["split"]
@@ -120,7 +120,7 @@ def test_notice_names_every_photograph(frames: Photos):
 
 
 def test_the_pack_holds_what_the_index_says(photos: Photos):
-    file = io.BytesIO(photos.path("photos.pack").read_bytes())
+    file = io.BytesIO((DATA_DIR / "photos.pack").read_bytes())
     for row in photos.photos:
         for left, top, right, bottom, size in row["crops"]:
             assert 0 <= left < right <= row["size"][0]

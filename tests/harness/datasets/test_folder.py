@@ -91,16 +91,6 @@ def test_names_and_revisions_stay_when_a_folder_moves_and_tell_other_content(sho
     assert len(set(revisions)) == 4
 
 
-@pytest.mark.parametrize("link", ["dog/out.png", "bird"])
-def test_links_that_leave_the_folder(link: str, shop: Make, tmp_path: Path):
-    folder = shop(PLAIN)
-    write_images(tmp_path / "secret", ["x.png"])
-    (folder / link).symlink_to(tmp_path / "secret" / ("x.png" if "." in link else ""))
-    for kind in (FolderDataset, ImageFolder):
-        with pytest.raises(ValueError, match=f"image '{link}.*' is a link or path out of"):
-            kind(folder)
-
-
 FOUR = [f"{name}/1.png" for name in NAMES]
 
 
@@ -243,7 +233,7 @@ def test_missing_and_empty_images_are_told_or_left_out(make: Make):
     (lists("test", 0, ["a.jpg", 3, "bag"]), r"'bag \(label 1\)' and 'bag \(label 3\)'"),
     (lists("test", 0, ["a.jpg", 4, "dog"]), "3 is missing"),
     (lists("test", 0, ["./bag//train_0.png", 1, "bag"]), "'bag/train_0.png' is in train and again in test"),
-    *((lists("train", 3, [path, 1, "bag"]), "x.png' is a link or path out of") for path in ("/etc/x.png", "../x.png")),
+    *((lists("train", 3, [path, 1, "bag"]), "x.png' leaves '") for path in ("/etc/x.png", "../x.png")),
 ])  # fmt: skip
 def test_refusals_of_the_split_file(content: Any, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "split_zhou_Shop.json"

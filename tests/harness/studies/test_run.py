@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from by_hand import replace
-from rich.console import Console
-from safetensors.torch import load_file, save_file
 
+import harness.measure.bench
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
@@ -21,12 +19,10 @@ from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
-from harness.studies import workshop
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.tables import StudyTable
 from harness.studies.workshop import StudyConfig, answer, find, take_stock
-from zoo.core.files import read_facts
-from zoo.loading.weights import cache_folder
+from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 
 IMAGES = 300
@@ -210,30 +206,6 @@ def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(to
     assert search() is None
 
 
-def without_hash(path: Path) -> None:
-    facts = read_facts(path, "predictor")
-    del facts["hash"]
-    save_file(load_file(path), path, {"predictor": json.dumps(facts)})
-
-
-@pytest.mark.usefixtures("staged")
-def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
-    def fidelity(console: Console) -> list[float | None]:
-        tables = answer(list_studies()["losses"], replace(few, seeds=1), [], Progress(console))
-        return [record.mean("cosine_distance") for _, records in tables for record in records]
-
-    whole = fidelity(Console(quiet=True))
-    damaged, none, *others = sorted((cache_folder() / "studies").glob("*.safetensors"))
-    without_hash(damaged)
-    none.write_bytes(b"nothing")
-    before, told = {other: other.stat().st_mtime_ns for other in others}, Console(file=io.StringIO(), width=1000)
-    assert fidelity(told) == whole
-    said = [line for line in told.file.getvalue().splitlines() if "fitted anew" in line]
-    assert len(said) == 2
-    assert all(any(why in line for line in said) for why in ("is damaged", "holds no predictor"))
-    assert {other: other.stat().st_mtime_ns for other in others} == before
-
-
 @pytest.mark.usefixtures("staged", "quick_costs")
 def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_path: Path):
     kept = tmp_path / "other"
@@ -297,10 +269,9 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
     assert {name: own.clear for name, own in table.families().items() if own.clear} == {"distance_to_first": {1}}
 
 
-@pytest.mark.parametrize("change", [{"images_sha256": "cd" * 32}, {"dtype": "bfloat16"}])
-def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, object]):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        make_table([make_record(3)], [make_record(3, **change)])
+def test_lines_of_other_conditions_are_refused():
+    with pytest.raises(ValueError, match="dtype"):
+        make_table([make_record(3)], [make_record(3, dtype="bfloat16")])
     tuned = [make_record(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
     assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
 
@@ -309,20 +280,41 @@ def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, objec
 
 
 @pytest.mark.usefixtures("staged")
-def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path, monkeypatch):
-    loads: list[str] = []
-    load = workshop.load_tower
-    monkeypatch.setattr(workshop, "load_tower", lambda name: loads.append(name) or load(name))
+def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path):
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
     assert main([*command, "--dry-run"]) == 0
     assert not list(tmp_path.iterdir())
-    loads.clear()
     assert main(command) == 0
-    assert len(loads) == 1
-    records, text = (tmp_path / "transfer.jsonl").read_bytes(), (tmp_path / "transfer.csv").read_text()
+    written = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    text = written[tmp_path / "transfer.csv"].decode()
     assert [line["fitted on"] for line in csv.DictReader(io.StringIO(text))] == ["plain", "(golden)"]
     found = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in found] == ["dense", "patchrank", "patchrank", "golden"]
     assert main(command) == 0  # nothing new to write
-    assert (tmp_path / "transfer.jsonl").read_bytes() == records
-    assert (tmp_path / "transfer.csv").read_text() == text
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
+@pytest.fixture
+def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the toy dataset a final split, which refuses whoever has no release."""
+    monkeypatch.setattr(type(toy), "has_final", True)
+    monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
+    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
+
+
+@pytest.mark.usefixtures("final_split")
+def test_it_measures_every_method_at_equal_cost_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for place in (harness, harness.measure.bench):
+        monkeypatch.setattr(place, "git_commit", lambda: "1-dirty")
+    command = ["study", "final", "--model", "clip_vit_b16", "--dataset", "emoji", "--keeps", "0.6", "--output"]
+    assert main([*command, str(tmp_path)]) == 0
+    records = read_records(tmp_path / "records.jsonl")
+    assert {(record.split, record.git_commit) for record in records} == {(FINAL, "1-dirty")}
+    text = (tmp_path / "table.md").read_text("utf-8")
+    assert text.count("commit 1, uncommitted changes") == 1
+    assert text.count("| rankmerge |") == 2  # in the dataset's table, and in that of all
+    methods = ["dense", "clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
+    assert sorted(record.method for record in records) == sorted(methods)
+    assert main([*command, str(tmp_path)]) == 0
+    assert read_records(tmp_path / "records.jsonl") == records

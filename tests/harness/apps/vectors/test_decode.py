@@ -124,11 +124,11 @@ def test_a_picture_that_ends_its_process_is_bad_and_one_whose_process_is_killed_
 
 
 AT_THE_START = (
-    "ends at its start, with exit code 3, 2 times in a row: too little memory? try fewer --decoders, or --deco"
+    "ends at its start, with exit code 3, 6 times in a row: too little memory? try fewer --decoders, or --deco"
 )
 
 
-def test_processes_that_die_at_their_start_are_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "DEATHS", 2)
-    with pytest.raises(ValueError, match=re.escape(AT_THE_START)):
-        Decoders(1, Code("__import__('os')._exit(3)")).start()
+def test_processes_that_die_at_their_start_are_told():
+    code = Code("__import__('os')._exit(3)")
+    with Decoders(1, code) as decoders, pytest.raises(ValueError, match=re.escape(AT_THE_START)):
+        next(decoders.prepare([[PictureFile("a.png")]]))

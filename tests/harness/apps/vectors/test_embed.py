@@ -235,7 +235,7 @@ def test_texts_are_in_the_space_of_the_shipped_tower(tmp_path: Path):
     ("embed", "nothing to embed: give a folder of pictures"),
     ("embed gone", "'gone': there is no such file or folder"),
     ("embed gone --texts other", "--texts 'other' with 'gone'"),
-    ("embed . --embedding-dtype int4", "--embedding-dtype 'int4': did you mean 'int8'?"),
+    ("embed . --embedding-dtype int4", "embedding_dtype='int4': did you mean 'int8'?"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, draw: Any):
     monkeypatch.chdir(tmp_path)
