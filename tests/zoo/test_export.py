@@ -101,7 +101,7 @@ PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
     [
         (EXPORTED_PROGRAM, "clsattn", {"source": "previous"}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
-        (EXPORTED_PROGRAM, "patchrank", {"arch": "mlp", "reduce_at": [0, 1]}),
+        (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
         (EXPORTED_PROGRAM, "rankmerge", PREDICTOR),
         pytest.param(AOTI, "rankmerge", PREDICTOR, marks=[pytest.mark.slow, COMPILER]),
     ],
@@ -241,7 +241,7 @@ def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_pat
 METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
 CASES = [
     *((name, {"source": "previous"} if name == "clsattn" else {}) for name in METHODS),
-    ("patchrank", {"arch": "mlp", "reduce_at": [0, 1]}),
+    ("patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
     ("patchrank", {"arch": "mixer"}),
 ]
 
