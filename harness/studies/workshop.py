@@ -17,8 +17,8 @@ from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
 from harness.measure.bench import PROBE_SPLITS, Bench
-from harness.measure.cost import costs, gflops
-from harness.measure.plan import KeepSolver, Plan
+from harness.measure.cost import gflops
+from harness.measure.plan import KeepSolver, Plan, costs
 from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid, tuning_of
 from harness.models.towers import Tower, load_tower, no_text
