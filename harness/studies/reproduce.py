@@ -148,7 +148,7 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
     """Return the rows of a table, some of which stand for several, in a tower of ``depth`` blocks."""
     every = {
         "datasets": [{"dataset": dataset} for dataset in config.datasets],
-        "networks": [{"network": arch} for arch in ARCHITECTURES if arch != "mlp"],
+        "networks": [{"network": arch} for arch in ARCHITECTURES if arch not in ("mlp", "transformer")],
         "others": [
             {"method": method, "percent": percent(keep)}
             for method, keep in product(WITHOUT_PREDICTOR, config.keeps or ())

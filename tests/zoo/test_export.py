@@ -101,7 +101,7 @@ RANKED = {"rank": "cls", "rank_at": 1}
     [
         (EXPORTED_PROGRAM, "clsattn", {}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
-        (EXPORTED_PROGRAM, "patchrank", {"arch": "mlp", "reduce_at": [0, 1]}),
+        (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
         (EXPORTED_PROGRAM, "rankmerge", RANKED),
         pytest.param(AOTI, "rankmerge", RANKED, marks=[pytest.mark.slow, COMPILER]),
     ],
@@ -241,7 +241,7 @@ def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_pat
 METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
 CASES = [
     *((name, {}) for name in METHODS),
-    ("patchrank", {"arch": "mlp", "reduce_at": [0, 1]}),
+    ("patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
     ("patchrank", {"arch": "mixer"}),
 ]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import blocks_fingerprint, cache_folder
-from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor
+from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import learned_files
 from zoo.loading.adopt import load_predictor
@@ -29,7 +29,7 @@ from zoo.loading.learned_files import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-FREE = ["linear", "mlp"]  # of the place
+FREE = ["linear", "mlp", "transformer"]  # of the place
 GRID = (2, 3)
 
 
@@ -103,6 +103,19 @@ def test_the_pooled_mixer_averages_channels_and_scores_linearly():
     tokens, cls = torch.randn(2, 6, 12), torch.zeros(2, 1, 12)
     averaged = torch.stack([tokens[..., i : i + 3].mean(dim=-1) for i in (0, 3, 6, 9)], dim=-1)
     assert torch.allclose(net(tokens, cls, GRID), inside(averaged, cls, GRID), atol=1e-5)
+
+
+def test_the_transformer_attends_to_class_token_and_patches():
+    """One head of 16 channels, written out."""
+    net = lively(TokenTransformer(12, 16, GRID), 0.3)
+    tokens, cls = torch.randn(6, 12), torch.randn(1, 12)
+    x = net.token(torch.cat((cls, tokens)))
+    query, key, value = net.attn.qkv(net.norm1(x)).split(16, dim=1)
+    weights = torch.stack([(key @ q / 4).softmax(dim=0) for q in query])
+    x = x + net.attn.proj(weights @ value)
+    x = x + net.mlp.fc2(torch.nn.functional.gelu(net.mlp.fc1(net.norm2(x))))
+    slow = net.score(net.norm(x))[1:, 0]
+    assert torch.allclose(net(tokens[None], cls[None], GRID)[0], slow, atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.985])  # of which nothing goes at the first point
