@@ -130,9 +130,7 @@ class Lab:
         self.dense = [Candidate(None, dtype, 1.0) for dtype in self.served]
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.reductions = self._find_reductions()
-        self.predictors = sorted(
-            {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}
-        )
+        self.predictors = self._find_predictors()
         self.dataset = get_dataset(dataset)
         self.search, self.held_out = self._split_pictures()
         ids = [one.split.image_ids for one in (self.search, self.held_out)]
@@ -156,21 +154,18 @@ class Lab:
         fast = next(iter(self.served))
         names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
         depth = self.eager.vit.depth
-        every = [
-            Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
-            for name in names
-            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth))
-        ]
         able = []
-        for one in every:
-            try:
-                self.find_setup(one).reduce(self.tower)
-                able.append(one)
-            except (ValueError, FileNotFoundError) as error:
-                if self.config.methods:
-                    raise
-                self.left_out[str(one.method)] = why = describe_error(error)
-                self.say(f"{one.method} is left out: {why}")
+        for name in names:
+            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth)):
+                one = Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
+                try:
+                    self.find_setup(one).reduce(self.tower)
+                    able.append(one)
+                except (ValueError, FileNotFoundError) as error:
+                    if self.config.methods:
+                        raise
+                    self.left_out[name] = why = describe_error(error)
+                    self.say(f"{name} is left out: {why}")
         return able
 
     def _split_pictures(self) -> list[Pictures]:
@@ -193,14 +188,15 @@ class Lab:
         options = {"keep": one.keep, **dict(one.rule)}
         return Setup(model=self.model, method=one.method, options=options, dtype=one.dtype)
 
-    def find_predictors(self, setup: Setup) -> list[Path]:
-        """Return the file of a setup's predictor; none of a method without."""
-        if setup.method is None:
-            return []
-        depth = self.eager.vit.depth
-        block = configure(setup.method, setup.options, depth).predictor_block(depth)
-        arch, tag = self.tower.arch, self.tower.tag
-        return [] if block is None else [find_predictor(arch, tag, block).path]
+    def _find_predictors(self) -> list[Path]:
+        """Return the files of all predictors that reductions use."""
+        depth, arch, tag = self.eager.vit.depth, self.tower.arch, self.tower.tag
+        found = set[Path]()
+        for one in self.reductions:
+            config = configure(str(one.method), self.find_setup(one).options, depth)
+            if (block := config.predictor_block(depth)) is not None:
+                found.add(find_predictor(arch, tag, block).path)
+        return sorted(found)
 
     def serve(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights.
@@ -350,12 +346,11 @@ def choose(
 ) -> Selection:
     """Search the fastest setup of a tower that meets bounds on a dataset's pictures, on this machine.
 
-    A reduction that isn't clearly faster than the dense tower in the same precision and runtime is never chosen. A
-    search that was stopped goes on where it was, and one with other bounds takes what was measured on the same
+    A search that was stopped goes on where it was, and one with other bounds takes what was measured on the same
     pictures; ``fresh`` measures everything anew.
 
     Raises:
-        ValueError: a reduced model, pictures or classes that a bound needs and that aren't there, or an unknown name.
+        ValueError: a reduced model, too few pictures, or an unknown name.
         FileNotFoundError: weights or a file are missing.
     """
     begun = time.monotonic()
