@@ -25,7 +25,7 @@ from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.timing import BusyError
-from harness.models.towers import TIMM, load_clip, named, split_name, text_classifier
+from harness.models.towers import TIMM, load_tower, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import (
     DENSE,
@@ -199,7 +199,8 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
         if name.removeprefix(TIMM).partition(".")[0] in MODELS:  # whose names say it without weights
             arch, tag = split_name(name)
         else:
-            _, arch, tag = load_clip(name)
+            tower = load_tower(name)
+            arch, tag = tower.arch, tower.tag
         names[tower_name(arch, tag)] = name
     return names
 
@@ -321,7 +322,8 @@ def _measure_rows(
     every: Sequence[CheckRow], plan: Plan, name: str, progress: Progress
 ) -> Iterator[tuple[CheckRow, Record | None]]:
     """Measure rows of one tower, one dataset after the other."""
-    parts, arch, tag = load_clip(name)
+    tower = load_tower(name)
+    parts, arch, tag = tower.require_clip(), tower.arch, tower.tag
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     variants = {row.name: _variant(parts, arch, tag, row) for row in every if row.method in methods}
     weights, costs = fingerprint(parts.model.visual), dict[str, Any]()

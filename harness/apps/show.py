@@ -20,7 +20,7 @@ from harness.datasets.base import Dataset
 from harness.datasets.images import decode_image
 from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
-from harness.models.towers import Tower, load_tower, no_text, undo_preprocess, without_folders
+from harness.models.towers import Tower, load_tower, undo_preprocess, without_folders
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
@@ -248,11 +248,9 @@ def _rank_by_golden(
 
     @cache
     def read_text(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Tensor, float]:
-        if tower.clip is None:
-            raise no_text(tower)
+        model, _, tokenizer = tower.require_clip()
         if not classes:
             raise ValueError(NO_CLASSES)
-        model, _, tokenizer = tower.clip
         features = class_features(model, tokenizer, classes, templates)
         return features.to(images.device), float(model.logit_scale.detach().exp())
 

@@ -21,7 +21,7 @@ from harness.measure.cost import costs, gflops
 from harness.measure.plan import KeepSolver, Plan
 from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid, tuning_of
-from harness.models.towers import Tower, load_tower, no_text
+from harness.models.towers import Tower, load_tower
 from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.tables import StudyTable
 from zoo.core.files import cache_file, digest, fingerprint
@@ -408,8 +408,7 @@ def _cases(
         ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
     """
     tower, datasets = load_tower(config.model), [get_dataset(name) for name in config.datasets]
-    if tower.clip is None:
-        raise no_text(tower)
+    tower.require_clip()
     usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
     for dataset in datasets:
         if dataset not in usable:
