@@ -66,7 +66,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
                     yield table
                     yield from table.notes
         if not args.no_gallery and records:
-            draw_galleries(plan, dict.fromkeys(record.dataset for record in records), args.output, progress)
+            draw_galleries(plan, dict.fromkeys(record.dataset for record in records), args.output)
         drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
         report = write_report({str(args.output): records}, args.output, progress, drawn=drawn, by_half=args.halves)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
@@ -202,7 +202,7 @@ def run_list(args: Namespace, _status: Console) -> Shown:
     """
     from harness.datasets import KINDS, list_datasets
     from zoo import METHODS
-    from zoo.loading.predictor_file import find_fitted
+    from zoo.loading.learned_files import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
     if args.root is not None and not args.root.is_dir():
