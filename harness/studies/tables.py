@@ -14,6 +14,7 @@ from harness.records.record import Record, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
+    SIGN_FLIP,
     Interval,
     Together,
     bootstrap_mean,
@@ -137,7 +138,7 @@ class StudyTable:
             columns[head] = cells
         columns = {head: cells for head, cells in columns.items() if any(cell != UNMEASURED for cell in cells)}
         several = any(len(row.records) > 1 for row in self.rows)
-        tests = [*([MCNEMAR] if self.dense.labelled and not several else []), FLIPPED]
+        tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         uncounted = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
         notes = [
             NOTES,
