@@ -196,10 +196,8 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
     """Return how to load each tower, by its name in records, which is free of folders."""
     names = {}
     for name in models:
-        if name.removeprefix(TIMM).partition(".")[0] in MODELS:  # whose names say it without weights
-            arch, tag = split_name(name)
-        else:
-            _, arch, tag = load_clip(name)
+        says_it = name.removeprefix(TIMM).partition(".")[0] in MODELS  # without weights
+        arch, tag = split_name(name) if says_it else load_clip(name)[1:]
         names[tower_name(arch, tag)] = name
     return names
 
@@ -245,31 +243,26 @@ def show_verdict(
     checked: Sequence[Checked], bounds: Tolerances, notes: Sequence[str], *, update: bool = False
 ) -> Shown:
     """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
+    keys = ("tower", "dataset", "row", "quantity", "expected", "now", "by", "allowed")
     moved = [
-        ((case.tower, row.dataset, row.name), one)
+        dict(zip(keys, (case.tower, row.dataset, row.name, *one), strict=True))
         for case, row, now in checked
         for one in find_movements(row.record, now, bounds)
     ]
     what = "changed" if update else "moved"
     heads = ("row", "quantity", "expected", "now", f"{what} by", "allowed")
-    lines: dict[str, list[tuple[str, ...]]] = {}
-    for (tower, dataset, row), one in moved:
-        values = map(movement_text, (one.then, one.now, one.by))
-        lines.setdefault(tower, []).append((f"{dataset} {row}", one.quantity, *values, one.allowed))
+    lines: dict[str, list[list[str]]] = {}
+    for one in moved:
+        values = [movement_text(one[key]) for key in keys[4:]]
+        lines.setdefault(one["tower"], []).append([f"{one['dataset']} {one['row']}", one["quantity"], *values])
     tables = [Table.of(f"{what}: {tower}", heads, rows, words=heads) for tower, rows in lines.items()]
-    hit = len({place for place, _ in moved})
+    hit = len({(one["tower"], one["dataset"], one["row"]) for one in moved})
     where = f"{len(moved)} {'quantity' if len(moved) == 1 else 'quantities'} {what} in {hit} of {len(checked)} rows"
     passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"
     summary = f"expectation written: {where}" if update else f"check failed: {where}" if moved else passed
-    keys = ("tower", "dataset", "row", "quantity", "expected", "now", "by", "allowed")
-    data = {
-        "passed": update or not moved,
-        "updated": update,
-        "rows": len(checked),
-        "moved": [dict(zip(keys, (*place, *each[:5]), strict=True)) for place, each in moved],
-        "notes": list(notes),
-    }
-    return Shown(parts=(*tables, *notes, summary), data=data, code=0 if update or not moved else 1)
+    code = 0 if update or not moved else 1
+    data = {"passed": not code, "updated": update, "rows": len(checked), "moved": moved, "notes": list(notes)}
+    return Shown(parts=(*tables, *notes, summary), data=data, code=code)
 
 
 def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:

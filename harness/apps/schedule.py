@@ -71,7 +71,7 @@ class Shape(NamedTuple):
     parts: tuple[int, ...] = ()
 
     def options(self, keep: float) -> dict[str, Any]:
-        """Return the options of the method that end at a keep rate."""
+        """Return the method's options that end at a keep rate."""
         if not self.points:
             return {"keep": keep}
         rates = [keep ** (done / UNITS) for done in accumulate(self.parts)]
@@ -100,10 +100,10 @@ class Schedule(NamedTuple):
 
 
 def starts(depth: int, most: int) -> list[Shape]:
-    """Return the candidates that a search begins with, the best of rules first.
+    """Return the candidates that a search begins with.
 
-    They have the points of rankmerge, of whose work the first does more or less; then one to ``most`` points, evenly
-    spaced from the first block and from a third of the depth.
+    First those with rankmerge's points, then one to ``most`` points, evenly spaced from the first block and from a
+    third of the depth.
     """
     points = RankMergeConfig(keep=1).points(depth)
     shapes, later = [], len(points) - 1
@@ -184,7 +184,7 @@ def closed_gflops(vit: ReducedViT) -> float:
 
 
 def count_gflops(vit: ReducedViT) -> float:
-    """Return fvcore's count of a tower, 1e9 multiply-adds per image."""
+    """Return fvcore's count of a tower."""
     return gflops(vit, vit.input_size).gflops
 
 
@@ -214,12 +214,10 @@ class _Bench:
         self.say = cache(progress.say)  # the same once
 
     def save(self) -> None:
-        """Write what is known."""
         self.known["seconds"] = time.monotonic() - self._begun
         keep_json(self.path, self.known)
 
     def row(self, options: dict[str, Any], what: str = "") -> Variant:
-        """Make the row of the method with some options."""
         return make_row(self.dense, self.tower.arch, self.tower.tag, self.method, options, what)
 
     def _solve(self, shape: Shape) -> Schedule | None:
@@ -346,8 +344,8 @@ def search_schedule(
 ) -> tuple[Path, ScheduleFile]:
     """Search the schedule of a method in a dense tower and write it; a search that was stopped goes on where it was.
 
-    The best on training images is stored if it is better than the default on held-out ones; else the default is. In
-    the user's cache, where ``out`` is None.
+    The best on training images is stored if it is better than the default on held-out ones; else the default is.
+    ``out`` None is for the user's cache.
 
     Raises:
         ValueError: an unknown name, a dataset without images, or a cost that the method can't meet.

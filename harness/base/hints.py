@@ -27,27 +27,23 @@ def describe_error(error: BaseException) -> str:
 
 
 def _fit_predictor(
-    *, model: str = "", tag: str = "", block: int = 0, options: Any = (), action: str = "remove", **_: Any
+    *, model: str = "MODEL", tag: str = "", block: int = 0, options: Any = (), action: str = "remove", **_: Any
 ) -> str:
-    if not model:
-        return "fit one with: patchrank fit predictor"
     flags = "".join(f" --{name} {options[name]}" for name in ("arch", "width") if name in options)
     flags += "" if action == "remove" else f" --action {action}"
     tower = f"{model}.{tag}" if tag else model
     return f"fit one with: patchrank fit predictor --model {tower} --block {block}{flags} --dataset NAME"
 
 
-def _fit_prompts(*, dataset: str = "", recipe: dict[str, Any] | None = None, **_: Any) -> str:
-    if not dataset:
-        return "tune some with: patchrank fit prompts"
+def _fit_prompts(*, dataset: str = "NAME", recipe: dict[str, Any] | None = None, **_: Any) -> str:
     kind = {"tokens": "vt", "count": 16} | (recipe or {})
     flags = f"--tokens {kind['tokens']} --num-tokens {kind['count']} --output FILE"
     return f"tune some with: patchrank fit prompts --model MODEL --dataset {dataset} {flags}"
 
 
 def _fit_recovery(*, datasets: Any = (), **_: Any) -> str:
-    names = " ".join(one["name"] for one in datasets)
-    return f"train one with: patchrank fit recovery{f' --model MODEL --dataset {names} --output FILE' if names else ''}"
+    names = " ".join(one["name"] for one in datasets) or "NAME"
+    return f"train one with: patchrank fit recovery --model MODEL --dataset {names} --output FILE"
 
 
 _HINTS: dict[str, Callable[..., str]] = {

@@ -25,8 +25,7 @@ T = TypeVar("T")
 def hold_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     """Keep other processes out while the body runs; yield False where the file system has no locks.
 
-    The file ``path`` is there as long as a process holds the lock. Wait for it, unless it says what to tell at once
-    that it is ``busy``, in a ValueError.
+    Wait for the lock, unless there are words for a ValueError that says at once that it is ``busy``.
     """
     lock = FileLock(path, timeout=-1 if busy is None else 0)
     try:
@@ -49,12 +48,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Add lines at the end of a file, all or none; it is made if it isn't there.
-
-    Raises:
-        ValueError: a file that is read packed, see `parse_lines`, or no file at all.
-        OSError: they can't be written.
-    """
+    """Add lines at the end of a file, all or none; it is made if it isn't there."""
     require_file(path)
     if path.suffix == ".gz":
         raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
@@ -96,11 +90,8 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
 def claim_file(path: Path | None) -> Iterator[None]:
     """Keep other runs from writing a file while the body runs; what killed runs left beside it goes.
 
-    Nothing is done where ``path`` is None, or a pipe or device.
-
-    Raises:
-        ValueError: another run writes it.
-        OSError: it can't be written; nobody has to wait for the end to learn that.
+    Nothing is done where ``path`` is None, or a pipe or device. ValueError if another run writes it, OSError if it
+    can't be written.
     """
     if path is None or kind_of(path) in (PIPE, DEVICE):
         yield
@@ -118,10 +109,6 @@ def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
     """Read each line by a function that raises ValueError for what isn't right, in file order; blank ones are none.
 
     A file is unpacked where its name ends in ``.gz``. A torn last line is left out with a warning.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the file, the line and what the function said; or it is no file, or not a whole gzip file.
     """
     require_file(path)
     content = path.read_bytes()

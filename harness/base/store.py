@@ -58,8 +58,8 @@ def from_lists(table: Any, column: str) -> NDArray[Any]:
 def seal(table: Any, kind: str, facts: Mapping[str, Any], raw: Collection[str] = ()) -> bytes:
     """Return a pyarrow table as a Parquet file; the same gives the same bytes with one pyarrow.
 
-    ``kind`` says what the file is, and is the key of its metadata: ``facts``, which are JSON values, and a sha256 of
-    these and the table. Lists are small: byte planes apart, then zstd; ``raw`` columns stay as they are.
+    ``kind`` is the key of its metadata: ``facts``, which are JSON values, and a sha256 of these and the table. Lists
+    are made small: byte planes apart, then zstd; ``raw`` columns stay as they are.
     """
     values: dict[str, Any] = json.loads(json.dumps(facts))  # as they will be read
     values |= {"kind": kind, "version": VERSION}
@@ -79,10 +79,9 @@ def seal(table: Any, kind: str, facts: Mapping[str, Any], raw: Collection[str] =
 
 
 def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
-    """Read a file's table and facts back and check all of it.
+    """Read a file's table and facts back; a BrokenShardError if anything in it isn't as ``seal`` wrote it.
 
     Raises:
-        BrokenShardError: something in it isn't as ``seal`` wrote it.
         ValueError: a file of another kind, or of a version that this package doesn't know.
     """
     if content[:4] != _MAGIC or content[-4:] != _MAGIC:
@@ -128,8 +127,8 @@ class Origin:
     def differences(self, other: Self) -> list[str]:
         """List the fields in which ``other`` differs, versions aside, with both values."""
         names = [entry.name for entry in fields(self) if entry.compare]
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
+        own, others = vars(self), vars(other)
+        return [f"{n}={own[n]!r} there, {others[n]!r} wanted" for n in names if own[n] != others[n]]
 
 
 P = TypeVar("P", bound=Origin)
@@ -149,6 +148,11 @@ class Shard(Generic[P]):
     size: int
     notes: Sequence[Any] = ()  # JSON values
 
+    def differences(self, provenance: P, size: int) -> str:
+        """List in what it was made otherwise; of another size, two shards may hold the same."""
+        sizes = [f"shard size {self.size} there, {size} wanted"] if self.size != size else []
+        return "; ".join(self.provenance.differences(provenance) + sizes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardKind(Generic[P]):
@@ -162,7 +166,7 @@ class ShardKind(Generic[P]):
     raw: tuple[str, ...] = ()  # columns that no compression makes smaller
 
     def encode(self, shard: Shard[P]) -> bytes:
-        """Return the file; the same shard gives the same bytes with the same pyarrow."""
+        """Return the file, see `seal`."""
         facts = {"provenance": asdict(shard.provenance), "notes": shard.notes}
         facts |= {name: getattr(shard, name) for name in ("first", "covers", "size")}
         return seal(shard.table, self.key, facts, self.raw)
@@ -179,12 +183,7 @@ class ShardKind(Generic[P]):
         return shard
 
     def read(self, path: Path, index: int) -> Shard[P]:
-        """Read a shard and check it.
-
-        Raises:
-            BrokenShardError: it is not whole, or not the one that its name says.
-            ValueError: it is somebody else's.
-        """
+        """Read and check a shard; it is broken if it isn't the one that its name says."""
         require_file(path)
         content = path.read_bytes()
         try:
@@ -212,12 +211,9 @@ class ShardKind(Generic[P]):
                 mend = f"the `{self.command}` command that made it finds it and makes it again"
                 raise ValueError(f"{str(path)!r} is broken: {error}; {mend}") from error
             first = first or replace(shard, table=None)
-            differences = shard.provenance.differences(first.provenance)
-            if shard.size != first.size:  # then two may hold the same
-                differences.append(f"shard size {shard.size} there, {first.size} wanted")
-            if differences:
+            if differences := shard.differences(first.provenance, first.size):
                 raise ValueError(
-                    f"shards of {str(folder)!r} were made differently: {path.name} has {'; '.join(differences)}; "
+                    f"shards of {str(folder)!r} were made differently: {path.name} has {differences}; "
                     "make them again in another folder"
                 )
             yield shard
@@ -255,24 +251,15 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 class Store(Generic[P]):
-    """A folder of shards that a run fills, until they cover the first ``total`` images.
-
-    Attributes:
-        present: the whole shards that were there when it was opened, by index, without their rows.
-    """
+    """A folder of shards that a run fills, until they cover the first ``total`` images."""
 
     def __init__(self, folder: Path, kind: ShardKind[P], *, size: int, total: int) -> None:
-        """Take what belongs in it; nothing is made or read yet."""
         self.folder, self.kind, self.size, self.total = folder, kind, size, total
-        self.present: dict[int, Shard[P]] = {}
+        self.present: dict[int, Shard[P]] = {}  # whole ones when it was opened, by index, without their rows
 
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
-        """Keep other runs out, and check all that is there; broken shards are told by ``say``, and partial files go.
-
-        Raises:
-            ValueError: another run writes there, or a shard is somebody else's.
-        """
+        """Keep other runs out, and check all that is there; broken shards are told by ``say``, and partial files go."""
         with claim(self.folder):
             for path in self.folder.glob(f".*{PARTIAL}"):
                 path.unlink(missing_ok=True)
@@ -290,13 +277,10 @@ class Store(Generic[P]):
     def missing(self, provenance: P) -> list[int]:
         """Return the shards that must be made; ValueError if others were made with other settings, which it names."""
         for shard in self.present.values():
-            differences = shard.provenance.differences(provenance)
-            if shard.size != self.size:
-                differences.append(f"shard size {shard.size} there, {self.size} wanted")
-            if differences:
+            if differences := shard.differences(provenance, self.size):
                 raise ValueError(
-                    f"{str(self.folder)!r} holds {self.kind.what} made with other settings: "
-                    f"{'; '.join(differences)}. Use another --output, or delete that folder"
+                    f"{str(self.folder)!r} holds {self.kind.what} made with other settings: {differences}. "
+                    "Use another --output, or delete that folder"
                 )
         count = -(-self.total // self.size)
         covers = {index: shard.covers for index, shard in self.present.items()}

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import PurePath
@@ -33,11 +33,11 @@ def fit(forms: Sequence[RichTable], width: int) -> RichTable:
     """
     for form in forms:
         if least(form) <= width:
-            return break_heads(form, width)
+            return _break_heads(form, width)
     for form in forms:
         form.box, form.show_edge, form.padding = box.SIMPLE, False, (0, 0)
         if least(form) <= width:
-            return break_heads(form, width)
+            return _break_heads(form, width)
     table = forms[0]
     tall = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE, show_header=False, pad_edge=False)
     tall.add_column(no_wrap=True)
@@ -50,24 +50,22 @@ def fit(forms: Sequence[RichTable], width: int) -> RichTable:
     return tall
 
 
-def break_heads(table: RichTable, width: int) -> RichTable:
+def _break_heads(table: RichTable, width: int) -> RichTable:
     """Break heads between words where a table is too wide; rich would narrow columns of figures first."""
-    console = Console(width=100_000)
-    if Measurement.get(console, console.options, table).maximum > width:
+    if _measure(table).maximum > width:
         for column in table.columns:
             column.header = textwrap.fill(str(column.header), column.min_width or 1, break_long_words=False)
     return table
 
 
-def fit_pipe(table: RichTable) -> tuple[RichTable, int]:
-    """Return a table for a pipe or a file, which have no width, with as many columns as its figures need."""
-    return table, max(PIPE_WIDTH, least(table))
-
-
 def least(table: RichTable) -> int:
     """Return the fewest columns that a table needs."""
+    return _measure(table).minimum
+
+
+def _measure(table: RichTable) -> Measurement:
     console = Console(width=100_000)
-    return Measurement.get(console, console.options, table).minimum
+    return Measurement.get(console, console.options, table)
 
 
 class Cell(str):
@@ -160,8 +158,7 @@ class Table:
     ) -> "Table":
         """Return a table of texts or cells below heads; ``more`` are its other fields.
 
-        Columns of ``words`` may be broken; all others hold figures. Only the wide form has those of ``wide``, and the
-        narrow one lacks those of ``roomy``.
+        Columns of ``words`` may be broken. Only the wide form has those of ``wide``; the narrow one lacks ``roomy``.
         """
         columns = []
         for head in heads:
@@ -206,19 +203,13 @@ class Table:
         return tuple(self.form(form, explained=explained) for form in FORMS if form in every.values())
 
     def form(self, form: Form = "wide", *, explained: bool = False) -> RichTable:
-        """Return one form for the terminal, with its legend, or with its caption.
-
-        Names of others can't steer it, nor can their newlines make rows.
-        """
+        """Return one form for the terminal, with its legend, or with its caption."""
         places = self.places(form)
         caption = self.explain(form) if explained else self.legend
         if explained and len(places) < len(self.places("wide")):
             caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
-        table = RichTable(
-            title=_plain(self.title),
-            caption=_plain(caption) or None,
-            box=box.SIMPLE if form == "narrow" else box.HEAVY_HEAD,
-        )
+        lines = box.SIMPLE if form == "narrow" else box.HEAVY_HEAD
+        table = RichTable(title=_plain(self.title), caption=_plain(caption) or None, box=lines)
         for column, texts in ((self.columns[at], [row[at].tight for row in self.rows]) for at in places):
             longest = max(map(cell_len, texts), default=0)
             # Heads break between words; figures don't break, prose does.
@@ -242,19 +233,14 @@ Part = Table | RichTable | str
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What a subcommand found: tables and lines, and the same as JSON values.
+    """What a subcommand found: tables and lines, and the same as JSON values, with units in the names.
 
-    These are numbers as they are, with units in the names; None where this process has nothing to say, being one of
-    many. The exit code is 0, or 1 if a regression or a problem was found.
+    The exit code is 0, or 1 if a regression or a problem was found.
     """
 
     parts: tuple[Part, ...]
     data: Any
     code: int = 0
-
-    def __iter__(self) -> Iterator[Part]:
-        """Go through what people see."""
-        return iter(self.parts)
 
 
 # Long work: parts as they come, and at the end what is left to show, with all of the data.
@@ -262,10 +248,9 @@ Work = Generator[Part, None, Shown]
 
 
 def json_values(value: Any) -> Any:
-    """Return a result as JSON values; TypeError if it can't be.
+    """Return a result as JSON values; what isn't finite was not measured and becomes null.
 
-    Dataclasses and named tuples become objects by field; numpy's numbers and arrays become plain ones, paths text; what
-    is NaN was not measured and becomes null.
+    Dataclasses and named tuples become objects by field; numpy's numbers and arrays become plain ones, paths text.
     """
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}

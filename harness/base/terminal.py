@@ -29,12 +29,12 @@ class Screen(Console):
     """A console that shows control characters, draws no pictures for words between colons, and hides no broken pipe."""
 
     def __init__(self, **kwargs: Any) -> None:
-        """Take what a console takes; NO_COLOR and FORCE_COLOR count, and nothing moves the cursor of a pipe."""
+        # NO_COLOR and FORCE_COLOR count, and nothing moves the cursor of a pipe.
         terminal = (sys.stderr if kwargs.get("stderr") else sys.stdout).isatty()
         super().__init__(emoji=False, force_interactive=None if terminal else False, **kwargs)
 
     def render_str(self, text: str, **kwargs: Any) -> Text:
-        """Turn what is printed, a cell of a table too, into rich's text; see ``printable``."""
+        """Escape what is printed, a cell of a table too; see ``printable``."""
         return super().render_str(printable(text), **kwargs)
 
     def on_broken_pipe(self) -> NoReturn:
@@ -92,9 +92,10 @@ class _Task:
         line = f"{self.name}: {self.text.replace('/', ' of ')} {self.what}".rstrip()
         if self.done < self.total:
             spent_s = time.monotonic() - self.begin_s
-            line += f" ({100 * self.done / self.total:.0f} %), {_clock(spent_s)} so far"
+            line += f" ({100 * self.done / self.total:.0f} %), {timedelta(seconds=round(spent_s))} so far"
             if self.done > self.begun:
-                line += f", about {_clock(spent_s * (self.total - self.done) / (self.done - self.begun))} left"
+                left_s = spent_s * (self.total - self.done) / (self.done - self.begun)
+                line += f", about {timedelta(seconds=round(left_s))} left"
         return line
 
 
@@ -102,8 +103,7 @@ class Progress:
     """Show bars on a terminal, one below the other; elsewhere a line of the outermost one now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Take a console, or None to show nothing."""
-        self._console = console
+        self._console = console  # None shows nothing
         self._bars: Bars | None = None  # while a task is shown on a terminal
         self._tasks: list[_Task] = []  # that go on, the outermost first
         self._said_s = 0.0  # when the last line was printed
@@ -123,8 +123,8 @@ class Progress:
     ) -> Iterator[Callable[..., None]]:
         """Show how far work is; call what it yields with the number done, and the total if that is new.
 
-        Of ``total``, earlier runs did ``begun``. ``what`` they are is named for work that may go on for days: where
-        there is no terminal a line says that it begins, and another that it ends.
+        Of ``total``, earlier runs did ``begun``. Work that names ``what`` they are has a line where it begins and one
+        where it ends, also where there is no terminal.
         """
         task = _Task(name, total, begun, what, unit, begun, time.monotonic())
         if not self._tasks:
@@ -152,7 +152,6 @@ class Progress:
 
     @contextmanager
     def _bar(self, task: _Task) -> Iterator[Callable[..., None]]:
-        """Add a bar below those that are shown; call what it yields when the task went on."""
         if self._bars is None:
             columns = (
                 SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
@@ -188,7 +187,3 @@ class Progress:
         finally:
             if bars is not None:
                 bars.start()
-
-
-def _clock(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))

@@ -31,7 +31,6 @@ class ShardJob:
     workers: int | None = None  # Ray actors that share the work; None: this process alone
 
     def __post_init__(self) -> None:
-        """Validate."""
         for name, least in self.LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -53,20 +52,12 @@ def require_actors(flag: str, count: int, device: str) -> None:
 
 
 def make_shards(
-    job: ShardJob,
-    todo: Sequence[int],
-    make: Make,
-    *,
-    start: Callable[[], Make],
-    release: Callable[[], object],
+    job: ShardJob, todo: Sequence[int], make: Make, *, start: Callable[[], Make], release: Callable[[], object]
 ) -> Iterator[Any]:
     """Make shards here by ``make``, or by workers; yield what it yields, as shards are done.
 
-    Each worker calls ``start`` once, with its first shard, and takes one shard at a time. A shard whose worker dies
-    goes to another one, until it has ended ``MOST_DEATHS`` of them. ``release`` frees the device for the workers.
-
-    Raises:
-        ValueError: a worker says why it can't go on, or Ray does.
+    Each worker calls ``start`` once and takes one shard at a time. A shard whose worker dies goes to another one, until
+    it has ended ``MOST_DEATHS`` of them. ``release`` frees the device for the workers.
     """
     if job.workers is None:
         yield from make(todo)

@@ -237,14 +237,17 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 def run_search(args: Namespace, status: Console) -> Shown:
     """Search embeddings and show the nearest ones."""
     from harness.apps.vectors.embed import IMAGES, read_vectors
-    from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
+    from harness.apps.vectors.search import nearest, query_vector, write_sheet
+    from harness.apps.vectors.source import open_source
 
     if (args.query is None) != args.losses:
         raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
     if args.losses:
         return _show_losses(args, Progress(status))
     provenance = next(read_vectors(args.vectors)).provenance
-    source = None if args.sheet is None else open_pictures(provenance)
+    if args.sheet is not None and provenance.kind != IMAGES:
+        raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
+    source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
     say = Progress(status).say
     vector = query_vector(args.query, provenance, say, device=args.device)
     found = nearest(args.vectors, vector, args.top, say)
@@ -302,7 +305,7 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
 
 
-def run_show(args: Namespace, status: Console) -> Shown:
+def run_show(args: Namespace, _status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
@@ -310,7 +313,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
     subjects = [find_subject(place) for place in args.images]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.settings(GoldenConfig, args))
-    sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
+    sheet = show(args.model, subjects, config, args.output, args.device)
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
     return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
 

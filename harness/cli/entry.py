@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.base.hints import describe_error, nearest
-from harness.base.table import Part, Shown, Table, Work, fit, fit_pipe
+from harness.base.table import PIPE_WIDTH, Part, Shown, Table, Work, fit, least
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli import apps, learn, measure, study
 from harness.cli.command import PROGRAM, TEXTS, Command, CommandParser, command, describe_versions
@@ -257,5 +257,4 @@ def _print(part: Part, output: Console, *, explained: bool) -> None:
     if has_width():
         output.print(fit(forms, output.width))
     else:
-        table, width = fit_pipe(forms[0])
-        output.print(table, width=width)
+        output.print(forms[0], width=max(PIPE_WIDTH, least(forms[0])))

@@ -66,7 +66,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
                     yield table
                     yield from table.notes
         if not args.no_gallery and records:
-            draw_galleries(plan, dict.fromkeys(record.dataset for record in records), args.output, progress)
+            draw_galleries(plan, dict.fromkeys(record.dataset for record in records), args.output)
         drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
         report = write_report({str(args.output): records}, args.output, progress, drawn=drawn, by_half=args.halves)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")

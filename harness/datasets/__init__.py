@@ -41,20 +41,27 @@ class Options:
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Bind a dataset to its root, give it prompts and leave out what can't be read."""
+        flags: list[str] = []
         for note in dataset.notes:
             self.progress.say(note)
         if isinstance(dataset, RootedDataset) and (root := root_of(self.root)):
             dataset = dataset.at(root, download=self.download, progress=self.progress)
+            flags += ["--root", str(root)]
         if self.templates:
             dataset = dataset.with_templates(self.templates)
+            flags += ["--templates", *self.templates]
         # What ships is drawn, so there is nothing that can't be read.
         here = not dataset.files and getattr(dataset, "root", Path()) is not None
         if here and self.skip_bad:
             dataset = dataset.without(find_bad_images(dataset, self.progress))
+            flags += ["--skip-bad"]
         elif here and self.skip_bad is False and (lines := dataset.differences()):
             raise FileNotFoundError(f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad")
         if self.skip_unknown_classes:
             dataset = dataset.without_unknown()
+            flags += ["--skip-unknown-classes"]
+        if flags:
+            dataset.asked_with = tuple(flags)
         return dataset
 
 

@@ -122,6 +122,7 @@ class Dataset(abc.ABC):
     reworded: bool = False  # whether the templates aren't its own
     left_out: frozenset[str] = frozenset()  # ids of images that no split has
     notes: tuple[str, ...] = ()  # what is said of its files when it is taken
+    asked_with: tuple[str, ...] = ()  # flags beside --dataset that make it so
     # The split that few-shot images are drawn from; "val" where the embedded text tower learnt from train, whose
     # images would teach nothing new.
     shots_from: SplitName = "train"

@@ -45,7 +45,13 @@ class HfRows(NamedTuple):
         """Read the file of an image, in whatever format it is; empty where the row has none."""
         image = self.images[index].column(0)[0].as_py() or {}
         content: bytes = image.get("bytes") or b""
-        return Path(image["path"]).read_bytes() if not content and image.get("path") else content
+        if content or not (path := image.get("path")):
+            return content
+        if not Path(path).is_file():  # nor a pipe or device
+            raise FileNotFoundError(
+                f"image in row {index} of {self.where} is only named, as {path!r}; no file is there"
+            )
+        return Path(path).read_bytes()
 
     def facts(self) -> bytes:
         """Return labels, files' sizes and hashes of a few images, for a hash."""

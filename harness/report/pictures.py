@@ -38,8 +38,8 @@ class PatchSheet:
         views: (n, H, W, 3), the images as the model sees them.
         labels: their classes, empty where unknown.
         columns: titles, in order; the image itself comes before them.
-        panels: (N,) by column and row, a dash where there is none. Of float: importance, higher = keep. Of integers:
-            position of the token that a patch is in, its own where it is kept, below 0 where dropped.
+        panels: (n, N) by column. Of float: importance, higher = keep. Of integers: position of the token that a patch
+            is in, its own where it is kept, below 0 where dropped.
         notes: lines below.
     """
 
@@ -48,7 +48,7 @@ class PatchSheet:
     views: Colours
     grid: Size
     columns: dict[str, str] = field(default_factory=dict)
-    panels: dict[str, dict[int, NDArray[Any]]] = field(default_factory=dict)
+    panels: dict[str, NDArray[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -70,7 +70,7 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
     across = min(max((WIDTH - 1) / len(columns) - 0.1, PANEL[0]), PANEL[1])
     size = fit(sheet.views.shape[1:3], sheet.grid, DPI * scale * across)
     down, rows = across * size[0] / size[1], len(sheet.views)
-    coloured = any(values.dtype.kind == "f" for own in sheet.panels.values() for values in own.values())
+    coloured = any(values.dtype.kind == "f" for values in sheet.panels.values())
     width = len(columns) * (across + 0.1) + 1
     notes = [line for note in sheet.notes for line in textwrap.wrap(note, int(width / LETTER))]
     height = rows * (down + 0.4) + 1.2 + coloured + 0.3 * len(notes)
@@ -79,12 +79,9 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
     for j, column in enumerate(columns):
         axes[0, j].set_title(sheet.columns.get(column, IMAGE))
         for i in range(rows):
-            pixels = panel(sheet, i, column, size)
             axes[i, j].set(xticks=[], yticks=[])
             axes[i, j].spines[:].set_visible(False)
-            axes[i, j].imshow(np.full((*size, 3), 0.95) if pixels is None else pixels)
-            if pixels is None:
-                axes[i, j].text(0.5, 0.5, "–", transform=axes[i, j].transAxes, ha="center", va="center")
+            axes[i, j].imshow(panel(sheet, i, column, size))
     letters = int(down / LETTER)
     for name, label, (first, *_) in zip(sheet.names, sheet.labels, axes, strict=True):
         lines = [name, *textwrap.wrap(label, letters)[:2]]
@@ -102,13 +99,12 @@ def _figure(sheet: PatchSheet, scale: float) -> Any:
     return figure
 
 
-def panel(sheet: PatchSheet, row: int, column: str, size: Size) -> Colours | None:
-    """Return the pixels of a column; None where the row has nothing in it."""
-    view, values = sheet.views[row], sheet.panels.get(column, {}).get(row)
+def panel(sheet: PatchSheet, row: int, column: str, size: Size) -> Colours:
+    """Return the pixels of a column."""
+    view = sheet.views[row]
     if column == IMAGE:
         return image_panel(view, size)
-    if values is None:
-        return None
+    values = sheet.panels[column][row]
     return (heat_panel if values.dtype.kind == "f" else token_panel)(view, values, sheet.grid, size)
 
 

@@ -15,8 +15,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
 from harness.datasets.few_shot import require_apart, require_labels
 from harness.measure.bench import PROBE_SPLITS, Bench
-from harness.measure.cost import costs
-from harness.measure.plan import Plan
+from harness.measure.plan import Plan, costs
 from harness.measure.rows import Variant
 from harness.measure.tuning import tuning_of
 from harness.models.towers import load_tower, no_text

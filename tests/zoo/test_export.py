@@ -29,9 +29,7 @@ from zoo.deploy.export import (
     load_exported,
 )
 
-pytestmark = [
-    pytest.mark.usefixtures("no_grad"),
-]
+pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
 
 
@@ -113,12 +111,6 @@ def test_programs_of_torch(format: str, method: str, options: dict, make: Build,
     path = tmp_path / "model[1].pt2"
     export_model(model, path, images, format=format)
     check_again(path, model)
-
-
-def test_merging_is_recorded_without_scattered_sums(make: Build, images: Tensor):
-    program = torch.export.export(make("tome"), (images,))
-    sums = [node.name for node in program.graph.nodes if re.search("scatter_[ar]|index_[ap]", str(node.target))]
-    assert sums == []
 
 
 def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tmp_path: Path):

@@ -140,12 +140,6 @@ def test_each_point_keeps_the_best_of_the_first_ranking(keep: float, tiny: Build
         assert torch.allclose(output[image], model.head(model.norm(x)[:, 0])[0], atol=1e-5)
 
 
-def test_linear_is_one_product_per_token():
-    net, tokens = predictor("linear").net, torch.randn(1, 4, 12)
-    slow = [float(token @ net.score.weight[0] + net.score.bias) for token in tokens[0]]
-    assert net(tokens, torch.zeros(1, 1, 12), GRID)[0].tolist() == pytest.approx(slow, abs=1e-5)
-
-
 NAME, TAG = "clip_vit_b16", "openai"
 
 

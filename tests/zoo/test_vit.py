@@ -12,7 +12,7 @@ from timm.layers import Attention, LayerNorm
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
 import zoo
 from zoo.core.attention import cls_attention, is_plain
@@ -61,20 +61,6 @@ def test_intermediates_have_features_of_all_patches(half: zoo.ReducedViT, images
     assert torch.equal((last == 0).all(dim=1).flatten(1), absent)
     with pytest.raises(ValueError, match="missing='mean': expected one of nearest, zeros"):
         half.forward_intermediates(images, missing="mean")
-
-
-def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
-    lines = half.forward_intermediates(images, [1, 5], output_fmt="NLC", intermediates_only=True)
-    planes = half.forward_intermediates(images, [1, 5], intermediates_only=True)
-    assert [p.shape for p in planes] == [(3, 48, 8, 8)] * 2
-    for line, plane in zip(lines, planes, strict=True):
-        assert torch.equal(plane.flatten(2).transpose(1, 2), line)
-    pairs = half.forward_intermediates(images, [5], return_prefix_tokens=True, intermediates_only=True, norm=True)
-    assert torch.equal(pairs[0][1], half.forward_features(images)[:, :1])
-    both = half.forward_intermediates(images, 2, output_dict=True, return_prefix_tokens=True)
-    assert sorted(both) == ["image_features", "image_intermediates", "image_intermediates_prefix"]
-    early = half.forward_intermediates(images, [1], stop_early=True, intermediates_only=True)
-    assert torch.equal(early[0], planes[0])
 
 
 def test_other_image_sizes(method: str, tiny: Build):
@@ -262,19 +248,12 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
-def quantized(attn: Attention) -> None:
-    attn.qkv = torch.ao.quantization.quantize_dynamic(nn.Sequential(attn.qkv), {nn.Linear})[0]
-
-
 CHANGES: dict[str, Callable[[Attention], None]] = {
     "wrapped": lambda attn: setattr(attn, "qkv", LowRank(attn.qkv)),
     "parametrized": lambda attn: parametrize.register_parametrization(attn.qkv, "weight", Doubled()),
-    "pruned": lambda attn: prune.l1_unstructured(attn.qkv, "weight", 0.5),
-    "quantized": quantized,
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's quantization moves to a package of its own
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
     tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))

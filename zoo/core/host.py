@@ -145,6 +145,7 @@ class Host(nn.Module):
     Block: ClassVar[type[HostBlock]]
     in_place: ClassVar[bool] = False  # whether blocks write into the tokens that they are given
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
+    norm_name: ClassVar[str] = "norm"  # of the norm of what leaves the tower
     projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
     reducer: Reducer | None  # None for the dense tower
     prompts: Any  # module that gives learned prefix tokens, None without
@@ -154,10 +155,7 @@ class Host(nn.Module):
     @property
     def block_modules(self) -> Any:
         """The tower's own blocks, a sequence of modules, which ``blocks_prefix`` names."""
-        blocks: Any = self
-        for name in self.blocks_prefix.split(".")[:-1]:
-            blocks = getattr(blocks, name)
-        return blocks
+        return self.get_submodule(self.blocks_prefix.removesuffix("."))
 
     @property
     @abstractmethod
@@ -192,9 +190,9 @@ class Host(nn.Module):
     def finish(self, tokens: Tokens) -> Tensor:
         """Normalise, pool and project what left the last block; merged tokens count for as many as they stand for."""
 
-    @abstractmethod
     def normalise(self, x: Tensor) -> Tensor:
         """Normalise tokens (B, T, D) as those that leave the tower."""
+        return self.get_submodule(self.norm_name)(x)
 
     @abstractmethod
     def require_reducible(self) -> None:

@@ -12,14 +12,7 @@ from zoo.core.messages import expected
 REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
 
 
-class Network(nn.Module):
-    """What a predictor can be: a map of patches (B, n, D), class token (B, 1, D) and grid to importance (B, n).
-
-    Tokens are normalised. It is built from their width ``dim``, its own ``width`` and the ``grid`` of the tower.
-    """
-
-
-class TokenLinear(Network):
+class TokenLinear(nn.Module):
     """Score each token by one linear function of it; the floor for all others."""
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
@@ -31,7 +24,7 @@ class TokenLinear(Network):
         return self.score(patches).squeeze(-1)
 
 
-class TokenMlp(Network):
+class TokenMlp(nn.Module):
     """Score each token from itself, the class token and the mean token."""
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
@@ -49,7 +42,7 @@ class TokenMlp(Network):
         return self.score(self.act(self.hidden(x))).squeeze(-1)
 
 
-class TokenTransformer(Network):
+class TokenTransformer(nn.Module):
     """Let patches and class token attend to one another in one encoder block, then score each.
 
     Its heads are 32 channels wide if that divides ``width``, else it has one.
@@ -74,7 +67,7 @@ class TokenTransformer(Network):
         return self.score(self.norm(x[:, 1:])).squeeze(-1)
 
 
-class GridConv(Network):
+class GridConv(nn.Module):
     """Score each token from itself, the class token, the mean token and its neighbours."""
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
@@ -101,7 +94,7 @@ class GridConv(Network):
         return conv(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
 
 
-class Mixer(Network):
+class Mixer(nn.Module):
     """One MLP-Mixer block: channel MLP, then token MLP, each with a residual (section 3.3), then the channels' mean.
 
     With ``width`` the tower's own it is the paper's network, a narrower one projects the tokens first. An MLP is FC,
@@ -149,7 +142,9 @@ def _mlp(width: int, hidden: int, **dd: Any) -> nn.Sequential:
     return nn.Sequential(first, nn.LayerNorm(hidden, **dd), nn.GELU(), last)
 
 
-ARCHITECTURES: dict[str, type[Network]] = {
+# Each maps normalised patches (B, n, D), class token (B, 1, D) and grid to importance (B, n). It is built from the
+# tokens' width ``dim``, its own ``width`` and the ``grid`` of the tower.
+ARCHITECTURES: dict[str, type[nn.Module]] = {
     "conv": GridConv,
     "linear": TokenLinear,
     "mixer": Mixer,
@@ -159,7 +154,7 @@ ARCHITECTURES: dict[str, type[Network]] = {
 }
 
 
-def architecture(arch: str) -> type[Network]:
+def architecture(arch: str) -> type[nn.Module]:
     """Return the network called ``arch``; raise ValueError if there is none."""
     if arch not in list(ARCHITECTURES):  # of JSON, which may be a list itself
         raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")

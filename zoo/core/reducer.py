@@ -226,10 +226,6 @@ class Reducer(nn.Module):
         """Reduce between the attention and the MLP of block ``index``."""
         return tokens
 
-    def extra_repr(self) -> str:
-        """Show the settings in the module's printed form."""
-        return ", ".join(f"{k}={v}" for k, v in asdict(self.config).items())
-
 
 METHODS: dict[str, type[Reducer]] = {}
 _listeners: list[Callable[[str], None]] = []

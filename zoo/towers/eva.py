@@ -117,8 +117,7 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
 
     @property
     def grid(self) -> tuple[int, int]:
-        rows, columns = self.embeds.pos_embed_grid_size
-        return int(rows), int(columns)
+        return self.embeds.pos_embed_grid_size
 
     @property
     def input_size(self) -> tuple[int, int]:

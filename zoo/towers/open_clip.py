@@ -53,13 +53,11 @@ class ReducedOpenClip(Host, VisionTransformer):
 
     @property
     def grid(self) -> tuple[int, int]:
-        rows, columns = self.grid_size
-        return int(rows), int(columns)
+        return self.grid_size
 
     @property
     def input_size(self) -> tuple[int, int]:
-        height, width = self.image_size
-        return int(height), int(width)
+        return self.image_size
 
     @property
     def pools_first(self) -> bool:
@@ -140,10 +138,11 @@ class ReducedOpenClip(Host, VisionTransformer):
         block = self.block_modules[0]
         kinds = (type(block), type(getattr(block, "attn", None)))
         if kinds != (ResidualAttentionBlock, nn.MultiheadAttention) or not block.attn.batch_first:
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; expected open_clip's "
-                "ResidualAttentionBlock with a MultiheadAttention of batch_first=True"
+            have, wanted = (
+                f"{kinds[0].__name__} with {kinds[1].__name__}",
+                "ResidualAttentionBlock with MultiheadAttention",
             )
+            raise ValueError(f"this tower's blocks are {have}; expected open_clip's {wanted} of batch_first=True")
 
 
 def _attend(pool: AttentionalPooler, x: Tensor, bias: Tensor | None) -> Tensor:

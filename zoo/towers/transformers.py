@@ -6,11 +6,11 @@ last n of ``last_hidden_state``; with ``unmerge`` it and all hidden states have 
 """
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 from transformers import (
     CLIPVisionModel,
@@ -120,11 +120,12 @@ class TransformersHost(Host):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        return _pair(self.config.image_size)
+        height, width = to_2tuple(self.config.image_size)
+        return height, width
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image of this size."""
-        rows, columns = _pair(self.config.patch_size)
+        rows, columns = to_2tuple(self.config.patch_size)
         return int(height) // rows, int(width) // columns  # sizes are tensors while torch traces
 
     @property
@@ -151,9 +152,8 @@ class TransformersHost(Host):
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
         """Put what left the last block into transformers' object."""
-        return ReducedOutput(
-            last_hidden_state=last, pooler_output=pooled, hidden_states=hidden_states, kept=tokens.patch_idx
-        )
+        made: dict[str, Any] = {"last_hidden_state": last, "hidden_states": hidden_states, "kept": tokens.patch_idx}
+        return ReducedOutput(pooler_output=pooled, **made)
 
     @can_return_tuple
     def forward(
@@ -188,19 +188,14 @@ class TransformersHost(Host):
     def require_reducible(self) -> None:
         implementation = self.config._attn_implementation
         if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"attn_implementation={implementation!r}: expected one of {', '.join(IMPLEMENTATIONS)}; "
-                "call model.set_attn_implementation('sdpa') first"
-            )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    height, width = value if isinstance(value, Iterable) else (value, value)
-    return int(height), int(width)
+            allowed = f"expected one of {', '.join(IMPLEMENTATIONS)}; call model.set_attn_implementation('sdpa') first"
+            raise ValueError(f"attn_implementation={implementation!r}: {allowed}")
 
 
 class ClipHost(TransformersHost):
     """CLIP's tower, which may be a submodule of what has its projection."""
+
+    norm_name = "post_layernorm"
 
     @property
     def vision(self) -> Any:
@@ -214,9 +209,6 @@ class ClipHost(TransformersHost):
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         return tokens.x, self.normalise(tokens.x[:, 0, :])
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.vision.post_layernorm(x)
-
 
 @register_host(CLIPVisionModel)
 class ReducedClipVision(ClipHost, CLIPVisionModel):
@@ -227,7 +219,8 @@ class ReducedClipVision(ClipHost, CLIPVisionModel):
 class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     """transformers' CLIPVisionModelWithProjection, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
-    blocks_prefix, projection = "vision_model.encoder.layers.", "visual_projection"
+    blocks_prefix, norm_name = "vision_model.encoder.layers.", "vision_model.post_layernorm"
+    projection = "visual_projection"
 
     @property
     def vision(self) -> Any:
@@ -237,19 +230,14 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
         return self.visual_projection(super().finish(tokens))
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
-        return ReducedProjectionOutput(
-            image_embeds=self.visual_projection(pooled),
-            last_hidden_state=last,
-            hidden_states=hidden_states,
-            kept=tokens.patch_idx,
-        )
+        made: dict[str, Any] = {"last_hidden_state": last, "hidden_states": hidden_states, "kept": tokens.patch_idx}
+        return ReducedProjectionOutput(image_embeds=self.visual_projection(pooled), **made)
 
 
 class SiglipHost(TransformersHost):
     """What SigLIP and SigLIP 2 share: an attention pool, no class token."""
 
-    prefix_count = 0
-    pools_first = False
+    prefix_count, pools_first, norm_name = 0, False, "post_layernorm"
 
     @property
     def query(self) -> str | None:
@@ -262,12 +250,8 @@ class SiglipHost(TransformersHost):
         pooled = torch_attention(head.attention, head.probe.expand(x.shape[0], -1, -1), x, tokens.size_bias())
         return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.post_layernorm(x)
-
     def probe(self, tokens: Tokens) -> PoolingQuery:
-        layer = self.head.attention
-        x = self.normalise(tokens.x)
+        layer, x = self.head.attention, self.normalise(tokens.x)
         query, key, _ = torch_projections(layer, self.head.probe.expand(x.shape[0], -1, -1), x)
         return PoolingQuery(query, key, layer.head_dim**-0.5, 0)
 
@@ -339,9 +323,6 @@ class DinoHost(TransformersHost):
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         x = self.normalise(tokens.x)
         return x, x[:, 0, :]
-
-    def normalise(self, x: Tensor) -> Tensor:
-        return getattr(self, self.norm_name)(x)
 
 
 @register_host(Dinov2Model)

@@ -53,13 +53,11 @@ class TimmHost(Host):
 
     @property
     def grid(self) -> tuple[int, int]:
-        rows, columns = self.patch_embed.grid_size
-        return int(rows), int(columns)
+        return self.patch_embed.grid_size
 
     @property
     def input_size(self) -> tuple[int, int]:
-        height, width = self.patch_embed.img_size
-        return int(height), int(width)
+        return self.patch_embed.img_size
 
     @property
     def prefix_count(self) -> int:
@@ -102,25 +100,19 @@ class TimmHost(Host):
         query, key, _ = split_heads((pool.num_heads, -1), pool.q(latent), *pool.kv(x).chunk(2, dim=2))
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.norm(x)
-
     def require_reducible(self) -> None:
         block = self.blocks[0]
         kind = (type(block), type(getattr(block, "attn", None)))
         if kind not in self.kinds:
             known = " or ".join(f"{one.__name__} with {attn.__name__}" for one, attn in self.kinds)
-            raise ValueError(
-                f"this tower's blocks are {kind[0].__name__} with {kind[1].__name__}; expected timm's {known}"
-            )
+            have = f"{kind[0].__name__} with {kind[1].__name__}"
+            raise ValueError(f"this tower's blocks are {have}; expected timm's {known}")
         if isinstance(getattr(self, "patch_drop", None), (PatchDropout, PatchDropoutWithIndices)):
             raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
         pool = self.attn_pool
         if pool is not None and (not isinstance(pool, AttentionPoolLatent) or pool.pos_embed is not None):
-            raise ValueError(
-                f"this tower pools by {type(pool).__name__} of global_pool={self.global_pool!r}, in which tokens have "
-                "places or attend to one another; expected timm's AttentionPoolLatent without positions"
-            )
+            have = f"{type(pool).__name__} of global_pool={self.global_pool!r}"
+            raise ValueError(f"this tower pools by {have}; expected timm's AttentionPoolLatent without positions")
 
     def expect(self, shape: PromptShape, *, classify: bool, device: Any, dtype: Any) -> None:
         """Make room for learned visual tokens, and with ``classify`` for tuned text features."""
@@ -188,10 +180,8 @@ class TimmHost(Host):
         missing: str = "nearest",
     ) -> Any:
         """Return timm's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
-        embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
-        tokens, maps, prefixes = self.feature_maps(
-            embedded, indices, stop_early=stop_early, norm=norm, output_fmt=output_fmt, missing=missing
-        )
+        how: dict[str, Any] = {"stop_early": stop_early, "norm": norm, "output_fmt": output_fmt, "missing": missing}
+        tokens, maps, prefixes = self.feature_maps(self.embed(refuse_mask(x, attn_mask, is_causal)), indices, **how)
         with_prefix = return_prefix_tokens and tokens.prefix > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}

@@ -40,8 +40,8 @@ NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
 MOST = 16  # processes that decode, unless more are asked for
-FLOAT32, INT8, BINARY = "float32", "int8", "binary"
-PRECISIONS = {FLOAT32: np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
+INT8, BINARY = "int8", "binary"
+PRECISIONS = {"float32": np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 

@@ -16,18 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import (
-    BINARY,
-    FLOAT32,
-    IMAGES,
-    PRECISIONS,
-    TEXTS,
-    Codes,
-    Encoder,
-    VectorsProvenance,
-    read_vectors,
-)
-from harness.apps.vectors.source import PictureFile, PictureSource, open_source
+from harness.apps.vectors.embed import BINARY, IMAGES, PRECISIONS, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.source import PictureFile, PictureSource
 from harness.base.terminal import printable
 from harness.datasets.images import EXTENSIONS, decode_image
 from harness.records.metrics import LEAST_GALLERY, NEIGHBOURS, neighbours, overlap
@@ -44,12 +34,12 @@ LETTERS = 32  # that a line of this font has room for below a picture
 
 
 class Hit(NamedTuple):
-    """One of the nearest: rank from 1, cosine with the query, position in the source, path or text, its digest."""
+    """One of the nearest embeddings to a query."""
 
-    rank: int
-    score: float
-    id: int
-    name: str
+    rank: int  # from 1
+    score: float  # cosine with the query
+    id: int  # position in the source
+    name: str  # path or text
     digest: str
 
 
@@ -83,7 +73,8 @@ def query_vector(
     if not query.strip():
         raise ValueError("the query is empty; expected words, or the path of a picture")
     encoder = Encoder(provenance.setup, random_weights=provenance.random_weights, device=device)
-    for name in ("weights", "reducer", "preprocessing", *(["text_weights"] if provenance.kind == TEXTS else [])):
+    names = ("weights", "reducer", "preprocessing")
+    for name in names if provenance.kind == IMAGES else (*names, "text_weights"):
         there, here = getattr(provenance, name), getattr(encoder, name)
         if here != there:
             raise ValueError(
@@ -94,7 +85,7 @@ def query_vector(
         [picture] = prepare([PictureFile(query, file=query)], encoder.transform).items
         if picture.pixels is None:
             raise ValueError(f"query {query!r}: {picture.wrong}")
-        count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != FLOAT32 else 1
+        count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     features, wrong = encoder.texts([query.strip()])
     if say is not None and isinstance(encoder.require_text().model.text, CompactText):
@@ -128,11 +119,7 @@ def nearest(
 ) -> SearchResult:
     """Return the ``top`` embeddings of a folder with the largest cosine; of equal ones the first come first.
 
-    Bits are searched in two steps. What the folder lacks is told by ``say``, as by ``read_vectors``.
-
-    Raises:
-        ValueError: ``top`` is below 1, or what ``read_vectors`` refuses.
-        FileNotFoundError: there are no embeddings.
+    Bits are searched in two steps. ``say`` and what is raised are as of ``read_vectors``.
     """
     if top < 1:
         raise ValueError(f"--top {top}: expected a number from 1")
@@ -163,15 +150,12 @@ class Loss:
 def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -> tuple[int, list[Loss]]:
     """Measure what precisions lose, with each of the first `MOST` embeddings as a query for the others among them.
 
-    Return how many these are, and a loss for each precision.
-
-    Raises:
-        ValueError: they aren't float32, or are fewer than `LEAST_GALLERY`.
+    Return how many these are, and a loss for each precision; raise ValueError if they aren't float32, or too few.
     """
     parts, count = list[NDArray[np.float32]](), 0
     for vectors in read_vectors(folder, say):
-        if (precision := vectors.codes.precision) != FLOAT32:
-            raise ValueError(f"{str(folder)!r} is in {precision}: expected float32, by --embedding-dtype {FLOAT32}")
+        if (precision := vectors.codes.precision) != "float32":
+            raise ValueError(f"{str(folder)!r} is in {precision}: expected float32, by --embedding-dtype float32")
         parts.append(vectors.embeddings)
         if (count := count + len(vectors.ids)) >= MOST:
             break
@@ -202,18 +186,6 @@ def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray
         second.append(order[np.argsort(-scores, kind="stable")[:NEIGHBOURS]])
     best = f"{BINARY}, best {RESCORED} rescored"
     return {f"{BINARY}, by Hamming distance": np.stack(first), best: np.stack(second)}
-
-
-def open_pictures(provenance: VectorsProvenance) -> PictureSource:
-    """Open the pictures that embeddings were made of, to look at.
-
-    Raises:
-        ValueError: they are of texts.
-        FileNotFoundError: the source is gone.
-    """
-    if provenance.kind != IMAGES:
-        raise ValueError("these embeddings are of texts; there are no pictures to show")
-    return open_source(provenance.source, column=provenance.column)
 
 
 def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:

@@ -45,12 +45,7 @@ class PictureFile(NamedTuple):
     wrong: str | None = None  # why it can't be read, if that is known already
 
     def read(self) -> bytes:
-        """Return the bytes of its file.
-
-        Raises:
-            ValueError: they are too many or too few, or known to be unreadable.
-            OSError: the file can't be read.
-        """
+        """Return its bytes; raise ValueError or OSError if they can't be read, or are too many or too few."""
         if self.wrong:
             raise ValueError(self.wrong)
         size = self.size if self.file else len(self.content)
@@ -124,7 +119,7 @@ def _list_folder(folder: Path) -> ListedSource:
 
 def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
     """List the pictures in tars, in the tars' order; a path is the tar's name and the member's."""
-    words, names = tuple(str(tar.absolute()) for tar in tars), _names_of(tars)
+    words, names = _name_files(tars)
     facts, tables = "", []
     with progress.task("reading tars", len(tars)) as update:
         for number, (tar, name) in enumerate(zip(tars, names, strict=True), start=1):
@@ -167,7 +162,7 @@ def _list_members(tar: Path, name: str) -> tuple[list[PictureFile], list[float]]
 
 
 def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
-    """Say why a member of a tar of ``size`` bytes can't be read by itself; None if it can be."""
+    """Say why a member of a tar of ``size`` bytes can't be read by itself."""
     if member.islnk() or member.issym():
         return escape_bytes(f"it is a link to {member.linkname!r}, which isn't a file before it in the tar")
     if member.issparse():
@@ -178,7 +173,6 @@ def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
 
 
 def _file_facts(file: Path) -> tuple[int, int]:
-    """Return size and time of the last change, which tell a file from what was there before."""
     facts = file.stat()
     return facts.st_size, facts.st_mtime_ns
 
@@ -196,7 +190,7 @@ class ParquetSource:
     @classmethod
     def open(cls, files: Sequence[Path], column: str | None) -> "ParquetSource":
         """Read what the files say of themselves."""
-        words, names = tuple(str(file.absolute()) for file in files), _names_of(files)
+        words, names = _name_files(files)
         facts, counts = "", list[int]()
         for name, file in zip(names, files, strict=True):
             try:
@@ -252,12 +246,7 @@ class TextSource:
     """The lines of a text file in UTF-8; ``words`` and ``revision`` are as of `ListedSource`."""
 
     def __init__(self, file: Path) -> None:
-        """Read it.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is empty, or not text.
-        """
+        """Read it; raise FileNotFoundError, or ValueError if it is empty or not text."""
         if not file.exists():
             raise FileNotFoundError(f"--texts {str(file)!r}: there is no such file")
         require_file(file)
@@ -280,10 +269,9 @@ class TextSource:
 
 
 def open_source(words: Sequence[str], *, column: str | None = None, progress: Progress | None = None) -> PictureSource:
-    """Open what ``patchrank embed`` is given: a folder, tars, or Parquet files.
+    """Open what ``patchrank embed`` is given: a folder, tars, or Parquet files, of which ``column`` has the images.
 
-    Names of files may hold ranges, ``x-{000..010}.tar``, and what ``glob`` takes. ``column`` is that
-    of the images in Parquet.
+    Names of files may hold ranges, ``x-{000..010}.tar``, and what ``glob`` takes.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -291,7 +279,7 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
     """
     if len(words) == 1 and Path(words[0]).is_dir():
         return _list_folder(Path(words[0]))
-    files = list(dict.fromkeys(chain.from_iterable(map(_files, words))))
+    files = list(dict.fromkeys(chain.from_iterable(map(_find_files, words))))
     for file in files:
         if not file.is_dir():
             require_file(file)
@@ -300,37 +288,36 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
         return _list_tars(files, progress or Progress())
     if kinds == {PARQUET}:
         return ParquetSource.open(files, column)
-    odd = next((str(file) for file in files if file.is_dir() or file.suffix.lower() not in (TAR, PARQUET)), None)
-    what = f"{shorten(words)}: tars and Parquet files at once" if odd is None else repr(odd)
+    odd = next((f"{str(file)!r}" for file in files if file.suffix.lower() not in (TAR, PARQUET)), "")
+    what = odd or f"{shorten(words)}: tars and Parquet files at once"
     raise ValueError(f"{what}: expected {EXPECTED}, one kind at a time")
 
 
 def escape_bytes(text: str) -> str:
-    """Return a name that UTF-8 can hold; bytes of it that are none become escapes."""
+    """Return a name that UTF-8 can hold, with escapes for bytes that are none."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _files(word: str) -> list[Path]:
+def _find_files(word: str) -> list[Path]:
     """Return the files that a word stands for, in order."""
     if Path(word).exists():
         return [Path(word)]
-    match = _RANGE.search(word)
-    if match is None:
-        names = sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (the pattern may be absolute)
-        if not names:
-            raise FileNotFoundError(f"{word!r}: there is no such file or folder; expected {EXPECTED}")
-        return [Path(name) for name in names]
-    first, last, width = int(match[1]), int(match[2]), len(match[1])
-    if last < first:
-        raise ValueError(f"{word!r}: the range {match[0]} is empty; expected it to rise, as in {{000..010}}")
-    numbers = (f"{word[: match.start()]}{n:0{width}d}{word[match.end() :]}" for n in range(first, last + 1))
-    return [file for name in numbers for file in _files(name)]
+    if match := _RANGE.search(word):
+        first, last, width = int(match[1]), int(match[2]), len(match[1])
+        if last < first:
+            raise ValueError(f"{word!r}: the range {match[0]} is empty; expected it to rise, as in {{000..010}}")
+        numbers = (f"{word[: match.start()]}{n:0{width}d}{word[match.end() :]}" for n in range(first, last + 1))
+        return [file for name in numbers for file in _find_files(name)]
+    names = sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (the pattern may be absolute)
+    if not names:
+        raise FileNotFoundError(f"{word!r}: there is no such file or folder; expected {EXPECTED}")
+    return [Path(name) for name in names]
 
 
-def _names_of(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return what files are called in paths: their names, or where two are the same their places."""
-    names = tuple(file.name for file in files)
-    return names if len(set(names)) == len(names) else tuple(str(file.absolute()) for file in files)
+def _name_files(files: Sequence[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return files' places, and what they are called in paths: their names, or where two are the same their places."""
+    places, names = tuple(str(file.absolute()) for file in files), tuple(file.name for file in files)
+    return places, names if len(set(names)) == len(names) else places
 
 
 def _revision(facts: str) -> str:

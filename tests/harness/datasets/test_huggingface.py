@@ -143,8 +143,9 @@ def test_what_is_no_dataset_or_several(tmp_path: Path):
 
 @pytest.mark.parametrize(("content", "path", "match"), [
     (b"\x89PNG", None, "in row 1 of split 'test' of folder .* can't be read"),
-    (None, "http://127.0.0.1/a.png", "No such file .*127.0.0.1/a.png'"),
+    (None, "http://127.0.0.1/a.png", "in row 1 .* only named, as 'http://127.0.0.1/a.png'"),
     (b"", None, "in row 1 of .* can't be read"),
+    (None, "/dev/zero", "in row 1 .* only named, as '/dev/zero'"),
 ])  # fmt: skip
 def test_bad_images_stop_with_their_row_and_can_be_left_out(content, path, match: str, tmp_path: Path):
     images = (IMAGE, [image(0), {"bytes": content, "path": path}, image(2)])

@@ -231,7 +231,7 @@ def test_bad_images_are_counted_and_left_out(pets: Path):
     said = console.export_text()
     assert "folder-pets: left out, as they can't be read: 2 images" in said
     dataset, whole = get_dataset(name), FolderDataset(pets)
-    assert dataset.left_out == set(BAD)
+    assert (dataset.left_out, dataset.asked_with) == (set(BAD), ("--skip-bad",))
     assert dataset.revision != whole.revision
     for split in ("train", "test"):
         assert list(dataset.split(split).image_ids) == [i for i in whole.split(split).image_ids if i not in BAD]

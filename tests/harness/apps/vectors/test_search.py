@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.apps.vectors.embed import BINARY, INT8, VECTORS, Codes, Encoder, read_vectors
-from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
+from harness.apps.vectors.search import nearest, query_vector, write_sheet
+from harness.apps.vectors.source import open_source
 from harness.base.store import Shard, shard_path, to_lists
 from harness.cli.entry import main
 from harness.datasets import get_dataset
@@ -282,9 +283,9 @@ def test_what_changed_since_the_embeddings_is_refused(clothing: Path):
 def test_a_sheet_needs_the_pictures_of_its_hits_as_they_were(change: Any, clothing: Path, tmp_path: Path):
     shutil.copytree(clothing, tmp_path / "copy")
     found = nearest(clothing / "vectors", query_vector("bag", next(read_vectors(clothing / "vectors")).provenance), 3)
-    provenance = replace(found.provenance, source=(str(tmp_path / "copy" / "pictures"),))
     (tmp_path / "copy" / "pictures" / "zzz.png").write_bytes(b"new, behind the others")
-    write_sheet(tmp_path / "sheet.png", "bag", found, open_pictures(provenance))
+    pictures = [str(tmp_path / "copy" / "pictures")]
+    write_sheet(tmp_path / "sheet.png", "bag", found, open_source(pictures))
     change(tmp_path / "copy" / "pictures" / found.hits[1].name)
     with pytest.raises(ValueError, match="has changed since it was embedded"):
-        write_sheet(tmp_path / "sheet.png", "bag", found, open_pictures(provenance))
+        write_sheet(tmp_path / "sheet.png", "bag", found, open_source(pictures))
