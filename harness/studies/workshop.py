@@ -25,8 +25,7 @@ from zoo.core.files import cache_file, digest
 from zoo.core.messages import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile
+from zoo.loading.learned_files import PredictorFile, PromptFile
 from zoo.methods.patchrank import PatchRank
 from zoo.methods.rankmerge import RankMerge
 from zoo.ranking.golden import GoldenConfig
@@ -161,12 +160,8 @@ class StudyCase:
     ) -> list[Variant]:
         """Reduce by each predictor, compared with golden rankings, at the cost of another model; see `_models`."""
         golden = predictors[0].golden
-        method: str = PREDICTED
-        own: dict[str, Any] = {"reduce_at": (golden.block,)}
-        if golden.action == "merge":
-            method, own = MERGED, {"rank": "predictor", "rank_at": golden.block}
-        settings = tuple((own | options).items())
-        return self._models([Kind(method, settings, one) for one in predictors], keep, truth, cost)
+        settings = tuple(({"reduce_at": (golden.block,)} | options).items())
+        return self._models([Kind(PREDICTED, settings, one) for one in predictors], keep, truth, cost)
 
     def oracle(self, golden: GoldenConfig, keep: float, **options: Any) -> list[Variant]:
         """Prune by golden rankings."""
