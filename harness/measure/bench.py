@@ -77,13 +77,12 @@ from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
-from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
-PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
 def compare(
@@ -413,7 +412,7 @@ class Bench:
         dataset, config, classes = self.dataset, row.config, None
         if row.method == GOLDEN and row.rankings is not None:
             origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
-            config = config | {name: own for name, own in origin.items() if own not in (None, GoldenConfig.action)}
+            config = config | {name: own for name, own in origin.items() if own is not None}
         if dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
             classes = (int(named(self.text).sum()), len(self.text))
         return Record(

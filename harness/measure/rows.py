@@ -32,8 +32,8 @@ from zoo.core.messages import best_precision, expected
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
-from zoo.loading.adopt import reduce
-from zoo.loading.predictor_file import load_predictor, with_predictor
+from zoo.loading.adopt import load_predictor, reduce
+from zoo.loading.learned_files import with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig

@@ -169,7 +169,7 @@ class Tuner:
         provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
         provenance["dataset_revision"] = self.dataset.condition
         facts = {"model": self.model, "tag": self.tag, "dataset": self.dataset.name}
-        learner.save(path, row.vit, self.parts, provenance=provenance, **facts)
+        learner.save(path, row.vit, self.parts.model.logit_scale.item(), provenance, **facts)
         checkpoint.unlink(missing_ok=True)
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:

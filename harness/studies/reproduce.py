@@ -19,6 +19,7 @@ from harness.datasets.base import SplitName
 from harness.records.averages import Average, tower_of
 from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
+from harness.studies.answer import StudyRow, StudyTable
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,
@@ -33,7 +34,6 @@ from harness.studies.questions import (
     transfer,
     tuning,
 )
-from harness.studies.tables import StudyRow, StudyTable
 from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
 
@@ -148,7 +148,7 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
     """Return the rows of a table, some of which stand for several, in a tower of ``depth`` blocks."""
     every = {
         "datasets": [{"dataset": dataset} for dataset in config.datasets],
-        "networks": [{"network": arch} for arch in ARCHITECTURES if arch != "mlp"],
+        "networks": [{"network": arch} for arch in ARCHITECTURES if arch not in ("mlp", "transformer")],
         "others": [
             {"method": method, "percent": percent(keep)}
             for method, keep in product(WITHOUT_PREDICTOR, config.keeps or ())

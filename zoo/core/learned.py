@@ -4,11 +4,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-
-REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
 
 
 class TokenLinear(nn.Module):
@@ -39,6 +38,31 @@ class TokenMlp(nn.Module):
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         return self.score(self.act(self.hidden(x))).squeeze(-1)
+
+
+class TokenTransformer(nn.Module):
+    """Let patches and class token attend to one another in one encoder block, then score each.
+
+    Its heads are 32 channels wide if that divides ``width``, else it has one.
+    """
+
+    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
+        super().__init__()
+        heads = width // 32 if width % 32 == 0 else 1
+        self.token = nn.Linear(dim, width, **dd)
+        self.norm1 = nn.LayerNorm(width, **dd)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True, **dd)
+        self.norm2 = nn.LayerNorm(width, **dd)
+        self.mlp = Mlp(width, 4 * width, **dd)
+        self.norm = nn.LayerNorm(width, **dd)
+        self.score = nn.Linear(width, 1, **dd)
+
+    def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Score the patches."""
+        x = self.token(torch.cat((cls, patches), dim=1))
+        x = x + self.attn(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return self.score(self.norm(x[:, 1:])).squeeze(-1)
 
 
 class GridConv(nn.Module):
@@ -88,7 +112,7 @@ class Mixer(nn.Module):
         if patches.shape[1] != self.patches:
             raise ValueError(
                 f"this mixer was made for {self.patches} patches, got {patches.shape[1]}; use a predictor with "
-                "arch='conv', 'mlp' or 'linear', which work on every grid"
+                "arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid"
             )
         x: Tensor = self.token(patches)
         x = x + self.channel_mlp(x)
@@ -124,6 +148,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "mixer": Mixer,
     "mlp": TokenMlp,
     "pooledmixer": PooledMixer,
+    "transformer": TokenTransformer,
 }
 
 

@@ -132,6 +132,7 @@ def test_predictors_cost_next_to_nothing_and_what_the_paper_says(arch):
         "linear": n * d,
         "mlp": n * (d * w + w * w + w) + 2 * d * w,
         "mixer": n * d * w + 8 * n * w * w + w * w * n,
+        "transformer": (n + 1) * (d * w + 12 * w * w + 2 * w * (n + 1)) + n * w,
     }
     model = OnTokens(arch, w)
     found = gflops(model, (197, 1), channels=768)
