@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, Dataset, Split, SplitName
+from harness.datasets.base import FINAL, Dataset, Example, Split, SplitName
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import costs
-from harness.measure.plan import Plan, check_plan, keep_near_rows, matched_rows
+from harness.measure.plan import Plan, check_plan, costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     BLOCK,
     Judge,
@@ -29,19 +29,29 @@ from harness.measure.rows import (
     captions_of,
     feature_probe,
     optimized_row,
-    patches_of,
     recovered_rows,
     require_rows,
-    require_towers,
     variants,
 )
-from harness.measure.tuning import IMAGES, Tuned, Tuner, fit_probes, judge_foreground, linear_probe, tuning_of
+from harness.measure.tuning import (
+    IMAGES,
+    Tuned,
+    Tuner,
+    fit_probes,
+    judge_foreground,
+    linear_probe,
+    patches_of,
+    true_foreground,
+    tuning_of,
+)
 from harness.models.towers import (
     caption_features,
     load_tower,
     nameable,
     named,
+    split_method,
     text_classifier,
+    without_folders,
     without_text,
 )
 from harness.records.metrics import METRICS, Captions, Sample, measure
@@ -66,22 +76,17 @@ from zoo.core.messages import best_precision, tower_name
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
-from zoo.ranking.golden import GoldenConfig
+from zoo.loading.recovery_file import RecoveryFile
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
-PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
 def compare(
-    plan: Plan,
-    known: Sequence[Record],
-    progress: Progress,
-    *,
-    release: bool = False,
-    folder: Path | None = None,
+    plan: Plan, known: Sequence[Record], progress: Progress, *, release: bool = False, folder: Path | None = None
 ) -> Iterator[list[Record]]:
     """Measure what the plan asks for and ``known`` lacks; raise ValueError for what can't be measured.
 
@@ -149,6 +154,18 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
     return bench.measure(0), bench.judge(tuning, [row], tuned)
+
+
+def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
+    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
+    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in models}
+    for path in paths:
+        file = RecoveryFile.read(path)
+        if file.options.get("keep") is None:
+            raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
+        if file.model not in known:
+            name = tower_name(file.model, file.tag)
+            raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
 
 
 @dataclass
@@ -335,7 +352,13 @@ class Bench:
             # Both are lazy: val is run when the probes are fitted.
             fitted = patches_of(self._real_rows, train, self.parts.preprocess, update)
             chosen = patches_of(self._real_rows, val, self.parts.preprocess, lambda done: update(len(train) + done))
-            return functools.partial(judge_foreground, fit_probes(fitted, chosen), self.rows[0].key)
+            probes = fit_probes(fitted, chosen)
+
+        def judge(examples: Sequence[Example]) -> Callable[[str, Tensor], NDArray[np.float32]]:
+            truth = true_foreground(examples, self.parts.preprocess, self.rows[0].vit)
+            return lambda key, patches: judge_foreground(probes, self.rows[0].key, key, patches, truth)
+
+        return judge
 
     @functools.cached_property
     def say_once(self) -> Callable[[str], None]:
@@ -389,7 +412,7 @@ class Bench:
         dataset, config, classes = self.dataset, row.config, None
         if row.method == GOLDEN and row.rankings is not None:
             origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
-            config = config | {name: own for name, own in origin.items() if own not in (None, GoldenConfig.action)}
+            config = config | {name: own for name, own in origin.items() if own is not None}
         if dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
             classes = (int(named(self.text).sum()), len(self.text))
         return Record(

@@ -1,4 +1,4 @@
-"""What models cost: multiply-adds of one image, hiding no operator, tokens, and time."""
+"""What models cost: multiply-adds of one image, hiding no operator, and tokens."""
 
 import logging
 import warnings
@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from harness.base.terminal import Progress
-from harness.measure.timing import BusyError, Patience, time_models
-from harness.records.record import DENSE, GOLDEN, OPTIMIZED, Times, lacking
+from harness.records.record import OPTIMIZED, lacking
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
@@ -171,25 +170,3 @@ def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, dict
             }
             update(done)
     return counted
-
-
-def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
-    """Measure what every row costs, latency included, as fields of ``Record`` and metrics by the row's key.
-
-    ``rounds`` are those of each batch size; those at which the machine is too busy are told, and missing. A golden row
-    is no model one could run, so it has no costs.
-    """
-    real = {row.key: row.vit for row in rows if row.method != GOLDEN}
-    dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
-    latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
-    counts = count_costs([row for row in rows if row.key in real], progress)
-    for batch, count in rounds.items():
-        try:
-            with progress.task(f"latency at batch {batch}", count) as update:
-                timings = time_models(real, batch, count, warmup=1, tick=update, patience=patience)
-        except BusyError as error:
-            progress.say(f"batch {batch}: {error}")
-            continue
-        for key, timing in timings.items():
-            latency[key].append(timing.latency(None if key == dense else timings.get(dense)))
-    return {row.key: counts[row.key] | {"latency": tuple(latency[row.key])} if row.key in real else {} for row in rows}

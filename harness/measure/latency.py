@@ -20,16 +20,7 @@ from harness.models import towers
 from harness.models.towers import split_method, split_name
 from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
 from harness.records.statistics import LEAST_ROUNDS
-from harness.records.times import (
-    EAGER,
-    LatencyRecord,
-    Load,
-    Timing,
-    describe_machine,
-    fitting,
-    read_gpu,
-    time_fields,
-)
+from harness.records.times import EAGER, LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
 from zoo.core.files import fingerprint, is_out_of_memory
 from zoo.core.messages import check_fields, expected
 from zoo.loading.adopt import reduce
@@ -150,13 +141,8 @@ def measure_latency(
 ) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
     """Time all models under all conditions, but use ``known`` records that fit again.
 
-    Yields:
-        For conditions that share rounds the records of all models, the dense one first, and those of them, or the
-        dense one's once more, that are new. Where the machine was too busy, records say so and aren't among the new.
-
-    Raises:
-        ValueError: an unknown name, or one that can't be timed.
-        FileNotFoundError: weights or a predictor are out of reach.
+    Yield for conditions that share rounds the records of all models, the dense one first, and those of them, or the
+    dense one's once more, that are new. Where the machine was too busy, records say so and aren't among the new.
     """
     machine, patience = describe_machine(torch.device(plan.device)), timing.Patience(say=progress.say)
     for dense, pairs in plan.groups.items():
@@ -276,12 +262,10 @@ def time_in_turn(
     progress: Progress,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
-    """Make models ready for the conditions of a record and time those that can be timed in turn on random images.
+    """Make models ready for the conditions of a record and time them in turn on random images.
 
-    ``tick`` takes models ready and rounds done.
-
-    Returns:
-        How making each ready went, and what was measured of those that did not fail.
+    Return how making each ready went, and what was measured of those that did not fail; ``tick`` takes models ready and
+    rounds done.
     """
     device, precision = torch.device(plan.device), DTYPES[timing.model_dtype(blank.way, blank.dtype)]
     patience.wait(device)  # before models are made ready, which takes a while

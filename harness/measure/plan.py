@@ -1,4 +1,4 @@
-"""What to compare, and rows at equal cost: each method's keep rate is solved for another's multiply-adds or time."""
+"""What to compare, and rows at equal cost: keep rates are solved for another method's multiply-adds or time."""
 
 import copy
 import functools
@@ -16,11 +16,11 @@ from scipy.optimize import isotonic_regression
 
 from harness.base.terminal import Progress
 from harness.datasets.base import SplitName
-from harness.measure.cost import gflops
+from harness.measure.cost import count_costs, gflops
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.averages import CLOSE, time_ratio
-from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Tuning
+from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.messages import check_fields, expected
 from zoo.learning.tuning import TuneConfig
@@ -337,3 +337,25 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
             f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
             f"{cost:.3f} {found}{apart}"
         )
+
+
+def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
+    """Measure what every row costs, latency included, as fields of ``Record`` and metrics by the row's key.
+
+    ``rounds`` are those of each batch size; those at which the machine is too busy are told, and missing. A golden row
+    is no model one could run, so it has no costs.
+    """
+    real = {row.key: row.vit for row in rows if row.method != GOLDEN}
+    dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
+    latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
+    counts = count_costs([row for row in rows if row.key in real], progress)
+    for batch, count in rounds.items():
+        try:
+            with progress.task(f"latency at batch {batch}", count) as update:
+                timings = time_models(real, batch, count, warmup=1, tick=update, patience=patience)
+        except BusyError as error:
+            progress.say(f"batch {batch}: {error}")
+            continue
+        for key, timing in timings.items():
+            latency[key].append(timing.latency(None if key == dense else timings.get(dense)))
+    return {row.key: counts[row.key] | {"latency": tuple(latency[row.key])} if row.key in real else {} for row in rows}

@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from harness import git_commit
@@ -26,16 +25,15 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.models.towers import TIMM, split_method, undo_preprocess, without_folders
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
-from zoo.core.messages import best_precision, expected, tower_name
+from zoo.core.messages import best_precision, expected
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
-from zoo.loading.adopt import reduce
-from zoo.loading.predictor_file import load_predictor, with_predictor
+from zoo.loading.adopt import load_predictor, reduce
+from zoo.loading.learned_files import with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig
@@ -49,8 +47,8 @@ BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "token", "detail", "patch_distance", "foreground")
 COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
-# Takes a row's key, its features of all patches (B, N, D) and their `truth`, (B, N) bool; returns IoUs, (B, 2).
-Judge = Callable[..., NDArray[np.float32]]
+# Takes examples; returns what takes a row's key and its features of all patches, and returns IoUs of foreground (B, 2).
+Judge = Callable[[Sequence[Example]], Callable[[str, Tensor], NDArray[np.float32]]]
 
 
 class Oracle(Pruner):
@@ -144,7 +142,7 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
     pairs = list(pairs)
     for method, _ in pairs:
         require_method(method)
-    arch, _, tag = model.removeprefix(TIMM).partition(".")
+    arch, _, tag = model.removeprefix("timm:").partition(".")
     if (known := MODELS.get(arch)) is None:
         return
     size = SIZES[known.size]
@@ -209,18 +207,6 @@ def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]
     return rows
 
 
-def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
-    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
-    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in models}
-    for path in paths:
-        file = RecoveryFile.read(path)
-        if file.options.get("keep") is None:
-            raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
-        if file.model not in known:
-            name = tower_name(file.model, file.tag)
-            raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """A variant on a set of n images, in image order; None where nothing was reduced."""
@@ -262,7 +248,7 @@ def run(
     features of all patches, and returns ``Outcome.foreground``.
     """
     found, dense = dict[str, Outcome](), None
-    for row, tokens in _leave(rows, images, golden):
+    for row, tokens in run_blocks(rows, images, golden):
         cells, patchwise = tokens.grid[0] * tokens.grid[1], {}
         if tokens.history:
             scores = rank_scores(tokens.history, cells)
@@ -282,7 +268,7 @@ def run(
     return found
 
 
-def _leave(
+def run_blocks(
     rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
 ) -> Iterator[tuple[Variant, Tokens]]:
     """Yield each row with the tokens that leave its last block; what rows without their own weights share runs once."""
@@ -299,26 +285,6 @@ def patch_features(vit: Host, tokens: Tokens) -> Tensor:
     """Return unit features of all patches, (B, N, D) float32, of tokens that left the last block."""
     unit = F.normalize(vit.normalise(tokens.x).float(), dim=-1)
     return tokens._replace(x=unit).spread()[:, tokens.prefix :]
-
-
-def true_foreground(examples: Sequence[Example], preprocess: Any, vit: ReducedViT) -> Tensor:
-    """Return which patches are at least half foreground by the images' masks, as a tower sees them, (B, N) bool."""
-    masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
-    assert len(masks) == len(examples)
-    seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
-    return (F.adaptive_avg_pool2d(seen[:, 0], vit.grid).flatten(1) >= 0.5).to(next(vit.parameters()).device)
-
-
-def patches_of(
-    rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield each row's features of all patches, a batch of a split after the other; ``update`` takes images done."""
-    like, done = next(rows[0].vit.parameters()), 0
-    for examples, images in batches(split, preprocess):
-        truth = true_foreground(examples, preprocess, rows[0].vit)
-        for row, tokens in _leave(rows, images.to(like)):
-            yield row.key, patch_features(row.vit, tokens), truth
-        update(done := done + len(examples))
 
 
 def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
@@ -468,9 +434,7 @@ def outcomes(
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
         height, width = images.shape[-2:]
         detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
-        own = None
-        if judge is not None:
-            own = functools.partial(judge, truth=true_foreground(examples, preprocess, rows[0].vit))
+        own = None if judge is None else judge(examples)
         for key, output in run(rows, images.to(like), batch, own).items():
             parts[key].append(replace(output, detail=detail) if key in dense else output)
         on_batch(done := done + len(examples))

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset, Split
-from harness.datasets.few_shot import OURS, FewShot, draw
-from harness.measure.rows import OutcomeCache, Variant, require_rows, rows_of
-from harness.models.towers import load_clip, split_method, text_classifier
+from harness.datasets.base import Dataset, Example, Split
+from harness.datasets.few_shot import OURS, FewShot, batches, draw
+from harness.measure.rows import OutcomeCache, Variant, patch_features, require_rows, rows_of, run_blocks
+from harness.models.towers import load_clip, split_method, text_classifier, undo_preprocess
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
@@ -168,7 +169,7 @@ class Tuner:
         provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
         provenance["dataset_revision"] = self.dataset.condition
         facts = {"model": self.model, "tag": self.tag, "dataset": self.dataset.name}
-        learner.save(path, row.vit, self.parts, provenance=provenance, **facts)
+        learner.save(path, row.vit, self.parts.model.logit_scale.item(), provenance, **facts)
         checkpoint.unlink(missing_ok=True)
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
@@ -210,6 +211,24 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 
 
     optimiser.step(closure)
     return weights.detach()
+
+
+def true_foreground(examples: Sequence[Example], preprocess: Any, vit: ReducedViT) -> Tensor:
+    """Return which patches are at least half foreground by the images' masks, as a tower sees them, (B, N) bool."""
+    masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
+    assert len(masks) == len(examples)
+    seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
+    return (F.adaptive_avg_pool2d(seen[:, 0], vit.grid).flatten(1) >= 0.5).to(next(vit.parameters()).device)
+
+
+def patches_of(rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]) -> Patches:
+    """Yield each row's features of all patches, a batch of a split after the other; ``update`` takes images done."""
+    like, done = next(rows[0].vit.parameters()), 0
+    for examples, images in batches(split, preprocess):
+        truth = true_foreground(examples, preprocess, rows[0].vit)
+        for row, tokens in run_blocks(rows, images.to(like)):
+            yield row.key, patch_features(row.vit, tokens), truth
+        update(done := done + len(examples))
 
 
 def iou(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -99,10 +99,10 @@ def device_name(device: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """Carry one model on one dataset. None means not measured; nothing unmeasured is 0."""
+class RowRecord:
+    """Carry what every record says of its row. None means not measured; nothing unmeasured is 0."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int
     created: str  # UTC, ISO 8601
     version: str  # of this package
     git_commit: str | None = None
@@ -112,6 +112,13 @@ class Record:
     method_config: dict[str, Any]  # JSON values
     tag: str  # of the timm weights
     weights_sha256: str  # of the image tower that all methods share, without a predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(RowRecord):
+    """Carry one model on one dataset."""
+
+    schema_version: int = SCHEMA_VERSION
     dataset: str
     dataset_revision: str  # hash of the shipped files, or of the split file
     split: str
@@ -262,11 +269,17 @@ def read_records(path: str | Path) -> list[Record]:
     return parse_lines(Path(path), _read_record)
 
 
+def parse_line(line: str | bytes, schema_version: int) -> dict[str, Any]:
+    """Return the fields of a JSON line; ValueError for those of another version."""
+    values: dict[str, Any] = from_json(dict[str, Any], strict_json(line), "record")
+    if (known := values.get("schema_version")) != schema_version:
+        mend = "move the file away, or name another --output"
+        raise ValueError(f"schema_version is {known!r}, this version reads {schema_version}: {mend}")
+    return values
+
+
 def _read_record(line: str | bytes) -> Record:
-    values = from_json(dict[str, Any], strict_json(line), "record")
-    version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+    values = parse_line(line, SCHEMA_VERSION)
     own = from_json(dict[str, Any], values.pop("metrics", None), "metrics")
     metrics = {name: _read_metric(name, facts) for name, facts in own.items()}
     return from_json(Record, values, "record", complete=True, metrics=metrics)

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 
 from harness.base.lines import append_lines, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimate_cell, figure
-from harness.records.record import DENSE, Times, device_name
+from harness.records.record import DENSE, RowRecord, Times, device_name, parse_line
 from harness.records.statistics import Interval, median_interval
-from zoo.core.files import from_json, strict_json
+from zoo.core.files import from_json
 
 EAGER = "eager"  # the way of a model as it is
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it
@@ -166,19 +166,10 @@ def cores() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyRecord:
-    """Carry one model timed under one condition. None means not measured, never 0."""
+class LatencyRecord(RowRecord):
+    """Carry one model timed under one condition."""
 
     schema_version: int = SCHEMA_VERSION
-    created: str  # UTC, ISO 8601
-    version: str  # of this package
-    git_commit: str | None = None
-    model: str
-    method: str
-    keep: float  # share of the patch tokens left at the end, in (0, 1]
-    method_config: dict[str, Any]  # JSON values
-    tag: str  # of the tower's weights
-    weights_sha256: str  # of the dense tower
     random_weights: bool
     image_size: tuple[int, ...]  # height and width
     device: str
@@ -260,11 +251,7 @@ def read_latencies(path: Path) -> list[LatencyRecord]:
 
 
 def _read_latency(line: str | bytes) -> LatencyRecord:
-    values = from_json(dict[str, Any], strict_json(line), "record")
-    if (known := values.get("schema_version")) != SCHEMA_VERSION:
-        mend = "move the file away, or name another --output"
-        raise ValueError(f"schema_version is {known!r}, this version reads {SCHEMA_VERSION}: {mend}")
-    record: LatencyRecord = from_json(LatencyRecord, values, "record", complete=True)
+    record: LatencyRecord = from_json(LatencyRecord, parse_line(line, SCHEMA_VERSION), "record", complete=True)
     return record
 
 

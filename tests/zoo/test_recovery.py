@@ -88,7 +88,7 @@ def test_changes_begin_as_none_and_concern_the_named_weights_alone(
 ):
     model, config = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8), quick(what=what)
     before, mark = deepcopy(model.state_dict()), fingerprint(model)
-    fresh = WeightChanges.of(model, config).tensors()
+    fresh = WeightChanges(model, config).tensors()
     assert all(not value.any() for value in additions(fresh).values())
     file = save_recovery(tmp_path / "r", model, Recovered(fresh, (1.0,), (1.0,)), config, **FACTS)
     torch.testing.assert_close(add_recovery(model, file)(images), model(images))

@@ -12,7 +12,7 @@ from timm.layers import Attention, LayerNorm
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
 import zoo
 from zoo.core.attention import cls_attention, is_plain
@@ -248,19 +248,12 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
-def quantized(attn: Attention) -> None:
-    attn.qkv = torch.ao.quantization.quantize_dynamic(nn.Sequential(attn.qkv), {nn.Linear})[0]
-
-
 CHANGES: dict[str, Callable[[Attention], None]] = {
     "wrapped": lambda attn: setattr(attn, "qkv", LowRank(attn.qkv)),
     "parametrized": lambda attn: parametrize.register_parametrization(attn.qkv, "weight", Doubled()),
-    "pruned": lambda attn: prune.l1_unstructured(attn.qkv, "weight", 0.5),
-    "quantized": quantized,
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's quantization moves to a package of its own
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
     tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 import zoo
 from harness.base.terminal import Progress
 from harness.measure import cost
-from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_costs, gflops
+from harness.measure.cost import FREE_OPERATORS, OperatorCost, count_costs, gflops
+from harness.measure.plan import costs
 from harness.measure.rows import variants
 from zoo.core.files import blocks_fingerprint
 from zoo.core.learned import ARCHITECTURES, Predictor

@@ -16,13 +16,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure import latency, timing
 from harness.measure.cost import count_costs
-from harness.measure.latency import (
-    Family,
-    LatencyPlan,
-    load_family,
-    measure_latency,
-    time_in_turn,
-)
+from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_in_turn
 from harness.measure.rows import variants
 from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
 from harness.models import towers
@@ -219,25 +213,6 @@ def test_optimised_models_and_exported_files(runs, monkeypatch):
 # --- the command
 
 RANDOM = "latency --model clip_vit_b16_random60 --batches 1 --rounds 6 --seconds 0"
-
-
-@pytest.mark.usefixtures("benchmark")
-def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys):
-    argv = [*RANDOM.split(), "--output", str(tmp_path / "out")]
-    assert main(argv) == 0
-    out = capsys.readouterr().out
-    file, page = sorted((tmp_path / "out").iterdir())
-    before = file.read_bytes()
-    _, random = read_latencies(file)
-    assert (random.model, random.final_tokens, len(random.samples_ms)) == ("clip_vit_b16_random60", 38, 6)
-    assert f"{random.times.ratio_to_dense:.3f} [" in out
-    assert f"| {random.gflops:.2f} |" in page.read_text("utf-8")
-    monkeypatch.setattr(latency, "time_in_turn", None)
-    assert main(argv) == 0
-    assert file.read_bytes() == before
-    assert capsys.readouterr().out == out
-    with pytest.raises(TypeError, match="not callable"):
-        main([*argv, "--fresh"])
 
 
 @pytest.mark.parametrize(("flags", "said"), [

@@ -105,8 +105,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
                 timings[name] = Timing(batch=batch, samples_ms=tuple(samples))
             return timings
 
-        for module in ("plan", "cost"):
-            monkeypatch.setattr(f"harness.measure.{module}.time_models", time_models)
+        monkeypatch.setattr("harness.measure.plan.time_models", time_models)
 
     return call
 

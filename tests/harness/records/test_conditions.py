@@ -34,17 +34,10 @@ def test_records_tell_templates_images_and_what_is_left_out(folder: Path):
     asked = f"folder:{folder}"
     plain = condition(asked)
     assert plain == condition(asked) == condition(asked, templates=["a photo of a {}."])
-    other = condition(asked, templates=["a {}"])
-    assert other.startswith(f"{plain}-")
-    seen = {plain, other, condition(asked, templates=["a {}", "{}"])}
+    seen = {plain, condition(asked, templates=["a {}"]), condition(asked, templates=["a {}", "{}"])}
     (folder / "bag" / "bad.png").write_text("no image")
     seen |= {condition(asked), condition(asked, skip_bad=True)}
-    seen |= {condition(asked, skip_bad=True, templates=["a {}"])}
-    assert len(seen) == 6
-    fashion = get_dataset("fashion").revision
-    assert condition("fashion") == condition("fashion", skip_bad=False) == fashion
-    assert condition("fashion", templates=["a {}"]).startswith(f"{fashion}-")
-    assert condition("fashion") == fashion  # nothing is left of what another command said
+    assert len(seen) == 5
 
 
 def test_rankings_go_by_images_and_by_prompts_where_these_matter(folder: Path):

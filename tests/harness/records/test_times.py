@@ -46,12 +46,7 @@ def test_what_follows_from_times(latency_record: Make):
 
 @pytest.mark.parametrize(
     ("factors", "verdict"),
-    [
-        ((0.9, 0.99) * 3, FASTER),
-        ((1.01, 1.3) * 3, SLOWER),
-        ((0.9, 1.0) * 3, OPEN),
-        ((0.5, 1.4) * 3, OPEN),
-    ],
+    [((0.9, 0.99) * 3, FASTER), ((1.01, 1.3) * 3, SLOWER), ((0.9, 1.0) * 3, OPEN), ((0.5, 1.4) * 3, OPEN)],
 )
 def test_a_verdict_needs_an_interval_on_one_side_of_one(latency_record: Make, factors: tuple[float, ...], verdict: str):
     noise = (1.0, 3.0, 1.5, 2.5, 1.2, 2.0)
@@ -161,9 +156,7 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
     assert "[bold]x[/bold]" in text  # no markup
     lines = [line.replace("│", " ").split() for line in text.splitlines()]
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
-    assert tome[4:] == [
-        *("8.12", "[8.08,", "8.16]", "–", "–", "123.2", "0.800", "[0.800,", "0.800]", "faster"),
-    ]
+    assert tome[4:] == [*("8.12", "[8.08,", "8.16]", "–", "–", "123.2", "0.800", "[0.800,", "0.800]", "faster")]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]
     assert failed[4:11] == [*["–"] * 5, "not", "timed"]
     assert table.notes == [
