@@ -95,7 +95,6 @@ class Tuner:
     draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
-        """Start without outcomes."""
         self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row

@@ -303,7 +303,6 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
 
 
 def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
-    """Return what failed and what can't be concluded."""
     lines = []
     for cell, group in groupby(rows, key=lambda row: row.cell):
         together = list(group)
