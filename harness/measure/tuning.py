@@ -111,10 +111,8 @@ class Tuner:
     def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before, by the row's key.
 
-        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
-
-        Raises:
-            ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
+        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own. Raises what ``draw`` and
+        ``zoo.tune`` do, and ValueError for a class that can't be named.
         """
         if self.text[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
