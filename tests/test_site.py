@@ -26,8 +26,8 @@ from harness.datasets import get_dataset
 from harness.measure import plan
 from harness.records.record import read_records
 from harness.report.folder import csv_text
+from harness.studies.answer import StudyTable
 from harness.studies.questions import list_studies
-from harness.studies.tables import StudyTable
 from tools import write_results
 from zoo.core.reducer import METHODS
 

@@ -19,9 +19,9 @@ from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
+from harness.studies.answer import StudyTable, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
-from harness.studies.tables import StudyTable
-from harness.studies.workshop import StudyConfig, answer, find, take_stock
+from harness.studies.workshop import StudyConfig, find
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 
