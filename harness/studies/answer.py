@@ -25,6 +25,7 @@ from harness.records.record import DTYPES, Record, Tuning, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
+    SIGN_FLIP,
     Interval,
     Together,
     bootstrap_mean,
@@ -150,7 +151,7 @@ class StudyTable:
             columns[head] = cells
         columns = {head: cells for head, cells in columns.items() if any(cell != UNMEASURED for cell in cells)}
         several = any(len(row.records) > 1 for row in self.rows)
-        tests = [*([MCNEMAR] if self.dense.labelled and not several else []), FLIPPED]
+        tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         uncounted = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
         notes = [
             NOTES,
