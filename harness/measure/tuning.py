@@ -126,7 +126,7 @@ class Tuner:
             if config.tokens == "t":
                 for split in few:  # common blocks once
                     self._outcomes.find(missing, split, self.dataset.name)
-            what = f"{config.learned}, {config.describe()}"
+            what = config.describe()
             self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
