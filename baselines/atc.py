@@ -83,8 +83,7 @@ def cluster(distance: Tensor, r: int, linkage: str) -> tuple[Tensor, Tensor, Ten
             elif linkage == "complete":
                 joined = torch.maximum(left, right)
             else:
-                joined = torch.minimum(left, right).masked_fill(left == math.inf, math.inf)
-                joined = joined.masked_fill(right == math.inf, math.inf)
+                joined = torch.minimum(left, right).masked_fill((left == math.inf) | (right == math.inf), math.inf)
             is_low, is_high = own == low, own == high
             between = between.where(~is_low.unsqueeze(2), joined).where(~is_low.unsqueeze(1), joined.transpose(1, 2))
             between = between.masked_fill(is_high.unsqueeze(2) | is_high.unsqueeze(1), math.inf)

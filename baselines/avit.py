@@ -59,7 +59,6 @@ class AViT(Pruner):
     by_default = False
 
     def __init__(self, config: AViTConfig, host: HostSpec) -> None:
-        """Check the channel, too."""
         super().__init__(config, host)
         if config.channel >= host.embed_dim:
             raise ValueError(f"channel={config.channel}: this tower has channels 0 to {host.embed_dim - 1}")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import HostSpec, limit, register_method
+from zoo.core.reducer import limit, register_method
 from zoo.core.tokens import Tokens
 
 METRICS = ("keys", "residual")
@@ -47,17 +47,12 @@ class PiToMe(Merger):
     config: PiToMeConfig
     by_default = False
 
-    def __init__(self, config: PiToMeConfig, host: HostSpec) -> None:
-        """Remember the depth, by which the margin falls."""
-        super().__init__(config, host)
-        self.depth = host.depth
-        self.energy_from = (host.depth + 1) // 2 if config.energy_from is None else config.energy_from
-
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Merge ``r`` tokens into their nearest, among all or among the 2 r of highest energy."""
         if self.config.metric == "residual":
             metric = tokens.patches
-        count = 2 * r if index >= self.energy_from else tokens.patch_count
+        begin = (self.depth + 1) // 2 if self.config.energy_from is None else self.config.energy_from
+        count = 2 * r if index >= begin else tokens.patch_count
         energies = energy(metric, self.config.margin * (1 - index / self.depth))
         order = energies.argsort(dim=1, descending=True, stable=True)[:, :count]
         gone, into, similarity, _ = bipartite(metric, r, order)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import HostSpec, limit, register_method
+from zoo.core.reducer import limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -39,15 +39,10 @@ class ToFu(Merger):
     config: ToFuConfig
     by_default = False
 
-    def __init__(self, config: ToFuConfig, host: HostSpec) -> None:
-        """Settle from which block on tokens are merged."""
-        super().__init__(config, host)
-        self.merge_from = host.depth // 2 + 1 if config.merge_from is None else config.merge_from
-
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Drop or merge one token of each of the most similar pairs."""
         gone, into, similarity, stay = bipartite(metric, r)
-        if index < self.merge_from:
+        if index < (self.depth // 2 + 1 if self.config.merge_from is None else self.config.merge_from):
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
             return tokens.select(index, importance.scatter(1, gone, -similarity), stay)
         norms = torch.linalg.vector_norm(tokens.patches.float(), dim=2)

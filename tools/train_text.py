@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 from harness.datasets.packaged import CATEGORIES, CLOTHES, STYLES, Emoji, EmojiCategory, Fashion, sample_item, seeded
 from tools.build_data import BUILDERS, read_fashion
-from zoo.core.files import write_whole
+from zoo.core.files import EMBEDDED, write_whole
 from zoo.loading.clip import CompactText, image_transform, tokenizer
-from zoo.loading.sizes import EMBEDDED
 
 CONTEXT = 20
 GEOMETRY = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 3, "output_dim": 256}

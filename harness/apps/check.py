@@ -43,6 +43,7 @@ from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import (
     ABSENT,
     EXACT,
+    FIXED,
     Pair,
     Tolerances,
     describe_conditions,
@@ -226,7 +227,8 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
     checked = list(measure(cases, plan, towers, progress))
     if not plan.update:
         both = [Pair(then=row.record, now=now) for _, row, now in checked if row.record is not None and now is not None]
-        return show_verdict(checked, bounds, describe_conditions(both, ("expected", "now"), ["device"]))
+        notes = describe_conditions(both, ("expected", "now"), (*FIXED, "git_commit"), ["device"])
+        return show_verdict(checked, bounds, notes)
     records: dict[Path, list[Record]] = {}
     for case, row, now in checked:
         own = records.setdefault(case.file or FOLDER / f"{row.dataset}.jsonl", [])

@@ -34,8 +34,7 @@ from zoo.core.host import share_weights
 from zoo.core.messages import best_precision, check_fields, expected
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
-from zoo.loading.learned_files import dataset_names
-from zoo.loading.predictor_file import PredictorFile, find_predictor
+from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
@@ -208,10 +207,10 @@ class Lab:
         """Return the file of a setup's predictor; none of a method without."""
         if setup.method is None:
             return []
-        config = configure(setup.method, setup.options, self.eager.vit.depth)
-        block = config.predictor_block(self.eager.vit.depth)
+        depth = self.eager.vit.depth
+        block = configure(setup.method, setup.options, depth).predictor_block(depth)
         arch, tag = self.tower.arch, self.tower.tag
-        return [] if block is None else [find_predictor(arch, tag, block, action=config.action).path]
+        return [] if block is None else [find_predictor(arch, tag, block).path]
 
     def serve(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights.

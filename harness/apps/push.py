@@ -26,8 +26,8 @@ from zoo.core.files import read_facts, write_whole
 from zoo.core.learned import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
+from zoo.loading.learned_files import find_predictor
 from zoo.loading.open_clip import FOLDER, HUB
-from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_clip, read_weights

@@ -26,11 +26,8 @@ def describe_error(error: BaseException) -> str:
     return str(error)
 
 
-def _fit_predictor(
-    *, model: str = "MODEL", tag: str = "", block: int = 0, options: Any = (), action: str = "remove", **_: Any
-) -> str:
+def _fit_predictor(*, model: str = "MODEL", tag: str = "", block: int = 0, options: Any = (), **_: Any) -> str:
     flags = "".join(f" --{name} {options[name]}" for name in ("arch", "width") if name in options)
-    flags += "" if action == "remove" else f" --action {action}"
     tower = f"{model}.{tag}" if tag else model
     return f"fit one with: patchrank fit predictor --model {tower} --block {block}{flags} --dataset NAME"
 

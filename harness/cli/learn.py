@@ -4,7 +4,6 @@ import time
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -43,9 +42,8 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from zoo.learning.fit import FitConfig
     from zoo.ranking.golden import GoldenConfig
 
-    config, progress, removes = flags.settings(FitConfig, args), Progress(status), args.action != "merge"
-    sizes: dict[str, Any] = {"window": 2, "stride": 2} if removes else {"window": 1, "approximate": "follow:0"}
-    way = flags.settings(GoldenConfig, args, **sizes)
+    config, progress = flags.settings(FitConfig, args), Progress(status)
+    way = flags.settings(GoldenConfig, args, window=2, stride=2)
     files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
     names = args.dataset or []
     for dataset in names:  # refuses before anything is loaded
@@ -55,7 +53,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     jobs: list[tuple[SplitName, RankJob]] = []
     tower = load_tower(args.model).name if names else ""
     for dataset, split in product(names, flags.SPLITS[:2]):
-        path = shipped_rankings(tower, dataset, split, way.block) if removes else None
+        path = shipped_rankings(tower, dataset, split, way.block)
         source = Source.of(get_dataset(dataset), split)
         if path is not None:
             files[split].append(path)
@@ -65,7 +63,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
             progress.say(f"{source.name} has no {split} images; none decides when to stop")
     if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset or --rankings")
-    limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
+    limits = {"shots": args.shots, "block": args.block, "folders": args.images}
     with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
             files[split].append(rank(job, progress).path)
@@ -102,7 +100,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, {seconds:.1f} s; top-1 on the "
         f"{len(drawn.val)} validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = f"{config.learned}, {config.describe()}"
+    recipe = config.describe()
     data = {"path": path, "parameters": parameters, "seconds": seconds, "train": len(drawn.train)}
     data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws}
     data |= {"steps": config.total_steps, "recipe": config}

@@ -202,7 +202,7 @@ def run_list(args: Namespace, _status: Console) -> Shown:
     """
     from harness.datasets import KINDS, list_datasets
     from zoo import METHODS
-    from zoo.loading.predictor_file import find_fitted
+    from zoo.loading.learned_files import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
     if args.root is not None and not args.root.is_dir():

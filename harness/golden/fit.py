@@ -21,7 +21,7 @@ from harness.models.towers import Tower, load_tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
-from zoo.loading.predictor_file import predictor_name
+from zoo.loading.learned_files import predictor_name
 from zoo.towers.vit import ReducedViT
 
 HELD_OUT = 5  # one image in so many
@@ -156,20 +156,19 @@ def fit(
     progress: Progress,
     shots: int | None = None,
     block: int | None = None,
-    action: str | None = None,
     folders: Sequence[Path] = (),
 ) -> tuple[Path, float]:
     """Fit a predictor and write it where ``pretrained=True`` finds it; a fit that was stopped goes on where it was.
 
     ``train`` and ``val`` are rankings, or stores or files of them; without ``val`` a fifth of each of ``train`` is for
-    early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` and ``action`` are
-    those that the rankings must be of, and ``out`` None is for the user's cache.
+    early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` is
+    what the rankings must be of, and ``out`` None is for the user's cache.
 
     Returns:
         The path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
-        ValueError: rankings of several reduction points, scores or actions, images that are in both, or
+        ValueError: rankings of several reduction points or scores, images that are in both, or
             what `gather` refuses.
     """
     tower = load_tower(model)
@@ -178,11 +177,11 @@ def fit(
         rankings = held_out(rankings[0])
         progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
     facts = [asdict(one.provenance) for part in rankings for one in part]
-    agreed, ranked_for = _agree(facts, block=block, action=action)
+    agreed = _agree(facts, block=block)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
-    result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed, ranked_for)
+    result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed)
     with claim_file(result if out is None else None):  # who names a file claims it
         learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
         stop = gather(tower, rankings[1], progress, folders=folders)
@@ -197,19 +196,19 @@ def fit(
         counts = [{"images": len(one)} for part in rankings for one in part]
         made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
         provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
-        made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": blocks, "action": ranked_for}
+        made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": blocks}
         save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
         checkpoint.unlink(missing_ok=True)
         taus = kendall_tau(predict(predictor, stop.data).numpy(), stop.data.importance.numpy())
         return result, float(np.nanmean(taus))
 
 
-def _agree(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:
-    """Return the one reduction point and action of all rankings; they must have one score, too."""
-    for field, what in (("block", "reduction points"), ("score", "scores"), ("action", "actions")):
+def _agree(facts: list[dict[str, Any]], **asked: Any) -> int:
+    """Return the one reduction point of all rankings; they must have one score, too."""
+    for field, what in (("block", "reduction points"), ("score", "scores")):
         values = sorted({fact[field] for fact in facts})
         if len(values) != 1:
             raise ValueError(f"rankings of several {what}: {values}; one at a time")
         if asked.get(field) not in (None, values[0]):
             raise ValueError(f"--{field} {asked[field]}: these rankings are of {field} {values[0]}; leave it out")
-    return int(facts[0]["block"]), str(facts[0]["action"])
+    return int(facts[0]["block"])

@@ -25,7 +25,7 @@ from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
 from zoo.core.messages import AUTO, precision_on
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
-from zoo.ranking.windows import windows
+from zoo.ranking.suffix import windows
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU

@@ -37,7 +37,7 @@ class Provenance(Origin):
     window: int  # side in patches
     stride: int  # in patches
     dtype: str  # of the computation
-    action: str = "remove"  # or merge; the files that ship don't say
+    action: str = "remove"  # the only one there is, which some of the files that ship name
     batch: int | None = None  # sequences per pass decide the last bits; None in the files that ship
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
@@ -59,7 +59,7 @@ class Provenance(Origin):
             source = "--images FOLDER"
         settings = self._config
         settings["approx"] = settings.pop("approximate")
-        flags = [f"--{name} {value}" for name, value in settings.items() if value not in (None, GoldenConfig.action)]
+        flags = [f"--{name} {value}" for name, value in settings.items() if value is not None]
         return f"patchrank rank --model {self.model} {source} {' '.join(flags)}"
 
 
@@ -238,15 +238,14 @@ def shipped_rankings(model: str, dataset: str, split: str, block: int) -> Path |
 def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Path:
     """Return where in the user's cache ``rank`` keeps rankings, one store per settings."""
     name = store_name(model, dataset, split, config.score)
-    way = "merge" if config.action == "merge" else ""
-    way += f"b{config.block}w{config.window}s{config.stride}"
+    way = f"b{config.block}w{config.window}s{config.stride}"
     way += f"g{config.greedy}" if config.greedy is not None else ""
     way += "-" + config.approximate.replace(":", "") if config.approximate is not None else ""
     return cache_folder() / "rankings" / f"{name}-{way}"
 
 
 def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
-    """Find a dense tower's rankings by removal and preservation: shipped ones or, of more images, the user's own.
+    """Find a dense tower's rankings by preservation: shipped ones or, of more images, the user's own.
 
     Raises:
         ValueError: the user's own are broken.

@@ -77,13 +77,12 @@ from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
-from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
-PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
 def compare(
@@ -186,9 +185,8 @@ class Bench:
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
-        """Place the rows; an optimised one is in its place."""
         for row in self.rows:
-            if row.method != OPTIMIZED:
+            if row.method != OPTIMIZED:  # which is in its place
                 row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
@@ -217,8 +215,10 @@ class Bench:
         """Return the records of all rows, seed by seed."""
         records = []
         for tuning in self.plan.tunings(shots):
-            rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
-            prompts = self.tune(tuning) if tuning.prompted else {}
+            rows, prompts = [row for row in self.rows if row.method != GOLDEN or not tuning.visual], dict[str, Tuned]()
+            if tuning.prompted:
+                config = TuneConfig(tokens=self.plan.tokens, count=self.plan.num_tokens, seed=tuning.seed)
+                prompts = self.tuner.tune(self._real_rows, shots, tuning.seed, config)
             records += self.judge(tuning, rows, prompts)
         return records
 
@@ -377,13 +377,6 @@ class Bench:
         origin = {"model": self.rows[0].model, "tag": self.tag, "weights": self.weights}
         return Tuner(self.parts, self.dataset, progress=self.progress, **origin)
 
-    def tune(self, tuning: Tuning) -> dict[str, Tuned]:
-        """Learn tokens for each row that can be run."""
-        assert tuning.kind is not None
-        assert tuning.prompt_tokens is not None
-        config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
-        return self.tuner.tune(self._real_rows, tuning.shots, tuning.seed, config)
-
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
         if prompts:
@@ -413,7 +406,7 @@ class Bench:
         dataset, config, classes = self.dataset, row.config, None
         if row.method == GOLDEN and row.rankings is not None:
             origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
-            config = config | {name: own for name, own in origin.items() if own not in (None, GoldenConfig.action)}
+            config = config | {name: own for name, own in origin.items() if own is not None}
         if dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
             classes = (int(named(self.text).sum()), len(self.text))
         return Record(

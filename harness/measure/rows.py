@@ -32,8 +32,8 @@ from zoo.core.messages import best_precision, expected
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
-from zoo.loading.adopt import reduce
-from zoo.loading.predictor_file import load_predictor, with_predictor
+from zoo.loading.adopt import load_predictor, reduce
+from zoo.loading.learned_files import with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig
@@ -164,10 +164,7 @@ def make_row(
     """Make a row of a known method with its ``options``, ``keep`` among them.
 
     A golden row prunes by golden rankings, which come later. ``predictor`` is a file in place of the tower's own.
-
-    Raises:
-        ValueError: options that the method can't do, or a predictor of another tower.
-        FileNotFoundError: the predictor is missing.
+    Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
     """
     if method == DENSE:
         return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)

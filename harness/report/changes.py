@@ -144,11 +144,13 @@ class Pair:
                 yield f"time to dense, batch {entry.batch}", entry.ratio, now
 
 
-def describe_conditions(pairs: Sequence[Pair], words: tuple[str, str], alike: Sequence[str] = _MACHINE) -> list[str]:
+def describe_conditions(
+    pairs: Sequence[Pair], words: tuple[str, str], skip: Sequence[str] = (), alike: Sequence[str] = _MACHINE
+) -> list[str]:
     """Say which conditions differ, and in how many rows; and why times aren't compared, for which some are alike."""
     counts: Counter[str] = Counter()
     for pair in pairs:
-        for one in pair.conditions:
+        for one in (one for one in pair.conditions if one.quantity not in skip):
             then, now = map(movement_text, (one.then, one.now))
             counts[f"{one.quantity}: {then} {words[0]}, {now} {words[1]}"] += 1
         if pair.then.latency and (other := pair.differing(alike)):

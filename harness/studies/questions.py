@@ -139,20 +139,12 @@ def baselines(on: StudyCase) -> Iterator[StudyLine]:
     plot=("GFLOPs", "method", "ranking"),
 )
 def merging(on: StudyCase) -> Iterator[StudyLine]:
-    """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?
-
-    Rankmerge's predictor is fitted to golden rankings by merging before the first block.
-    """
-    golden = on.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
-    predictors, pruned = on.predictors(golden), on.predictors(on.golden())
+    """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?"""
+    predictors = on.predictors(on.golden())
     for keep in on.keeps:
-        own = on.predicted(pruned, keep)
+        own = on.predicted(predictors, keep)
         ways = {("tome", ""): on.baseline("tome", keep, cost=own[0])}
-        for rank in RANKS:
-            if rank == "predictor":
-                ways[MERGED, rank] = on.predicted(predictors, keep, cost=own[0])
-            else:
-                ways[MERGED, rank] = on.baseline(MERGED, keep, cost=own[0], rank=rank)
+        ways |= {(MERGED, rank): on.baseline(MERGED, keep, cost=own[0], rank=rank) for rank in RANKS}
         for (method, rank), models in ways.items():
             yield StudyLine({"for": percent(keep), "method": method, "ranking": rank}, models, keep)
         yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)

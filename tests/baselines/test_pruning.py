@@ -80,17 +80,15 @@ def test_halting_is_the_slow_loop(options: dict, left: dict[int, int], tower: zo
         assert trace.output[index].tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("source", ["input", "previous"])
-def test_cls_attention_and_the_rest_on_what_is_left(source: str, tower: zoo.ReducedViT, images: Tensor):
+def test_cls_attention_and_the_rest_on_what_is_left(tower: zoo.ReducedViT, images: Tensor):
     """Slowly: dense blocks, pick tokens by hand, dense blocks."""
-    model = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=[2, 4], source=source)
-    x, judged, reductions = entering(tower, images, 1), None, model.trace(images).reductions
+    model = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=[2, 4])
+    x, reductions = entering(tower, images, 1), model.trace(images).reductions
     for index in range(1, 6):
         if index in (2, 4):
-            seen = attention_of_cls(tower.blocks[index], x) if source == "input" else judged
+            seen = attention_of_cls(tower.blocks[index], x)
             assert torch.allclose(reductions[index // 2 - 1].importance, seen, atol=1e-6)
             x = picked(x, seen.topk(45 if index == 2 else 32, dim=1).indices.sort(dim=1).values)
-        judged = attention_of_cls(tower.blocks[index], x)
         x = tower.blocks[index](x)
     assert torch.allclose(model(images), tower.forward_head(tower.norm(x)), atol=1e-4)
 

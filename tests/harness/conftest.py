@@ -33,8 +33,7 @@ from zoo.core.learned import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
-from zoo.loading.learned_files import save_prompts
-from zoo.loading.predictor_file import predictor_name
+from zoo.loading.learned_files import predictor_name, save_prompts
 from zoo.ranking.golden import GoldenConfig
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -93,17 +93,17 @@ def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path:
 
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
+RANKED = {"rank": "cls", "rank_at": 1}
 
 
 @pytest.mark.parametrize(
     ("format", "method", "options"),
     [
-        (EXPORTED_PROGRAM, "clsattn", {"source": "previous"}),
+        (EXPORTED_PROGRAM, "clsattn", {}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
         (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
-        (EXPORTED_PROGRAM, "rankmerge", PREDICTOR),
-        pytest.param(AOTI, "rankmerge", PREDICTOR, marks=[pytest.mark.slow, COMPILER]),
+        (EXPORTED_PROGRAM, "rankmerge", RANKED),
+        pytest.param(AOTI, "rankmerge", RANKED, marks=[pytest.mark.slow, COMPILER]),
     ],
 )
 def test_programs_of_torch(format: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):
@@ -240,7 +240,7 @@ def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_pat
 # What evit and tome run is in evitfuse and tofu.
 METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
 CASES = [
-    *((name, {"source": "previous"} if name == "clsattn" else {}) for name in METHODS),
+    *((name, {}) for name in METHODS),
     ("patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
     ("patchrank", {"arch": "mixer"}),
 ]

@@ -22,8 +22,7 @@ import zoo
 from zoo.core.files import NoRoomError, cache_file, read_facts, write_learned, write_whole
 from zoo.core.learned import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading.learned_files import PromptFile, ScheduleFile, read_schedule, save_prompts
-from zoo.loading.predictor_file import PredictorFile
+from zoo.loading.learned_files import PredictorFile, PromptFile, ScheduleFile, read_schedule, save_prompts
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +102,7 @@ def make(kind: str, folder: Path) -> Path:
 
 
 def load(kind: str, path: Path) -> dict[str, Tensor]:
-    return PredictorFile.read(path).tensors() if kind == "predictor" else PromptFile.read(path).load()
+    return (PredictorFile if kind == "predictor" else PromptFile).read(path).load()
 
 
 def contents(kind: str, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -205,7 +204,7 @@ def test_any_tower_takes_the_numbers_and_saves_them(tiny: Build, images: Tensor,
         ({"candidates": 10**30}, "has 31 digits"),
         ({"method": []}, r"method must be str, got \[\]"),
         ({"options": {"rnak": "cls"}}, "rankmerge has no option 'rnak': did you mean 'rank'"),
-        ({"options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
+        ({"method": "patchrank", "options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
         ({"datasets": [{}]}, "'name' of a data set must be str, got None"),
         ({"datasets": [{"name": ["toy"]}]}, r"'name' of a data set must be str, got \['toy'\]"),
         *((text, "schedule must be ScheduleFile, got ") for text in ("[]", "null", '"x"')),

@@ -18,12 +18,12 @@ import zoo
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading import predictor_file
-from zoo.loading.predictor_file import (
+from zoo.loading import learned_files
+from zoo.loading.adopt import load_predictor
+from zoo.loading.learned_files import (
     PredictorFile,
     find_fitted,
     find_predictor,
-    load_predictor,
     predictor_name,
     with_predictor,
 )
@@ -148,7 +148,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the user's cache at an empty folder, and the packaged weights at another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "packaged").mkdir()
-    monkeypatch.setattr(predictor_file, "EMBEDDED", tmp_path / "packaged")
+    monkeypatch.setattr(learned_files, "EMBEDDED", tmp_path / "packaged")
 
 
 @pytest.fixture
@@ -258,25 +258,3 @@ def test_models_that_a_file_does_not_fill(tiny: Build, tmp_path: Path):
     assert with_predictor(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, None)
     with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
         load_predictor(tiny(f"{NAME}_tome60"), PredictorFile.read(tmp_path / "a"))
-
-
-def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
-    """Patches that may be removed are not those that may be merged."""
-    names = {action: predictor_name(NAME, TAG, 0, action) for action in ("remove", "merge")}
-    assert len(set(names.values())) == 2
-    rank = {"keep": 0.6, "reduce_at": [0]}
-    merge = rank | {"rank": "predictor", "rank_at": 0}
-    methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", merge)}
-    for action, (method, options) in methods.items():
-        with pytest.raises(FileNotFoundError, match=rf"no predictor for {NAME}.{TAG} at block 0: ") as caught:
-            with_predictor(NAME, TAG, method, options, 6)
-        assert caught.value.wanted.facts["action"] == action
-        path = cache_folder() / "predictors" / names[action]
-        save(path, block=0, action=action)
-        assert find_fitted(NAME, TAG, action) == (0,)
-        _, found = with_predictor(NAME, TAG, method, options, 6)
-        assert (found.path, found.action) == (path, action)
-    other = cache_folder() / "predictors" / names["remove"]
-    with pytest.raises(ValueError, match=r"action='remove', this model has action='merge'") as caught:
-        with_predictor(NAME, TAG, "rankmerge", merge, 6, other)
-    assert caught.value.wanted.facts["action"] == "merge"

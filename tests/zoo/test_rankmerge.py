@@ -14,7 +14,7 @@ from torch import Tensor
 import zoo
 from zoo.core import attention
 from zoo.core.merger import pair_tokens
-from zoo.core.tokens import Tokens, tokens_of
+from zoo.core.tokens import Tokens
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -107,37 +107,17 @@ def test_tiny_grids_and_equal_tokens_meet_the_count(count: int, keep: float, tow
         assert after.size.sum(dim=1).tolist() == [count, count]
 
 
-@pytest.mark.parametrize("rank", ["cls", "predictor"])
-def test_what_ranks_high_merges_late(rank: str, tower: zoo.ReducedViT, images: Tensor):
+def test_what_ranks_high_merges_late(tower: zoo.ReducedViT, images: Tensor):
     options = {"method": "rankmerge", "keep": 0.6, "reduce_at": 1}
-    ranked = options | {"rank": rank, "rank_at": 1}
+    ranked = options | {"rank": "cls", "rank_at": 1}
     model, unweighted = (zoo.reduce(tower, **ranked, rank_weight=weight) for weight in (50.0, 0.0))
     assert torch.allclose(unweighted(images), zoo.reduce(tower, **options)(images), atol=1e-5)
     before, _ = model.advance(model.embed(images), stop=1)
     tokens, _ = model.advance(before, 1, 2)
-    if rank == "predictor":
-        importance = model.reducer.before_block(1, before, tower.blocks[1]).importance
-    else:
-        importance = tower.block(1).cls_attention(before)
+    importance = tower.block(1).cls_attention(before)
     [went] = tokens.history
     for best, after in zip(importance.topk(8).indices.tolist(), went.after.tolist(), strict=True):
         assert set(best) <= set(after)
-
-
-def test_a_predictor_sees_patches_as_the_tokens_that_they_are_in(tower: zoo.ReducedViT, images: Tensor):
-    model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=[1, 4], rank="predictor", rank_at=3, width=8)
-    tokens, _ = model.advance(model.embed(images), stop=3)
-    assert tokens.importance is None
-    token = tokens.token_of_patch()
-    whole = torch.stack([x[where] for x, where in zip(tokens.patches, token, strict=True)])
-    scores = model.reducer.predictor(torch.cat((tokens.x[:, :1], whole), dim=1), 1, tokens.grid)
-    importance = model.reducer.before_block(3, tokens, tower.blocks[3]).importance
-    final = tokens_of(tokens.history, 64)
-    for image in range(3):
-        for place, position in enumerate(tokens.patch_idx[image].tolist()):
-            inside = final[image] == position
-            assert torch.equal(inside, token[image] == place)
-            assert importance[image, place] == scores[image][inside].max()
 
 
 def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():

@@ -158,7 +158,7 @@ def test_histories_of_merging_and_fusing():
 
 CASES = [
     ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
-    ("clsattn", {"source": "previous", "reduce_at": [1, 3]}),
+    ("clsattn", {"reduce_at": [1, 3]}),
     ("evit", {"reduce_at": [1, 3], "fuse": True}),
     ("tome", {}),
 ]
@@ -270,8 +270,6 @@ def test_stored_schedules():
         ("random", {"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
         ("avit", {"reduce_at": [0, 3]}, "reduce_at=0"),
         ("avit", {"channel": 48}, "channel=48"),
-        ("clsattn", {"source": "prev"}, "source='prev'"),
-        ("clsattn", {"source": "previous", "reduce_at": 0}, "reduction point 0"),
         ("evit", {"keep": None}, "keep or stage_rate, got none of them"),
         ("evit", {"stage_rate": 0.7}, "got keep=0.5, stage_rate=0.7"),
         ("evit", {"keep": None, "stage_rate": 0}, "stage_rate=0:"),

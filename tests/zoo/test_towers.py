@@ -22,7 +22,7 @@ from zoo.core.host import Host
 from zoo.core.tokens import Tokens
 from zoo.loading.recovery_file import RecoveryConfig
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
-from zoo.ranking.windows import members, merge_windows, outside, windows
+from zoo.ranking.suffix import members, outside, windows
 from zoo.towers.eva import rotation
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -212,36 +212,25 @@ def test_rotations_follow_places(kind: str):
     assert torch.allclose(found[1, :, 2][~either], wanted[~either], atol=1e-5)
 
 
-def features(model: Host, tokens: Tokens, *, merged: bool = False) -> Tensor:
-    """Run tokens that enter block 1 through the rest, attending by size."""
+def features(model: Host, tokens: Tokens) -> Tensor:
+    """Run tokens that enter block 1 through the rest."""
     for index in (1, 2):
-        block = model.block(index)
-        tokens = tokens._replace(x=block.whole(tokens, tokens.size_bias() if merged else None))
+        tokens = tokens._replace(x=model.block(index).whole(tokens))
     return F.normalize(model.finish(tokens), dim=-1)
 
 
 @pytest.mark.parametrize("kind", FEW)
-@pytest.mark.parametrize("action", ["remove", "merge"])
-def test_golden_rankings_watch_the_pooled_output(kind: str, action: str):
-    """Against windows removed or merged one by one."""
+def test_golden_rankings_watch_the_pooled_output(kind: str):
+    """Against windows removed one by one."""
     model = zoo.reduce(build(kind), method=None)
     images = images_of(model, 2)
-    side = 1 if action == "merge" else 2
-    found = GoldenEngine(model, GoldenConfig(action=action, block=1, window=side, stride=side)).importance(images)
+    found = GoldenEngine(model, GoldenConfig(block=1, stride=2)).importance(images)
     start, _ = model.advance(model.embed(images), stop=1)
     whole = features(model, start)
-    cells = windows((4, 4), side, side)
     wanted = torch.zeros(2, 16)
-    if action == "merge":
-        merges = merge_windows(start, cells)
-    for index, window in enumerate(cells):
-        if action == "merge":
-            gone, zero = window.expand(2, 1), torch.zeros(2, 1)
-            tokens = start.merge(1, gone, merges.into[:, index], zero, rescale=True)._replace(mass=None)
-        else:
-            keep = outside(members(window[None], 16)).expand(2, -1)
-            tokens = start.select(1, torch.zeros(2, 16), keep)
-        left = features(model, tokens, merged=action == "merge")
+    for window in windows((4, 4), 2, 2):
+        keep = outside(members(window[None], 16)).expand(2, -1)
+        left = features(model, start.select(1, torch.zeros(2, 16), keep))
         wanted[:, window] = -(left * whole).sum(dim=1, keepdim=True)
     assert torch.allclose(found, wanted, atol=1e-4)
 

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import fingerprint
+from zoo.core.files import EMBEDDED, fingerprint
 from zoo.loading.clip import Clip, CompactText, class_features, create_clip, tokenizer
-from zoo.loading.sizes import EMBEDDED, SIZES
+from zoo.loading.sizes import SIZES
 from zoo.loading.weights import find_clip, read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*:Warning")

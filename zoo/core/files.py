@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+EMBEDDED = Path(__file__).parent.parent / "embedded"
 PARTIAL = ".partial"
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")

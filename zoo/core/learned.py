@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from zoo.core.messages import expected
 
-REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
-
 
 class TokenLinear(nn.Module):
     """Score each token by one linear function of it; the floor for all others."""

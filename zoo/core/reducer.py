@@ -93,7 +93,6 @@ class ReducerConfig:
     schedule: str | tuple[float, ...] = "geometric"
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
-    action: ClassVar[str] = "remove"  # that a predictor ranks patches for, of ``zoo.ranking.golden.ACTIONS``
 
     def __post_init__(self) -> None:
         # JSON lists and single numbers become tuples.

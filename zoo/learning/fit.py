@@ -1,7 +1,6 @@
 """Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3), by training that goes on from a file.
 
-All losses take predictions p (B, N) and golden importance t (B, N), normalised per image to mean 0
-and deviation 1, higher = keep, and return the mean over images.
+All losses take predictions p and golden importance t (B, N), the latter normalised per image, and return the mean.
 """
 
 import io
@@ -16,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
-from zoo.core.learned import REMOVE, Predictor, architecture
+from zoo.core.learned import Predictor, architecture
 from zoo.core.messages import check_fields
 
-_PARTS = ("model", "optimiser", "generator")  # of a checkpoint
-_FACTS = ("mark", "epoch", "since", "best", "best_weights")
+_FACTS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 
 
 @dataclass(kw_only=True)
@@ -48,8 +46,8 @@ class FitState:
     ) -> None:
         """Learn and validate in turn; leave the model with the weights of its best epoch.
 
-        It stops after ``patience`` epochs without a better validation loss. ``checkpoint`` keeps
-        the state after each epoch, and the fit goes on from it.
+        It stops after ``patience`` epochs without a better validation loss. ``on_epoch`` is called with epoch, training
+        loss and validation loss. ``checkpoint`` keeps the state after each epoch, and the fit goes on from it.
 
         Raises:
             ValueError: a loss that is NaN, or a checkpoint of another fit.
@@ -80,9 +78,10 @@ class FitState:
         return loss.item()
 
     def _save(self, path: Path) -> None:
-        parts = (self.model.state_dict(), self.optimiser.state_dict(), self.generator.get_state())
+        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"generator": self.generator.get_state()} | {name: getattr(self, name) for name in _FACTS}
         content = io.BytesIO()
-        torch.save(dict(zip(_PARTS, parts, strict=True)) | {name: getattr(self, name) for name in _FACTS}, content)
+        torch.save(state, content)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
 
@@ -101,23 +100,19 @@ class FitState:
             raise ValueError(
                 f"checkpoint {str(path)!r} is of another recipe or of other rankings; delete it, or give another path"
             )
-        model, optimiser, generator = (state[name] for name in _PARTS)
-        self.model.load_state_dict(model)
-        self.optimiser.load_state_dict(optimiser)
-        self.generator.set_state(generator)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
         for name in _FACTS:
             setattr(self, name, state[name])
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedTokens:
-    """What a predictor learns from: n images at the reduction point.
+    """What a predictor learns from: n images at the reduction point."""
 
-    ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
-    """
-
-    tokens: Tensor
-    importance: Tensor
+    tokens: Tensor  # (n, prefix + N, D), of any float type
+    importance: Tensor  # (n, N), higher = keep
     prefix: int
     grid: tuple[int, int]
 
@@ -126,29 +121,25 @@ class RankedTokens:
 
 
 def listnet(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return -sum_i softmax(t)_i log softmax(p)_i: listwise cross-entropy.
-
-    Least at p = t up to a constant. Cao et al., Learning to Rank, ICML 2007, top-one form.
-    """
+    """Return -sum_i softmax(t)_i log softmax(p)_i. Cao et al., Learning to Rank, ICML 2007, top-one form."""
     return -(target.softmax(dim=1) * predicted.log_softmax(dim=1)).sum(dim=1).mean()
 
 
 def mse(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return mean_i (p_i - t_i)^2: pointwise regression. Least at p = t."""
+    """Return mean_i (p_i - t_i)^2."""
     return (predicted - target).square().mean()
 
 
 def bce(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))).
-
-    y_i in (0, 1) is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by half a
-    place; ties share their places. Least at p = logit(y).
-    """
+    """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))) with y of ``kept_share``."""
     return F.binary_cross_entropy_with_logits(predicted, kept_share(target))
 
 
 def kept_share(target: Tensor) -> Tensor:
-    """Return for each patch how often it is kept over all keep counts, (B, N) in (0, 1)."""
+    """Return the share of keep counts k = 1..N at which golden top-k pruning keeps each patch, (B, N) in (0, 1).
+
+    It is shifted by half a place; ties share their places.
+    """
     above = (target.unsqueeze(2) - target.unsqueeze(1)).sign()  # 1, or 0 for a tie, or -1
     return 0.5 + 0.5 * above.mean(dim=2)
 
@@ -156,8 +147,7 @@ def kept_share(target: Tensor) -> Tensor:
 def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
     """Return sum_ij w_ij log(1 + exp(p_j - p_i)) / sum_ij w_ij with w_ij = max(0, t_i - t_j).
 
-    A pair weighs as much as its patches differ, so that near ties, which are noise, hardly count. Burges et al.,
-    Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
+    Burges et al., Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
     """
     weight = (target.unsqueeze(2) - target.unsqueeze(1)).clamp(min=0)
     lead = predicted.unsqueeze(2) - predicted.unsqueeze(1)
@@ -166,11 +156,7 @@ def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def paper(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return -sum_i sigmoid(t_i) log sigmoid(p_i), as printed in arXiv 2409.14607, section 3.3.
-
-    Degenerate: every prediction lowers it by growing, whatever its target, so that its infimum 0 says nothing of the
-    ranking.
-    """
+    """Return -sum_i sigmoid(t_i) log sigmoid(p_i), as printed in the paper: it falls as any prediction grows."""
     return -(target.sigmoid() * F.logsigmoid(predicted)).sum(dim=1).mean()
 
 
@@ -182,29 +168,18 @@ CHUNK = 64  # images at a time where nothing is learnt
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Recipe of a predictor.
+    """Recipe of a predictor, by AdamW."""
 
-    Attributes:
-        arch: a key of ``zoo.core.learned.ARCHITECTURES``.
-        loss: a key of ``LOSSES``.
-        steps: least steps per epoch: images that make fewer are gone through again in it, so that
-            a few of them are learnt from as long as many.
-        patience: epochs without a better validation loss before stopping.
-        learning_rate: of AdamW, cosine to zero.
-        weight_decay: of AdamW.
-        seed: of initial weights and order.
-    """
-
-    arch: str = "conv"
+    arch: str = "conv"  # of ``zoo.core.learned.ARCHITECTURES``
     width: int = 64
-    loss: str = "bce"
+    loss: str = "bce"  # of ``LOSSES``
     epochs: int = 40
-    steps: int = 16
-    patience: int = 8
+    steps: int = 16  # least per epoch: few images are gone through several times in it
+    patience: int = 8  # epochs without a better validation loss before stopping
     batch: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # falls as a cosine to zero
     weight_decay: float = 0.05
-    seed: int = 0
+    seed: int = 0  # of initial weights and order
 
     def __post_init__(self) -> None:
         architecture(self.arch)
@@ -222,20 +197,17 @@ def fit_predictor(
 ) -> Predictor:
     """Fit a predictor; keep the weights of the epoch with the best validation loss.
 
-    The same data, recipe, machine and number of threads give the same weights bit for bit, whether
-    or not the fit was stopped in between. ``val`` decides on early stopping only. ``on_epoch`` is called with epoch,
-    training loss and validation loss; ``checkpoint`` is that of ``FitState.run``.
+    The same data, recipe, machine and number of threads give the same weights bit for bit, whether or not the fit was
+    stopped in between. ``val`` is for early stopping; ``on_epoch`` and ``checkpoint`` are those of ``FitState.run``.
 
     Raises:
         ValueError: no images, a loss that is NaN, or a checkpoint of another fit.
     """
     if not len(train) or not len(val):
         raise ValueError("nothing to fit: no images to learn from, or none for early stopping")
-    # The caller's random numbers are left alone.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
         torch.manual_seed(config.seed)
-        dim = train.tokens.shape[-1]
-        predictor = Predictor(config.arch, dim, config.width, train.grid, None, None)
+        predictor = Predictor(config.arch, train.tokens.shape[-1], config.width, train.grid, None, None)
     # What its scale and shift could do, the linear layer behind it can, in up to 39 % less time.
     predictor.norm.requires_grad_(False)
     rate, decay = config.learning_rate, config.weight_decay
@@ -264,7 +236,6 @@ def _mark(config: FitConfig, *data: RankedTokens) -> str:
 
 
 def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConfig) -> float:
-    """Go through the training images once, or more often if they are few; return the mean loss."""
     rate = config.learning_rate * (0.5 * (1 + math.cos(math.pi * state.epoch / config.epochs)))
     total, count = 0.0, 0
     for _ in range(math.ceil(config.steps / math.ceil(len(target) / config.batch))):
@@ -310,22 +281,8 @@ def save_predictor(
     config: FitConfig,
     provenance: dict[str, Any],
     weights: str | None = None,
-    action: str = REMOVE,
 ) -> None:
-    """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
-
-    The tower goes by its dense timm name, weight ``tag`` and ``weights``, its ``blocks_fingerprint``, None for a file
-    that serves any of this name. ``provenance`` is JSON-able facts about the rankings, ``action`` what they ranked for.
-    """
-    facts = {
-        "model": model,
-        "tag": tag,
-        "block": block,
-        "action": action,
-        "options": {"arch": config.arch, "width": config.width},
-        "recipe": asdict(config),
-        "provenance": provenance,
-    }
-    if weights is not None:
-        facts["weights"] = weights
+    """Write a predictor as fp16 safetensors with the facts of ``PredictorFile``, whole or not at all."""
+    facts: dict[str, Any] = {"model": model, "tag": tag, "block": block, "provenance": provenance, "weights": weights}
+    facts |= {"options": {"arch": config.arch, "width": config.width}, "recipe": asdict(config)}
     write_learned(path, "predictor", {name: value.half() for name, value in predictor.state_dict().items()}, facts)

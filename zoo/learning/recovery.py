@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.core.files import digest, weights_digest
-from zoo.core.host import Host, share_weights
+from zoo.core.host import Host, give_features, share_weights
 from zoo.core.learned import CosineHead
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
@@ -51,23 +51,16 @@ class Images(Protocol):
 
 
 class WeightChanges(nn.Module):
-    """Changes of weights that an optimiser learns, which begin as none; see `additions` for the names of ``tensors``.
+    """Changes of a tower's weights that an optimiser learns, which begin as none, named as `additions` takes them.
 
     The optimiser moves ``values``. Their mean over the steps of a round, ``means``, is nearer to the goal than where
     the noise of small batches has left them: these are validated and kept.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, vit: Host, config: RecoveryConfig) -> None:
         super().__init__()
-        self.names = tuple(tensors)
-        self.values = nn.ParameterList(tensor.clone() for tensor in tensors.values())
-        self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
-
-    @classmethod
-    def of(cls, vit: Host, config: RecoveryConfig) -> "WeightChanges":
-        """Begin those of a tower, which leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
-        weights, tensors = dict(vit.named_parameters()), {}
+        weights, tensors = dict(vit.named_parameters()), dict[str, Tensor]()
         what = config.what.removeprefix("head+")
         for name, own in trainable(vit, what).items():
             like = weights[own]
@@ -77,7 +70,9 @@ class WeightChanges(nn.Module):
                 tensors[name + DOWN] = down.to(like.device)
             else:
                 tensors[name] = torch.zeros_like(like, dtype=torch.float32)
-        return cls(tensors)
+        self.names = tuple(tensors)
+        self.values = nn.ParameterList(tensor.clone() for tensor in tensors.values())
+        self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
 
     def moving(self) -> dict[str, Tensor]:
         """Return what the optimiser moves, by name."""
@@ -104,14 +99,13 @@ def recover(
     on_step: Callable[[int], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> Recovered:
-    """Learn changes of a reduced tower that bring its features nearer to the dense tower's.
+    """Learn changes of a reduced tower that bring its features nearer to the dense tower's; the model stays as it is.
 
-    The model stays as it is. ``train`` and ``val`` are the same sets of images, in the same order; a set counts by how
-    much of its own loss is left, so that one that is near dense already isn't given up for another. The best round has
-    the least geometric mean of these shares on the held-out images; a round in which one of them is above 1 doesn't
-    count. The same data, recipe, machine and number of threads give the same tensors, whether or not training was
-    stopped in between. ``on_round`` is called with round, training loss and that mean, ``on_step`` with the steps done;
-    ``checkpoint`` is that of ``FitState.run``.
+    ``train`` and ``val`` are the same sets of images, in the same order; a set counts by how much of its own loss is
+    left. The best round has the least geometric mean of these shares on the held-out images; a round in which one of
+    them is above 1 doesn't count. The same data, recipe, machine and number of threads give the same tensors, whether
+    or not training was stopped in between. ``on_round`` is called with round, training loss and that mean, ``on_step``
+    with the steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: a model that can't be recovered, no images, a loss that is NaN, or a checkpoint of another run.
@@ -137,7 +131,7 @@ def recover(
         start = trainer.begin()
     if config.what == "head":
         return Recovered(head, before, start)
-    changes = WeightChanges.of(student, config)
+    changes = WeightChanges(student, config)
     state = FitState(
         mark=_mark(model, config, *train, *val),
         model=changes,
@@ -164,12 +158,7 @@ class _Trainer:
     """A student with its teacher, on the same sets of images."""
 
     def __init__(
-        self,
-        teacher: Host,
-        student: Host,
-        train: Sequence[Images],
-        val: Sequence[Images],
-        config: RecoveryConfig,
+        self, teacher: Host, student: Host, train: Sequence[Images], val: Sequence[Images], config: RecoveryConfig
     ) -> None:
         self.teacher, self.student, self.train, self.val, self.config = teacher, student, train, val, config
         self.weights = {name: value.detach() for name, value in student.named_parameters()}
@@ -249,8 +238,7 @@ class _Trainer:
     def _change(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
         own = {self.names[name]: value for name, value in added.items()}
         changed = self.weights | {name: self.weights[name] + value for name, value in own.items()}
-        named = {f"host.{name}": value for name, value in changed.items()}
-        return functional_call(_Features(self.student), named, (images,))
+        return functional_call(give_features(self.student), changed, (images,))
 
     @torch.no_grad()
     def _features(self, vit: Host, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -275,17 +263,6 @@ def _chunks(images: Images) -> Sequence[Tensor]:
     return torch.arange(len(images)).split(CHUNK)
 
 
-class _Features(nn.Module):
-    """A tower as a map from images to features, whatever its own output is."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__()
-        self.host = host
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.host.features(images)
-
-
 def distance(features: Tensor, truth: Tensor) -> Tensor:
     """Return 1 - cosine of each image's features (n, D) to the teacher's, (n,) float32."""
     unit, true = (F.normalize(each.float(), dim=-1) for each in (features, truth))
@@ -293,10 +270,7 @@ def distance(features: Tensor, truth: Tensor) -> Tensor:
 
 
 def view(images: Tensor, crop: float, generator: torch.Generator) -> Tensor:
-    """Return a random part of each image (B, C, H, W), as large as before, mirrored at random.
-
-    A part has the image's proportions and at least the share ``crop`` of its area.
-    """
+    """Return a part of each image (B, C, H, W), at least the share ``crop`` of its area, resized, some mirrored."""
     height, width = images.shape[-2:]
     parts = []
     for image in images:

@@ -87,15 +87,11 @@ class TuneConfig:
         """Return the learning rate, ``most`` at first, after so many steps."""
         return most * 0.5 * (1 + math.cos(math.pi * (done / self.total_steps)))
 
-    @property
-    def learned(self) -> str:
-        """Say what is learned."""
-        return f"{self.count} tokens ({self.tokens})"
-
     def describe(self) -> str:
-        """Say how tokens are learned."""
+        """Say what is learned, and how."""
         own = {name: value for name, value in asdict(self).items() if value is not False and name not in _LEARNED}
-        return f"{self.total_steps:,} steps at most, " + ", ".join(f"{name}={value}" for name, value in own.items())
+        recipe = ", ".join(f"{name}={value}" for name, value in own.items())
+        return f"{self.count} tokens ({self.tokens}), {self.total_steps:,} steps at most, {recipe}"
 
 
 class TextParts(NamedTuple):
@@ -125,10 +121,9 @@ def text_parts(text: nn.Module) -> TextParts:
 class PromptedText(nn.Module):
     """Map class names behind learned tokens, as in "[context] ankle boot.", to features.
 
-    The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
-    tower's position table, as many of the last context tokens as needed share the last position that the longest name
-    leaves: the blocks take any length, and a learned token can learn what its own position would add. ``context`` is
-    (1 or classes, count, D).
+    The context (1 or classes, count, D) takes positions 1 to its length, the name those behind it. Where a sequence
+    would be longer than the tower's position table, the last context tokens share the last position that the longest
+    name leaves: the blocks take any length, and a learned token can learn what its own position would add.
 
     Raises:
         ValueError: a tower or tokenizer that can't be prompted, or a name with unknown words or too long.
@@ -191,17 +186,12 @@ class PromptedText(nn.Module):
 class CoupledPrompts(nn.Module):
     """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
-    ``projection`` is M, ``begin`` the fixed p (D). The paper (2409.14607, section 3.4) has no p and doesn't say how M
-    begins; ``PromptLearner`` says what we do beside it and why.
+    The paper has no fixed p, here ``begin`` (D), and doesn't say how M begins: as zero, or drawn from ``start``.
     """
 
     begin: Tensor
 
     def __init__(self, context: nn.Parameter, begin: Tensor, start: torch.Generator | None = None) -> None:
-        """Couple ``context`` (1, count, D_t) to the token ``begin`` (D).
-
-        M begins as zero, or with ``start`` as the random weight of ``nn.Linear``, drawn from it.
-        """
         super().__init__()
         self.context, self.count = context, context.shape[1]
         self.register_buffer("begin", begin, persistent=False)
@@ -222,14 +212,9 @@ class PromptLearner(nn.Module):
 
     Visual tokens begin as the mean ``patch`` of ``ReducedViT.mean_patch``: small random ones, which
     normalisation makes large, would change a pretrained tower's features beyond repair by a few images.
-
-    Attributes:
-        text: class names behind learned tokens, None where the text isn't tuned.
-        visual: learned visual tokens, None where there are none.
-        fixed: (classes, D) unit text features of the templates.
     """
 
-    fixed: Tensor
+    fixed: Tensor  # (classes, D) unit text features of the templates
 
     def __init__(
         self,
@@ -244,7 +229,7 @@ class PromptLearner(nn.Module):
         self.classes, self.config = tuple(classes), config
         generator = torch.Generator().manual_seed(config.seed)
         device = next(vit.parameters()).device
-        self.text: PromptedText | None = None
+        self.text: PromptedText | None = None  # where the text is tuned
         self.visual: VisualPrompts | CoupledPrompts | None = None
         if "t" in config.tokens:
             self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
@@ -267,8 +252,7 @@ class PromptLearner(nn.Module):
     def groups(self) -> list[dict[str, Any]]:
         """Return the parameters for an optimiser, visual ones with a rate of their own."""
         text = [] if self.text is None else list(self.text.parameters())
-        known = {id(parameter) for parameter in text}
-        visual = [p for p in self.parameters() if id(p) not in known]
+        visual = [parameter for name, parameter in self.named_parameters() if not name.startswith("text.")]
         pairs = ((text, self.config.learning_rate), (visual, self.config.visual_rate))
         return [{"params": group, "lr": rate, "most": rate} for group, rate in pairs if group]
 
@@ -282,43 +266,19 @@ class PromptLearner(nn.Module):
             tensors["visual"] = self.visual()
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
-    def save(
-        self,
-        path: Path,
-        vit: ReducedViT,
-        parts: ClipParts,
-        *,
-        model: str,
-        tag: str,
-        dataset: str,
-        provenance: dict[str, Any] | None = None,
-    ) -> PromptFile:
-        """Write the learned tokens, whole or not at all, with ``model``, ``tag`` and ``dataset`` of ``PromptFile``.
-
-        ``vit`` and ``parts`` are those of ``zoo.tune``.
-        """
-        return save_prompts(
-            path,
-            self.tensors(parts.model.logit_scale.item()),
-            weights=blocks_fingerprint(vit.state_dict()),
-            width=vit.embed_dim,
-            classes=self.classes,
-            recipe=asdict(self.config),
-            provenance={"parameters": sum(each.numel() for each in self.parameters()), **(provenance or {})},
-            model=model,
-            tag=tag,
-            dataset=dataset,
-        )
+    def save(self, path: Path, vit: ReducedViT, scale: float, provenance: dict[str, Any], **facts: Any) -> PromptFile:
+        """Write what was learned for a tower; ``facts`` are ``model``, ``tag`` and ``dataset`` of ``PromptFile``."""
+        facts |= {"classes": self.classes, "recipe": asdict(self.config), "width": vit.embed_dim}
+        provenance = {"parameters": sum(each.numel() for each in self.parameters()), **provenance}
+        weights = blocks_fingerprint(vit.state_dict())
+        return save_prompts(path, self.tensors(scale), weights=weights, provenance=provenance, **facts)
 
 
 class Labelled(NamedTuple):
-    """Preprocessed images (n, C, H, W), or for ``t`` alone their unit features (n, D), and labels.
+    """Preprocessed images of any floating dtype, or for ``t`` alone their unit features (n, D), and labels."""
 
-    Images may have any floating dtype; labels are (n,) int64.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (n, C, H, W)
+    labels: Tensor  # (n,) int64
 
 
 def tune(
@@ -336,17 +296,15 @@ def tune(
 ) -> PromptLearner:
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
 
-    Both towers and a reducer's own weights stay the same, bit for bit, and so does their ``requires_grad``. The same
-    data, recipe, machine and number of threads give the same tokens, whether or not the run was stopped in between.
-
-    ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of ``parts`` isn't used.
-    ``templates`` make the untuned text features, ``val`` serves early stopping only. ``on_round`` is called with round,
-    training loss and validation loss, ``on_step`` with the number of steps done;
-    ``checkpoint`` is that of ``FitState.run``.
+    Both towers and a reducer's own weights stay the same, bit for bit. The same data, recipe, machine and number of
+    threads give the same tokens, whether or not the run was stopped in between. ``vit`` is dense or reduced, its head
+    the projection to the joint space; the image tower of ``parts`` isn't used. ``templates`` make the untuned text
+    features, ``val`` serves early stopping only. ``on_round`` is called with round, training loss and validation loss,
+    ``on_step`` with the number of steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
-        ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of
-            another run, or what ``PromptLearner`` refuses.
+        ValueError: no images, a tower or text tower that can't be tuned, a loss that is NaN, or a checkpoint of
+            another run.
     """
     if not len(train.labels) or not len(val.labels):
         raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
@@ -356,9 +314,8 @@ def tune(
     config = replace(config, dtype=precision_on(like.device, config.dtype))
     tower = type(vit).adopt(vit)
     tower.eval()
-    patch = None
-    if "v" in config.tokens:
-        patch = tower.mean_patch(train.images[:CHUNK].to(like.device, like.dtype))
+    first = train.images[:CHUNK].to(like.device, like.dtype)
+    patch = tower.mean_patch(first) if "v" in config.tokens else None
     learner = PromptLearner(vit, parts, classes, templates, config, patch)
     tower.prompts = learner.visual
     scale = parts.model.logit_scale.detach().exp().to(like.device)
@@ -410,7 +367,6 @@ def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: 
 def _learn(
     state: FitState, learner: PromptLearner, logits: Logits, train: Labelled, on_step: Callable[[int], None]
 ) -> float:
-    """Take the steps of a round; return the mean loss."""
     config, total = learner.config, 0.0
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
         images = train.images[rows]

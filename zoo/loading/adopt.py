@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from zoo.core.files import blocks_fingerprint
+from zoo.core.files import EMBEDDED, blocks_fingerprint
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.learned import for_head
 from zoo.core.reducer import build_reducer
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile, PredictorPath, load_predictor
+from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile
 from zoo.loading.recovery_file import add_recovery
-from zoo.loading.weights import filter_weights
 from zoo.towers.vit import TimmHost
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
@@ -48,18 +47,15 @@ def reduce(
 ) -> Any:
     """Give any tower of a known family a token reduction method.
 
-    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is: training one trains the
-    other, and ``copy.deepcopy`` separates them. Of a model that holds an image tower, such as CLIP of open_clip or
-    transformers, the result is another of the same class with the reduced tower in place.
+    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is; ``copy.deepcopy``
+    separates them. Of a model that holds an image tower the result is another one of its class with the reduced tower.
 
     Args:
-        model: a tower of timm, open_clip or transformers (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...),
-            or a model that holds one, see docs/towers.md.
+        model: a tower of timm, open_clip or transformers, or a model that holds one, see docs/towers.md.
         method: name of a registered method, None for the dense tower in our class.
         predictor: the file of its predictor, which determines the network's shape; None for random weights.
         recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
-        unmerge: have a tower of transformers return hidden states of all patches, as whatever reads them expects. Those
-            of timm and open_clip have ``forward_intermediates`` for it.
+        unmerge: have a tower of transformers return hidden states of all patches.
         options: the method's options, ``keep`` first of all.
 
     Raises:
@@ -67,11 +63,10 @@ def reduce(
             predictor or recovery of another tower, block or setting.
         FileNotFoundError: no such predictor or recovery.
     """
-    place = image_tower(model)
-    if place is not None:
+    if (place := image_tower(model)) is not None:
         whole, inner = share_weights(model, type(model)), model.get_submodule(place)
-        files: dict[str, Any] = {"predictor": predictor, "recovery": recovery}
-        whole._modules[place] = reduce(inner, method=method, unmerge=unmerge, **files, **options)
+        how: dict[str, Any] = {"predictor": predictor, "recovery": recovery, "unmerge": unmerge}
+        whole._modules[place] = reduce(inner, method=method, **how, **options)
         return whole
     reduced = host_of(model).adopt(model)
     reduced.reducer = None
@@ -94,6 +89,20 @@ def reduce(
     return reduced if recovery is None else add_recovery(reduced, recovery)
 
 
+def load_predictor(model: Host, file: PredictorFile) -> None:
+    """Fill the predictor of a reduced model; raise ValueError if it has none, or the file is of another one."""
+    block = None if model.reducer is None else model.reducer.config.predictor_block(model.depth)
+    if block is None:
+        raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
+    file.require(block=block)
+    state, loaded = model.state_dict(), file.tensors()
+    ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
+    if ours != theirs:
+        raise file.refusal("has another architecture")
+    file.require(weights=blocks_fingerprint(state, model.blocks_prefix))
+    model.load_state_dict(loaded, strict=False)
+
+
 def image_tower(model: nn.Module) -> str | None:
     """Return the name of the submodule that is or holds the image tower, None if ``model`` is one itself."""
     places = [CONTAINERS.get(f"{base.__module__}.{base.__qualname__}") for base in type(model).__mro__]
@@ -110,11 +119,12 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         ValueError: prompts of another tower, or not a file of prompts.
         FileNotFoundError: no such file.
     """
-    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
+    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(prompts)
     vit = model if isinstance(model, Host) else reduce(model, method=None)
     if not isinstance(vit, TimmHost):
         raise ValueError(f"{type(vit).__name__} takes no prompts: expected a tower of timm's")
-    file.require_tower(vit.embed_dim, blocks_fingerprint(vit.state_dict()))
+    own, other = {"width": file.width, "weights": file.weights}, {"width": vit.embed_dim}
+    file.compare(own, {**other, "weights": blocks_fingerprint(vit.state_dict())})
     tuned, shape = type(vit).adopt(vit), file.shape
     like = next(tuned.blocks.parameters())
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
@@ -129,7 +139,7 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
 
 
 def _describe(model: Host, method: str | None) -> None:
-    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
+    """Tell timm how to build the model again."""
     facts = model.__dict__
     cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
     if not cfg or not cfg.get("architecture"):
@@ -143,6 +153,27 @@ def _describe(model: Host, method: str | None) -> None:
         "reduction": reduction,
     }
     facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
+
+
+def filter_weights(
+    state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
+) -> dict[str, Any]:
+    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``, with its predictor."""
+    reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
+    weights = type(model).filter_fn({k: v for k, v in state_dict.items() if k not in reducer}, model)
+    facts: Any = model.pretrained_cfg
+    headless = not any(name.startswith("head.") for name in weights)
+    if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
+        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
+    if model.reducer is None:
+        return weights | reducer
+    if predictor is not None:
+        predictor.require(weights=blocks_fingerprint(weights))
+        reducer = predictor.tensors()
+    if missing := sorted(k for k in model.state_dict() if k.startswith("reducer.") and k not in reducer):
+        raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
+    return weights | reducer
 
 
 @register_model

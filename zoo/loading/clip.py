@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
+from zoo.core.files import EMBEDDED
 from zoo.core.messages import expected
-from zoo.loading.predictor_file import with_predictor
-from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, split_options, unknown_model
+from zoo.loading.learned_files import with_predictor
+from zoo.loading.sizes import MODELS, SIZES, ModelName, split_options, unknown_model
 from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
 from zoo.towers.vit import ReducedViT
 
@@ -35,10 +36,8 @@ class UnseenWordsError(ValueError):
 
     def __init__(self, words: Sequence[str], where: str = "") -> None:
         self.words = tuple(words)
-        super().__init__(
-            f"{where}{': ' if where else ''}the embedded text tower never saw {', '.join(map(repr, words))}; "
-            "use other words, or a model with a full vocabulary"
-        )
+        never = f"the embedded text tower never saw {', '.join(map(repr, words))}"
+        super().__init__(f"{where}{': ' * bool(where)}{never}; use other words, or a model with a full vocabulary")
 
 
 def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
@@ -48,21 +47,15 @@ def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
 
 
 class CompactText(nn.Module):
-    """A CLIP text tower that stores table rows only for known tokens.
+    """A CLIP text tower, open_clip's TextTransformer of some ``geometry``, with table rows for known tokens only."""
 
-    ``token_ids`` (V,) of open_clip's tokenizer are ascending, with 0 (padding) and the end-of-text id; ``geometry`` is
-    ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of open_clip's TextTransformer.
-    """
-
-    token_ids: Tensor
+    token_ids: Tensor  # (V,) ascending, with 0 (padding) and the end-of-text id
 
     def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
         super().__init__()
-        if list(token_ids) != sorted(set(token_ids)):
-            raise ValueError("token_ids: expected ascending ids, each once")
+        assert list(token_ids) == sorted(set(token_ids))
         self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
-        # Rows keep the order of ids, so the end-of-text token, which open_clip finds as the highest
-        # id of a prompt, is the highest row as well.
+        # Rows keep the order of ids: open_clip finds the end-of-text token as a prompt's highest id.
         self.tower = TextTransformer(vocab_size=len(token_ids), **geometry)
 
     def rows(self, tokens: Tensor) -> Tensor:
@@ -77,10 +70,9 @@ class CompactText(nn.Module):
 
 
 class OpenClipText(nn.Module):
-    """The text side of an open_clip model, as a module from token ids to features."""
+    """The text side of open_clip's CLIP or CustomTextCLIP, which loses image tower and logit scale."""
 
     def __init__(self, model: Any) -> None:
-        """Take over open_clip's CLIP or CustomTextCLIP, which loses image tower and logit scale."""
         super().__init__()
         del model.visual
         del model.logit_scale
@@ -92,10 +84,7 @@ class OpenClipText(nn.Module):
 
 
 def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> TextSide:
-    """Build a text tower of open_clip.
-
-    ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
-    """
+    """Build a text tower of open_clip, from weights of both towers in its names or OpenAI's, None for random ones."""
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)
     text, least = config["text_cfg"], {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
@@ -152,10 +141,7 @@ def tokenizer(context_length: int) -> Any:
 
 
 class Clip(nn.Module):
-    """Image tower, text tower and the log of the factor on their cosine similarities.
-
-    The towers have equal output width; the image tower's head is the projection.
-    """
+    """Image tower, whose head projects to the joint space, text tower, and the log of the factor on their cosines."""
 
     def __init__(self, visual: ReducedViT, text: nn.Module, logit_scale: float) -> None:
         super().__init__()
@@ -189,8 +175,8 @@ class ClipParts(NamedTuple):
 def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) -> ClipParts:
     """Create a CLIP model around a registered image tower, its preprocessing and its tokenizer.
 
-    Both towers come from one file: the embedded one; open_clip's on the Hugging Face hub; or one in
-    the user's cache, ``weights/NAME.TAG.pt`` (or ``.safetensors``).
+    Both towers come from one file: the embedded one, open_clip's on the hub, or ``weights/NAME.TAG.pt`` (or
+    ``.safetensors``) in the user's cache.
 
     Args:
         name: a model's name, with weight tag or without, such as ``clip_vit_b16_patchrank60.openai``.
@@ -199,8 +185,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        The model, in evaluation mode, with the interface of open_clip's; open_clip's own preprocessing; and a callable
-        from texts to token ids.
+        The model in evaluation mode, open_clip's preprocessing, and a callable from texts to token ids.
 
     Raises:
         ValueError: unknown name or tag, prompts, or a file of another architecture.
@@ -235,7 +220,6 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
 def _create_pretrained(
     name: ModelName, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, TextSide]:
-    """Build an image tower and its text side from one file."""
     if kwargs.get("predictor") is None:  # refuse what is unknown or missing before a download
         options, arguments = split_options(name, kwargs)
         if name.method is not None:
@@ -277,10 +261,7 @@ def image_transform(visual: nn.Module) -> Any:
 
 @torch.inference_mode()
 def class_features(model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Encode class names by the unit mean over templates with one ``{}``, (classes, D) float.
-
-    Raises UnseenWordsError for the first class whose words the text tower doesn't know.
-    """
+    """Encode class names by the unit mean over templates with one ``{}``, (classes, D), or raise UnseenWordsError."""
     rows = []
     for name in classes:
         prompts = tokenize([template.format(name) for template in templates])

@@ -1,29 +1,37 @@
-"""Files of learned tokens and of schedules, and how a file of something learned refuses another tower."""
+"""Files of what was learned for a tower: predictors, learned tokens and schedules. Each refuses other towers."""
 
 import json
+import logging
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from zoo.core.files import from_json, load_learned, read_learned, strict_json, wanting, write_learned, write_whole
+from zoo.core.files import (
+    EMBEDDED,
+    cache_folder,
+    from_json,
+    load_learned,
+    read_learned,
+    strict_json,
+    wanting,
+    write_learned,
+    write_whole,
+)
 from zoo.core.learned import PromptShape
 from zoo.core.messages import tower_name
 from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
 
+PredictorPath = str | Path | None
+PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict
 FORMAT = 1  # of a schedule
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
-
-
-def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Say which fact differs first, of what something was learned for and of what it is to serve; "" if none does."""
-    for name in (*own, *other):
-        if own.get(name) != other.get(name):
-            return f"with {name}={own.get(name)!r}, this model has {name}={other.get(name)!r}"
-    return ""
+_log = logging.getLogger(__name__)
 
 
 def dataset_names(facts: Any, field: str = "name") -> list[str]:
@@ -33,26 +41,143 @@ def dataset_names(facts: Any, field: str = "name") -> list[str]:
 
 
 def check_settings(method: str, options: Mapping[str, Any]) -> None:
-    """Refuse, by ValueError, settings that a method can't have; one that isn't registered is refused where it is used.
-
-    ``options`` have its reduction points.
-    """
+    """Refuse, by ValueError, settings that a method can't have; unknown methods are refused where they are used."""
     if method in METHODS:
         configure(method, dict(options), depth=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptFile:
-    """Saved prompts: tensors in safetensors, provenance in its metadata.
-
-    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual`` (count, D_v) if
-    visual tokens were learned; ``context`` (1 or classes, count, D_t) if text tokens were.
-    """
+class LearnedFile:
+    """Tensors in safetensors, with the fields of a subclass in their metadata."""
 
     path: Path
     model: str  # dense name of the tower, also where a method reduced it
     tag: str  # its weight tag
-    weights: str  # its ``blocks_fingerprint``
+
+    # Unannotated, these are no fields.
+    kind = verb = ""  # a verb for how such a thing gets to its tower
+    mends = tuple[str, ...]()  # fields that say how another one is made
+    gaps = tuple[str, ...]()  # tensors with rows of NaN, see ``load_learned``
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read the facts of ``path``; raise as ``read_learned`` does."""
+        return read_learned(Path(path), cls.kind, cls, format=getattr(cls, "format", None))
+
+    def load(self) -> dict[str, Tensor]:
+        """Load all tensors; raise as ``load_learned`` does."""
+        return load_learned(self.path, self.kind, gaps=self.gaps)
+
+    def refusal(self, reason: str, **other: Any) -> ValueError:
+        """Make an error that one like this, but for ``other`` facts, would mend."""
+        facts = {name: getattr(self, name) for name in self.mends}
+        return wanting(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **facts | other)
+
+    def compare(self, own: Mapping[str, Any], other: Mapping[str, Any], **facts: Any) -> None:
+        """Raise ValueError if what it was learned for differs from what it is to serve; quote the first difference."""
+        for name in (*own, *other):
+            if own.get(name) != other.get(name):
+                raise self.refusal(
+                    f"was {self.verb} {tower_name(self.model, self.tag)} with {name}={own.get(name)!r}, this model has "
+                    f"{name}={other.get(name)!r}",
+                    **facts,
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorFile(LearnedFile):
+    """A saved predictor, of reduction point ``block``, named as in ``Predictor``."""
+
+    block: int
+    options: dict[str, str | int]  # those that shape the network: ``arch``, ``width``
+    weights: str | None = None  # the tower's ``blocks_fingerprint``, None in files that serve any of its name
+    recipe: dict[str, Any] | None = None  # fields of ``FitConfig``
+    provenance: dict[str, Any] | None = None  # facts about the rankings
+
+    kind, verb = "predictor", "fitted to"
+    mends = ("model", "tag", "block", "options")
+
+    def fill(self, options: dict[str, Any]) -> None:
+        """Add the network's shape to ``options``; raise ValueError if they ask for another network."""
+        for key, value in self.options.items():
+            option = options.setdefault(key, value)
+            if option != value:
+                raise self.refusal(f"has {key}={value!r}, not {key}={option!r}", options={**self.options, key: option})
+
+    def require(self, **other: Any) -> None:
+        """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``block`` or ``weights``."""
+        weights = other.pop("weights", self.weights)
+        own = {name: getattr(self, name) for name in other}
+        self.compare({**own, "weights": self.weights or weights}, {**other, "weights": weights}, **other)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Load the weights, named as in a model's state dict."""
+        return {PREFIX + name: tensor for name, tensor in self.load().items()}
+
+
+def predictor_name(model: str, tag: str, block: int) -> str:
+    """Return the file name of a predictor for a tower (dense timm name, weight tag) and block."""
+    # Names of other libraries' towers may hold slashes and colons.
+    tower = re.sub(r"[^\w.,-]+", "-", tower_name(model, tag))
+    return f"{tower}.patchrank.block{block}.safetensors"
+
+
+def find_fitted(model: str, tag: str) -> tuple[int, ...]:
+    """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
+    start, end = predictor_name(model, tag, 0).rsplit("0", 1)
+    names = [path.name for folder in _folders() for path in folder.glob(f"{start}*{end}")]
+    blocks = {name.removeprefix(start).removesuffix(end) for name in names}
+    return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
+
+
+def _folders() -> tuple[Path, Path]:  # the user's own predictors, and those of the package
+    return cache_folder() / "predictors", EMBEDDED
+
+
+def find_predictor(model: str, tag: str, block: int, *, shape: Mapping[str, Any] | None = None) -> PredictorFile:
+    """Find the predictor for a tower: the user's own, else the packaged one, else raise FileNotFoundError.
+
+    ``shape`` holds ``arch`` and ``width`` of the one that is wanted.
+    """
+    name = predictor_name(model, tag, block)
+    found = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
+    if not found:
+        others = ", ".join(map(str, find_fitted(model, tag)))
+        there = f" (fitted so far: block {others})" if others else ""
+        message = (
+            f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in the user's "
+            f"cache{there}; pass predictor=PATH, or use pretrained=False"
+        )
+        facts = {"model": model, "tag": tag, "block": block, "options": dict(shape or {})}
+        raise wanting(FileNotFoundError(message), "predictor", **facts)
+    if len(found) > 1:
+        _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
+    return PredictorFile.read(found[0])
+
+
+def with_predictor(
+    model: str, tag: str, method: str, options: dict[str, Any], depth: int, path: PredictorPath = None
+) -> tuple[dict[str, Any], PredictorFile | None]:
+    """Read or find a model's predictor, None of a method without; add its network's shape to options."""
+    block, completed = configure(method, options, depth).predictor_block(depth), dict(options)
+    if block is None:
+        return completed, None
+    file = find_predictor(model, tag, block, shape=options) if path is None else PredictorFile.read(path)
+    file.require(model=model, tag=tag, block=block)
+    file.fill(completed)
+    return completed, file
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFile(LearnedFile):
+    """Saved prompts.
+
+    The tensors are ``classifier`` (classes, D), unit text features, a row of NaN for a class with words that the text
+    tower never saw; ``logit_scale``; ``visual`` (count, D_v) if visual tokens were learned; ``context`` (1 or classes,
+    count, D_t) if text tokens were.
+    """
+
+    weights: str  # the tower's ``blocks_fingerprint``
     width: int  # channels of its tokens
     classes: tuple[str, ...]  # names in the order of the logits
     dataset: str  # source of the classes and the labelled images
@@ -60,18 +185,8 @@ class PromptFile:
     shape: PromptShape
     provenance: dict[str, Any]  # further facts, such as shots and seed
 
-    @classmethod
-    def read(cls, path: Path) -> "PromptFile":
-        """Read the provenance of ``path``; raise as ``read_learned`` does."""
-        return read_learned(path, "prompts", cls)
-
-    def require_tower(self, width: int, weights: str) -> None:
-        """Refuse, by ValueError, a tower of another ``width`` or ``blocks_fingerprint``."""
-        own, other = {"width": self.width, "weights": self.weights}, {"width": width, "weights": weights}
-        if differs := difference(own, other):
-            name = tower_name(self.model, self.tag)
-            message = f"prompts {str(self.path)!r} were tuned on {name} {differs}"
-            raise wanting(ValueError(message), "prompts", dataset=self.dataset, recipe=self.recipe)
+    kind, verb = "prompts", "tuned on"
+    mends, gaps = ("dataset", "recipe"), ("classifier",)
 
     def require_classes(self, classes: Sequence[str]) -> None:
         """Refuse, by ValueError, other names or another order; quote the first difference."""
@@ -81,11 +196,6 @@ class PromptFile:
         for place, (ours, theirs) in enumerate(zip(self.classes, classes, strict=True)):
             if ours != theirs:
                 raise ValueError(f"{named}; their class {place} is {ours!r}, not {theirs!r}")
-
-    def load(self) -> dict[str, Tensor]:
-        """Load all tensors; raise as ``load_learned`` does."""
-        # A class that was left out, for words that the text tower never saw, has a row of NaN.
-        return load_learned(self.path, "prompts", gaps=["classifier"])
 
     def tensors(self, *, classify: bool) -> dict[str, Tensor]:
         """Load what an image tower needs, named as in its state dict."""
@@ -136,12 +246,7 @@ class ScheduleFile:
 
     @classmethod
     def read(cls, path: Path) -> "ScheduleFile":
-        """Read and check a file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a schedule, or one of another format or with numbers out of range.
-        """
+        """Read and check a file; raise FileNotFoundError or ValueError."""
         if not path.is_file():
             raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
         try:
@@ -162,8 +267,11 @@ class ScheduleFile:
 def read_schedule(path: str | Path) -> dict[str, Any]:
     """Read the options ``reduce_at``, ``schedule`` and ``keep`` of a file of a schedule.
 
-    They are shares of the patch tokens, so that any tower with these blocks takes them, on any grid; whether they are
-    good for it wasn't measured. ``ScheduleFile`` says for which one they were found, and what ``read`` refuses.
+    Any tower with these blocks takes them, on any grid; whether they are good for it wasn't measured.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a schedule, or one of another format or with numbers out of range.
     """
     file = ScheduleFile.read(Path(path))
     return {name: getattr(file, name) for name in OPTIONS}

@@ -1,7 +1,6 @@
 """open_clip's models here, and our models in open_clip.
 
-open_clip fixes the activation by a model's name: our plain names have that of their default weights, ``NAME.TAG``
-that of the weights ``TAG``.
+A name fixes the activation there: our plain names have that of their default weights, ``NAME.TAG`` that of ``TAG``.
 """
 
 import tempfile
@@ -17,12 +16,12 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
 from safetensors.torch import save, save_file
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, to_2tuple
 from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zoo.core.files import cache_file, digest, write_whole
+from zoo.core.files import EMBEDDED, cache_file, digest, write_whole
 from zoo.core.host import give_features
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
@@ -37,8 +36,8 @@ from zoo.loading.clip import (
     create_clip,
     read_geometry,
 )
-from zoo.loading.predictor_file import PredictorFile, with_predictor
-from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
+from zoo.loading.learned_files import with_predictor
+from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.loading.weights import find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
 
@@ -50,8 +49,8 @@ _CROPS = {"shortest": "center", "squash": "squash"}
 def from_open_clip(model: nn.Module) -> ReducedViT:
     """Convert the image tower of an open_clip model, or its ``.visual``, to a dense tower whose head is the projection.
 
-    Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are copied, as
-    float32; a timm trunk shares modules and weights. Preprocessing attached to the model becomes ``pretrained_cfg``.
+    The weights of open_clip's own VisionTransformer are copied, as float32; a timm trunk shares them. Preprocessing
+    attached to the model becomes ``pretrained_cfg``.
 
     Raises:
         ValueError: a ResNet, or a tower of open_clip's own without an exact counterpart.
@@ -70,7 +69,6 @@ def from_open_clip(model: nn.Module) -> ReducedViT:
 
 
 def _from_trunk(visual: TimmModel) -> ReducedViT:
-    """Convert a timm trunk; what open_clip puts behind it becomes its head."""
     tower: ReducedViT = reduce(visual.trunk, method=None)
     tower.spec()
     if not tower.global_pool:
@@ -84,7 +82,6 @@ def _from_trunk(visual: TimmModel) -> ReducedViT:
 
 
 def _from_native(visual: VisionTransformer) -> ReducedViT:
-    """Build the same geometry in timm's terms and fill it through timm's own key conversion."""
     if visual.attn_pool is not None:
         raise ValueError("attentional_pool: this tower pools by attention; expected 'tok' or 'avg'")
     if visual.pool_type not in _POOLS:
@@ -93,11 +90,10 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
         raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
     # The weights' names don't show this one.
     epsilons = {module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)}
-    if len(epsilons) != 1:
+    if len(epsilons) > 1:
         raise ValueError(f"norms of several eps: {sorted(epsilons)}")
     block = visual.transformer.resblocks[0]
     width, hidden = visual.conv1.out_channels, block.mlp.c_fc.out_features
-    scaled = not isinstance(block.ls_1, nn.Identity)
     norm_after_pool = visual.pool_type == "avg" and visual.final_ln_after_pool
     tower = ReducedViT(
         img_size=visual.image_size,
@@ -107,7 +103,7 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
         num_heads=block.attn.num_heads,
         # timm rounds width * ratio down, which must not lose a channel to the division.
         mlp_ratio=(hidden if hidden % width == 0 else hidden + 0.5) / width,
-        init_values=1.0 if scaled else None,
+        init_values=None if isinstance(block.ls_1, nn.Identity) else 1.0,
         pre_norm=not isinstance(visual.ln_pre, nn.Identity),
         fc_norm=norm_after_pool,
         global_pool=_POOLS[visual.pool_type],
@@ -134,7 +130,6 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
 
 
 def _activation(module: nn.Module) -> Any:
-    """Return timm's constructor of open_clip's activation."""
     if isinstance(module, QuickGELU):
         return TimmQuickGELU
     if type(module) is nn.GELU:
@@ -144,13 +139,10 @@ def _activation(module: nn.Module) -> Any:
 
 def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
     """Tell timm the preprocessing, for ``timm.data.resolve_data_config``."""
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
     facts = {
         **{"first_conv": "patch_embed.proj", "classifier": "head", "crop_pct": 1.0},
-        "input_size": (3, height, width),
-        "mean": tuple(preprocess["mean"]),
-        "std": tuple(preprocess["std"]),
+        **{"mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])},
+        "input_size": (3, *to_2tuple(preprocess["size"])),
         "interpolation": preprocess["interpolation"],
         "crop_mode": _CROPS[preprocess["resize_mode"]],
         "num_classes": tower.num_classes,
@@ -161,16 +153,11 @@ def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     """Load an open_clip model and convert its image tower.
 
-    A tag gets the activation that it was trained with; a file gets the architecture's activation and preprocessing, so
-    that QuickGELU needs ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER``
-    and ``hf-hub:OWNER/NAME`` as ``push_to_hf_hub`` writes them; it is also returned, without folders.
-
-    Raises:
-        ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip`` refuses.
-        FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
+    A tag gets the activation that it was trained with; a file the architecture's, so that QuickGELU needs
+    ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and
+    ``hf-hub:OWNER/NAME`` as ``push_to_hf_hub`` writes them; it is also returned, without folders.
     """
     arch, weights, quick = (spec, None, False) if spec.startswith((FOLDER, HUB)) else _parts(spec)
-    otherwise = "give a file: open_clip:ARCH/FILE, or a folder: open_clip:local-dir:FOLDER"
     folder = Path(spec.removeprefix(FOLDER)) if spec.startswith(FOLDER) else None
     if folder is not None and not (folder / CONFIG).is_file():
         raise FileNotFoundError(
@@ -178,6 +165,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         )
     cfg = get_pretrained_cfg(arch, weights or "")
     place = f"{arch.removeprefix(HUB)}/{CONFIG}" if arch.startswith(HUB) else cfg.get("hf_hub", "")
+    otherwise = "give a file: open_clip:ARCH/FILE, or a folder: open_clip:local-dir:FOLDER"
     with loading(spec, otherwise, place), tempfile.TemporaryDirectory() as room:
         readable = weights
         if weights is not None and not cfg:  # a file, which open_clip would judge by its suffix
@@ -186,12 +174,9 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         download_pretrained(cfg)  # else open_clip would log a failure as well as raising it
         model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
-    visual: Any
-    try:
-        if isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None:
-            visual = give_features(reduce(model.visual, method=None))  # CoCa: timm has no such pool
-        else:
-            visual = from_open_clip(model)
+    pools = isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None
+    try:  # timm has no pool such as CoCa's
+        visual: Any = give_features(reduce(model.visual, method=None)) if pools else from_open_clip(model)
         visual.spec()
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
@@ -237,8 +222,9 @@ def offer_models() -> None:
     """Make all registered models known to open_clip, and those of methods that come later."""
 
     def offer_method(method: str | None) -> None:
-        for name in [name for name in MODELS.values() if name.method == method]:
-            offer(name)
+        for name in MODELS.values():
+            if name.method == method:
+                offer(name)
 
     offer_method(None)
     on_method(offer_method)
@@ -246,7 +232,6 @@ def offer_models() -> None:
 
     @wraps(theirs)
     def get(model_name: str = "", context_length: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Make the tokenizer of our embedded text tower refuse words that this never saw."""
         own = MODELS.get(model_name.partition(".")[0])
         if own is None or SIZES[own.size].open_clip is not None:
             return theirs(model_name, context_length, *args, **kwargs)
@@ -274,33 +259,30 @@ def offer(name: ModelName) -> None:
         settings = {key: cfg[key] for key in ("mean", "std", "interpolation")}
         settings |= {"resize_mode": "shortest", "quick_gelu": quick}
 
-        def make(tag: str = tag) -> str:
-            return str(checkpoint(name, tag))
-
-        def refuse(tag: str = tag, full: str = full) -> str:
-            raise ValueError(
-                f"open_clip's {str(name)!r} computes as its default weights {default!r} were trained, the weights "
-                f"{tag!r} need another activation: give the model name {full!r}"
-            )
-
+        make = partial(checkpoint, name, tag)
         pretrained._PRETRAINED[full] = {tag: Checkpoint(make, **settings)}
+        refuse = partial(_refuse, name, default, tag)
         known[tag] = Checkpoint(make if quick == facts.quick_gelu else refuse, **settings)
     pretrained._PRETRAINED[str(name)] = known
     factory._MODEL_CONFIGS[str(name)] = factory._MODEL_CONFIGS[f"{name}.{default}"]
 
 
-def checkpoint(name: ModelName, tag: str) -> Path:
-    """Return a model's weights, shared with others, as a file in open_clip's layout, made if it isn't in the cache.
+def _refuse(name: ModelName, default: str, tag: str) -> str:
+    raise ValueError(
+        f"open_clip's {str(name)!r} computes as its default weights {default!r} were trained, the weights {tag!r} need "
+        f"another activation: give the model name '{name}.{tag}'"
+    )
 
-    Rows of word pieces that the embedded text tower never saw are NaN.
-    """
+
+def checkpoint(name: ModelName, tag: str) -> str:
+    """Return a model's weights, shared with others, as a file in open_clip's layout, made if it isn't in the cache."""
     spec = SIZES[name.size]
     embedded = EMBEDDED / f"{name.dense}.safetensors"
     source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
-    predictor: PredictorFile | None = None
+    facts, learned = source.stat(), list[Path]()
     if name.method is not None:
         _, predictor = with_predictor(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
-    facts, learned = source.stat(), [] if predictor is None else [predictor.path]
+        learned = [] if predictor is None else [predictor.path]
     mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *learned)
     path = cache_file("open_clip", f"{name.dense}.{tag}.{mark}.safetensors")
     if not path.is_file():
@@ -308,11 +290,11 @@ def checkpoint(name: ModelName, tag: str) -> Path:
         tensors = {f"visual.trunk.{k}": v for k, v in model.visual.state_dict().items()}
         tensors |= _text_side(model.text) | {"logit_scale": model.logit_scale.detach()}
         write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}))
-    return path
+    return str(path)
 
 
 def _text_side(text: Any) -> dict[str, Tensor]:
-    """Return a text tower's weights under open_clip's names, with its whole vocabulary."""
+    """Return a text tower's weights under open_clip's names; rows of word pieces that ours never saw are NaN."""
     if not isinstance(text, CompactText):
         return dict(text.model.state_dict())
     weights = dict(text.tower.state_dict())

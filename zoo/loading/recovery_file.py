@@ -10,20 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import (
-    blocks_fingerprint,
-    digest,
-    from_json,
-    load_learned,
-    read_learned,
-    wanting,
-    weights_digest,
-    write_learned,
-)
+from zoo.core.files import blocks_fingerprint, digest, from_json, weights_digest, write_learned
 from zoo.core.host import Host, share_weights
-from zoo.core.messages import AUTO, check_fields, precision_on, tower_name
+from zoo.core.messages import AUTO, check_fields, precision_on
 from zoo.core.reducer import Reducer
-from zoo.loading.learned_files import check_settings, dataset_names, difference
+from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names
 
 WHATS = ("head", "norm", "lora", "head+norm", "head+lora")
 DTYPES = (AUTO, "float32", "bfloat16")
@@ -70,9 +61,6 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
     """Return the weights that a recovery of this kind changes: of the head, or of the blocks and norms beside them.
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
-
-    Raises:
-        ValueError: ``head`` of a tower whose features come from no linear map.
     """
     if "+" in what:
         return {name: own for part in what.split("+") for name, own in trainable(vit, part).items()}
@@ -101,11 +89,7 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
 
 
 def last_map(vit: Host) -> Any:
-    """Return the linear map that gives a tower's features: a layer, or open_clip's weight (in, out).
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the linear map that gives a tower's features: a layer, or open_clip's weight (in, out), or raise."""
     layer = getattr(vit, vit.projection or "", None)
     if not isinstance(layer, (nn.Linear, nn.Parameter)):
         raise ValueError(
@@ -136,11 +120,7 @@ def fold(vit: Host, added: Mapping[str, Tensor]) -> None:
 
 
 def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is added to each weight, by its name.
-
-    ``tensors`` are that by themselves, or under a weight's name with ``.up`` and ``.down`` the two
-    factors (out, rank) and (rank, in) of it.
-    """
+    """Return what is added to each weight, by its name: ``tensors``, or products of two with ``.up`` and ``.down``."""
     products = {name.removesuffix(UP): value for name, value in tensors.items() if name.endswith(UP)}
     added = {name: value for name, value in tensors.items() if not name.endswith((UP, DOWN))}
     return added | {name: value @ tensors[name + DOWN] for name, value in products.items()}
@@ -155,7 +135,7 @@ class Recovered(NamedTuple):
 
 
 def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
-    """Return the recipe with a precision by name, the fastest of the model's device for ``auto``."""
+    """Return the recipe with a precision by name for ``auto``."""
     device = next(model.block_modules[0].parameters()).device
     return replace(config, dtype=precision_on(device, config.dtype))
 
@@ -166,13 +146,10 @@ def twin(model: T, apart: Collection[str] = ()) -> T:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryFile:
-    """A saved recovery: float32 tensors in safetensors, provenance in its metadata."""
+class RecoveryFile(LearnedFile):
+    """A saved recovery, with float32 tensors."""
 
-    path: Path
-    model: str  # dense name of the tower
-    tag: str  # its weight tag
-    weights: str  # its ``blocks_fingerprint``, for a head with that of the map's weight
+    weights: str  # the tower's ``blocks_fingerprint``, for a head with that of the map's weight
     method: str
     options: dict[str, Any]  # the method's settings, as JSON values
     patches: int  # patch tokens of an image in training
@@ -184,66 +161,48 @@ class RecoveryFile:
     format: int = FORMAT
     commit: str | None = None  # of the code
 
+    kind, verb = "recovery", "trained on"
+    mends = ("datasets",)
+
     def __post_init__(self) -> None:
         check_settings(self.method, self.options)
         dataset_names(self.datasets)
         from_json(RecoveryConfig, self.recipe, "recipe", complete=True)
 
-    @classmethod
-    def read(cls, path: Path) -> "RecoveryFile":
-        """Read the provenance of ``path``; raise as ``read_learned`` does."""
-        return read_learned(path, "recovery", cls, format=FORMAT)
-
     def require(self, model: Host) -> None:
         """Refuse, by ValueError, a tower with other weights, or one that is reduced otherwise."""
-        reducer = model.reducer
         own = {"weights": self.weights, "tokens learned": False, "method": self.method, **self.options}
-        own["counts"] = self.counts
-        other = {
-            "weights": _weights_mark(model, self.recipe["what"]),
-            "tokens learned": model.prompts is not None,
-            "method": None if reducer is None else reducer.method,
-            **({} if reducer is None else reducer.config.plain()),
-            "counts": None if reducer is None else _stage_counts(reducer, self.patches),
-        }
-        have = None if reducer is None else reducer_digest(reducer)
-        if differs := difference({**own, "predictor": self.reducer}, {**other, "predictor": have}):
-            raise self._refusal(f"was trained on {tower_name(self.model, self.tag)} {differs}")
+        other = {"weights": _weights_mark(model, self.recipe["what"]), "tokens learned": model.prompts is not None}
+        if (reducer := model.reducer) is not None:
+            other |= {"method": reducer.method, **reducer.config.plain()}
+            other |= {"counts": _stage_counts(reducer, self.patches), "predictor": _reducer_mark(reducer)}
+        self.compare({**own, "counts": self.counts, "predictor": self.reducer}, other)
 
-    def _refusal(self, reason: str) -> ValueError:
-        return wanting(ValueError(f"recovery {str(self.path)!r} {reason}"), "recovery", datasets=self.datasets)
-
-    def load(self, model: Host) -> dict[str, Tensor]:
-        """Load what is added to each weight of a model, by its name there, on its device.
-
-        Raises:
-            ValueError: tensors that are damaged or don't fit.
-        """
-        tensors = load_learned(self.path, "recovery")
+    def load_for(self, model: Host) -> dict[str, Tensor]:
+        """Load what is added to each weight of a model, by its name there; raise ValueError if it doesn't fit."""
+        tensors, rank = self.load(), self.recipe["rank"]
         names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
         shapes: dict[str, tuple[int, ...]] = {}
         for name, own in names.items():
-            shape, rank = tuple(weights[own].shape), self.recipe["rank"]
+            shape = tuple(weights[own].shape)
             shapes |= {name: shape, name + UP: (shape[0], rank), name + DOWN: (rank, shape[-1])}
         for name, value in tensors.items():
             if shapes.get(name) != tuple(value.shape):
-                raise self._refusal(f"has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower")
+                raise self.refusal(f"has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower")
             for end, other in ((UP, DOWN), (DOWN, UP)):
                 if name.endswith(end) and (lacking := name.removesuffix(end) + other) not in tensors:
-                    raise self._refusal(f"has {name!r} without {lacking!r}")
+                    raise self.refusal(f"has {name!r} without {lacking!r}")
         device = next(model.block_modules[0].parameters()).device
         return {names[name]: value.to(device) for name, value in additions(tensors).items()}
 
 
-def reducer_digest(reducer: Reducer) -> str | None:
-    """Return 16 hex digits that tell a reducer's own weights from others; None if it has none."""
+def _reducer_mark(reducer: Reducer) -> str | None:
     state = reducer.state_dict()
     return weights_digest(state) if state else None
 
 
 def _stage_counts(reducer: Reducer, patches: int) -> dict[str, int]:
-    """Return how many patch tokens are left after each reduction point, as JSON has it."""
-    return {str(index): count for index, count in reducer.counts(patches).items()}
+    return {str(index): count for index, count in reducer.counts(patches).items()}  # as JSON has it
 
 
 def _weights_mark(model: Host, what: str) -> str:
@@ -270,8 +229,7 @@ def save_recovery(
     are facts about its sets of images, ``name`` first of all.
     """
     assert model.reducer is not None
-    losses = zip(recovered.before, recovered.after, strict=True)
-    sets = [{**one, "before": a, "after": b} for one, (a, b) in zip(datasets, losses, strict=True)]
+    losses, patches = zip(recovered.before, recovered.after, strict=True), math.prod(model.grid)
     facts: dict[str, Any] = {
         "format": FORMAT,
         "model": name,
@@ -279,10 +237,10 @@ def save_recovery(
         "weights": _weights_mark(with_head(model, config.what), config.what),
         "method": model.reducer.method,
         "options": model.reducer.config.plain(),
-        "patches": math.prod(model.grid),
-        "counts": _stage_counts(model.reducer, math.prod(model.grid)),
-        "reducer": reducer_digest(model.reducer),
-        "datasets": sets,
+        "patches": patches,
+        "counts": _stage_counts(model.reducer, patches),
+        "reducer": _reducer_mark(model.reducer),
+        "datasets": [{**one, "before": a, "after": b} for one, (a, b) in zip(datasets, losses, strict=True)],
         "recipe": asdict(with_precision(config, model)),
         "parameters": sum(value.numel() for value in recovered.tensors.values()),
         "commit": commit,
@@ -301,10 +259,10 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
         ValueError: a recovery of another tower, method, setting or predictor, or a damaged file.
         FileNotFoundError: no such file.
     """
-    file = recovery if isinstance(recovery, RecoveryFile) else RecoveryFile.read(Path(recovery))
+    file = recovery if isinstance(recovery, RecoveryFile) else RecoveryFile.read(recovery)
     headed = with_head(model, file.recipe["what"])
     file.require(headed)
-    added = file.load(headed)
+    added = file.load_for(headed)
     recovered = twin(headed if added else model, added)
     fold(recovered, added)
     return recovered

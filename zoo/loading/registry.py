@@ -1,13 +1,10 @@
-"""Every size of CLIP ViT, dense and with each method and keep rate, as a timm model.
-
-Methods may register before this module is imported (patchrank), after it (the entry points that
-``load_methods`` imports) or at any later time; ``on_method`` covers all three.
-"""
+"""Every size of CLIP ViT, dense and with each method and keep rate, as a timm model; methods may come later."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +14,18 @@ from timm.models._builder import resolve_pretrained_cfg
 import zoo.methods.patchrank
 import zoo.methods.rankmerge  # noqa: F401  # it registers itself
 from zoo.core.reducer import configure, on_method
-from zoo.loading.adopt import add_prompts
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile, with_predictor
+from zoo.loading.adopt import add_prompts, filter_weights
+from zoo.loading.learned_files import PredictorFile, PromptFile, with_predictor
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
-from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights, read_weights, timm_source
+from zoo.loading.weights import SAVED, image_side, loading, own_path, own_weights, read_weights, timm_source
 from zoo.towers.vit import ReducedViT
 
-METHOD_GROUP = "clip_patchrank.methods"
 default_cfgs: dict[str, Any] = {}
 
 
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
-    """Build a model: split its method's options off, find its weights, and let timm assemble it.
-
-    Raises:
-        ValueError: an argument that nobody has or a value out of range, or a file of weights that don't fit.
-        FileNotFoundError: weights, a predictor, prompts or a recovery can't be had.
-    """
+    """Build a model: split its method's options off, find its weights, and let timm assemble it."""
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
     recovery = kwargs.pop("recovery", None)
@@ -44,9 +34,9 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     before = arguments.get("pretrained_model_args") or {}  # that a saved model was built with, which timm repeats
     if predictor == before.get("predictor"):
         predictor = None  # its weights hold that predictor by now
-    if before and predictor is None:
-        _require_block(name, before, options, arguments)
-    _require_tower(pretrained, recovery, predictor, arguments)
+    if before and predictor is None and name.method is not None:
+        _require_block(name, name.method, before, options, arguments)
+    _require_tower(pretrained, arguments, recovery=recovery, predictor=predictor)
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
     tag = cfg.tag or next(iter(SIZES[name.size].tags))
@@ -72,34 +62,30 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
 
 
 def _loading(name: str, cfg: PretrainedCfg, own: str) -> AbstractContextManager[None]:
-    """Explain errors of the weights ``cfg`` of ``name``, which has a tag."""
     if cfg.source in ("hf-hub", "local-dir"):
         name = f"{cfg.source}:{cfg.hf_hub_id if cfg.source == 'hf-hub' else cfg.file}"
-    otherwise = (
-        f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
-        "local-dir:FOLDER, saved by timm's save_for_hf"
-    )
+    otherwise = f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass {SAVED}"
     return loading(name, otherwise, timm_source(cfg), arguments=True)
 
 
-def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: dict[str, Any]) -> None:
+def _require_tower(pretrained: bool, arguments: dict[str, Any], **learned: Any) -> None:
     """Refuse, by ValueError, what was learned for weights that the model won't have."""
-    for what, path in (("recovery", recovery), ("predictor", predictor)):
+    for what, path in learned.items():
         if path is not None and not pretrained:
             raise ValueError(f"{what}={str(path)!r} without the tower it was made for: add pretrained=True")
-    if recovery is not None and arguments.get("features_only"):
+    if learned["recovery"] is not None and arguments.get("features_only"):
         raise ValueError(
-            f"recovery={str(recovery)!r} fits whole towers, not features_only=True: save the model with recovery by "
-            "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
+            f"recovery={str(learned['recovery'])!r} fits whole towers, not features_only=True: save the model with "
+            "recovery by timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
         )
 
 
-def _require_block(name: ModelName, before: dict[str, Any], options: dict[str, Any], arguments: dict[str, Any]) -> None:
+def _require_block(
+    name: ModelName, method: str, before: dict[str, Any], options: dict[str, Any], arguments: dict[str, Any]
+) -> None:
     """Refuse, by ValueError, a saved model that is to score at another block than it did ``before``."""
-    if name.method is None:
-        return
     depth, own = name.depth(arguments), split_options(name, before)[0]
-    was, now = (configure(name.method, each, depth).predictor_block(depth) for each in (own, options))
+    was, now = (configure(method, each, depth).predictor_block(depth) for each in (own, options))
     if was != now:
         raise ValueError(
             f"{name}: the predictor in this saved model was fitted at block {was}, these options score at block {now}; "
@@ -115,7 +101,6 @@ def _assemble(
     predictor: PredictorFile | None,
     arguments: dict[str, Any],
 ) -> ReducedViT:
-    """Let timm build the model and load its weights."""
     spec = SIZES[name.size]
     quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **arguments}
@@ -132,7 +117,7 @@ def _assemble(
 
 def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
     """Build a pretrained model with the prompts of a file; ``num_classes=0`` gives features."""
-    file = PromptFile.read(Path(prompts))
+    file = PromptFile.read(prompts)
     known = file.shape.classes
     classes = kwargs.pop("num_classes", known)
     if classes not in (0, known):
@@ -144,8 +129,6 @@ def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> Reduced
 
 
 def _add(name: ModelName) -> None:
-    """Make a model known to timm, with the weight tags of its size."""
-
     def create(pretrained: bool = False, **kwargs: Any) -> ReducedViT:
         return build(name, pretrained, **kwargs)
 
@@ -159,12 +142,10 @@ def _add(name: ModelName) -> None:
 
 
 def _add_method(method: str) -> None:
-    """Make a method's models known, in every size at every keep rate."""
-    for size in SIZES:
-        for percent in PERCENTS:
-            name = ModelName(size=size, method=method, percent=percent)
-            if str(name) not in MODELS:  # a method's file may be imported again
-                _add(name)
+    for size, percent in product(SIZES, PERCENTS):
+        name = ModelName(size=size, method=method, percent=percent)
+        if str(name) not in MODELS:  # a method's file may be imported again
+            _add(name)
 
 
 for _size in SIZES:
@@ -174,5 +155,5 @@ on_method(_add_method)
 
 def load_methods() -> None:
     """Import the modules that register methods, ``baselines`` and those of other distributions."""
-    for point in entry_points(group=METHOD_GROUP):
+    for point in entry_points(group="clip_patchrank.methods"):
         point.load()

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm.data import (
@@ -20,11 +19,9 @@ from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 
-from zoo.core.files import wanting
+from zoo.core.files import EMBEDDED, wanting
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, configure
-
-EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 class Tag(NamedTuple):
@@ -48,44 +45,41 @@ class Size:
 
 
 _APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
-_OPENAI = Tag(True, "mit", "openai")
-_LAION400M = Tag(False, "mit", "laion400m_e32")
-_DATACOMP = Tag(False, "mit", "datacomp_xl_s13b_b90k")
-_METACLIP = {"metaclip_400m": Tag(True, _NC, "metaclip_400m"), "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc")}
-_DFN2B = Tag(True, _APPLE, "dfn2b")
-
-
-def _list_tags(laion2b: str) -> dict[str, Tag]:  # with open_clip's tag of LAION-2B
-    tags = {"openai": _OPENAI, "laion2b": Tag(False, "mit", laion2b), "laion400m_e32": _LAION400M}
-    return {**tags, "datacompxl": _DATACOMP, **_METACLIP}
-
-
 _CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
 _SMALL = {"embed_dim": 384, "depth": 9, "num_heads": 6, "init_values": 1e-5}
+_LAION400M = Tag(False, "mit", "laion400m_e32")
+_DFN2B = Tag(True, _APPLE, "dfn2b")
+
+
+def _open_clip_size(
+    kind: str, patch: int, features: int, args: dict[str, Any], laion2b: str, **more: Tag
+) -> Size:  # with open_clip's tag of LAION-2B
+    return Size(
+        vit_args={"patch_size": patch, **args},
+        features=features,
+        weights=f"vit_{kind}_patch{patch}_clip_224",
+        open_clip=f"ViT-{kind[0].upper()}-{patch}",
+        tags={
+            "openai": Tag(True, "mit", "openai"),
+            "laion2b": Tag(False, "mit", laion2b),
+            "laion400m_e32": _LAION400M,
+            "datacompxl": Tag(False, "mit", "datacomp_xl_s13b_b90k"),
+            "metaclip_400m": Tag(True, _NC, "metaclip_400m"),
+            "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc"),
+            **more,
+        },
+    )
+
 
 SIZES = {
-    "b32": Size(
-        vit_args={"patch_size": 32, **_BASE},
-        features=512,
-        weights="vit_base_patch32_clip_224",
-        open_clip="ViT-B-32",
-        tags=_list_tags("laion2b_s34b_b79k") | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
+    "b32": _open_clip_size(
+        "base", 32, 512, _BASE, "laion2b_s34b_b79k", laion400m_e32=_LAION400M._replace(quick_gelu=True)
     ),
-    "b16": Size(
-        vit_args={"patch_size": 16, **_BASE},
-        features=512,
-        weights="vit_base_patch16_clip_224",
-        open_clip="ViT-B-16",
-        tags=_list_tags("laion2b_s34b_b88k") | {"dfn2b": _DFN2B},
-    ),
-    "l14": Size(
-        vit_args={"patch_size": 14, **_LARGE},
-        features=768,
-        weights="vit_large_patch14_clip_224",
-        open_clip="ViT-L-14",
-        tags=_list_tags("laion2b_s32b_b82k") | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
+    "b16": _open_clip_size("base", 16, 512, _BASE, "laion2b_s34b_b88k", dfn2b=_DFN2B),
+    "l14": _open_clip_size(
+        "large", 14, 768, _LARGE, "laion2b_s32b_b82k", dfn2b=_DFN2B, dfn2b_s39b=Tag(False, _APPLE, "dfn2b_s39b")
     ),
     "s14": Size(
         vit_args={"patch_size": 14, **_SMALL},

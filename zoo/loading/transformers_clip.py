@@ -1,7 +1,4 @@
-"""Image towers from folders of transformers, as maps from images to features, with their text towers if they have one.
-
-Only files are read: nothing is fetched, and no code or pickle of a folder is run.
-"""
+"""Image towers from folders of transformers, with their text towers: nothing is fetched, no code or pickle is run."""
 
 import math
 from pathlib import Path
@@ -27,10 +24,9 @@ from zoo.loading.clip import Clip, ClipParts
 
 
 class TransformersText(nn.Module):
-    """The text side of CLIP, SigLIP or SigLIP 2 of transformers, as a module from token ids to features."""
+    """The text side of CLIP, SigLIP or SigLIP 2 of transformers, taken over from a model without its image tower."""
 
     def __init__(self, model: Any) -> None:
-        """Take over a model, which loses its image tower."""
         super().__init__()
         del model.vision_model
         self.model = model
@@ -65,21 +61,7 @@ class Preprocess:
         return patches.permute(4, 0, 2, 1, 3).reshape(-1, side, side)
 
     def __repr__(self) -> str:
-        """Say what the processor does."""
         return repr(self.processor)
-
-
-class Tokenize:
-    """A folder's tokenizer, from texts to token ids (B, L), padded and cut to the text tower's whole length."""
-
-    def __init__(self, folder: Path, length: int) -> None:
-        self.tokenizer, self.length = AutoTokenizer.from_pretrained(folder, local_files_only=True), length
-
-    def __call__(self, texts: str | list[str]) -> Tensor:
-        """Return token ids."""
-        texts = [texts] if isinstance(texts, str) else texts
-        how = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
-        return self.tokenizer(texts, **how)["input_ids"]
 
 
 def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts | None]:
@@ -88,20 +70,16 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
     Returns:
         The dense image tower in float32 and evaluation mode, its preprocessing, and both with the text tower, None if
         there is none. CLIP's projection belongs to the image tower. SigLIP 2 gets squares, not its images' proportions.
-
-    Raises:
-        FileNotFoundError: there is no config.json.
-        ValueError: weights that aren't safetensors, or a model whose image tower can't be reduced.
     """
+    named = f"transformers model {str(folder)!r}"
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"transformers model {str(folder)!r}: no config.json there; save_pretrained writes one")
+        raise FileNotFoundError(f"{named}: no config.json there; save_pretrained writes one")
     try:
-        model: Any = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ).eval()
+        how = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        model: Any = AutoModel.from_pretrained(folder, **how).eval()
         preprocess = Preprocess(folder, model)
     except OSError as error:
-        raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
+        raise ValueError(f"{named}: {error}") from error
     tower = model
     if isinstance(model, CLIPModel):
         with torch.device("meta"):
@@ -113,9 +91,16 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         visual: Any = give_features(reduce(tower.eval(), method=None)).eval()
         visual.spec()
     except ValueError as error:
-        raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
+        raise ValueError(f"{named}: {error}") from error
     if tower is model:
         return visual, preprocess, None
-    tokenize = Tokenize(folder, model.config.text_config.max_position_embeddings)
-    scale = model.logit_scale.item()
-    return visual, preprocess, ClipParts(Clip(visual, TransformersText(model), scale).eval(), preprocess, tokenize)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    length = model.config.text_config.max_position_embeddings
+    pad = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+
+    def tokenize(texts: str | list[str]) -> Tensor:
+        texts = [texts] if isinstance(texts, str) else texts
+        return tokenizer(texts, **pad)["input_ids"]
+
+    clip = Clip(visual, TransformersText(model), model.logit_scale.item()).eval()
+    return visual, preprocess, ClipParts(clip, preprocess, tokenize)

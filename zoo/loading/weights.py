@@ -19,14 +19,13 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from zoo.core.files import cache_folder, is_out_of_memory, wanting
-from zoo.loading.predictor_file import PREFIX, PredictorFile, require_weights
-from zoo.loading.sizes import EMBEDDED, SIZES
-from zoo.towers.vit import TimmHost
+from zoo.loading.sizes import SIZES
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
-UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
+_UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of the user's own files
+SAVED = "local-dir:FOLDER, saved by timm's save_for_hf"
 
 _WRAPPERS = ("state_dict", "model")  # keys of the state dict in training checkpoints
 _PREFIXES = ("module.", "_orig_mod.")  # put before each name by wrappers of modules
@@ -64,7 +63,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _content(path: Path) -> Any:
-    """Read what was saved, in the format that the first bytes show."""
     with path.open("rb") as file:
         start = file.read(64)
         if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
@@ -86,7 +84,6 @@ def _content(path: Path) -> Any:
 
 
 def _unloadable(path: Path, reason: str) -> ValueError:
-    """Say why torch doesn't load a file as plain tensors."""
     if "TorchScript" in reason:
         return ValueError(_CONVERT.format(path=quote(str(path)), new=quote(str(path.with_suffix(".safetensors")))))
     if found := re.search(r"GLOBAL ([\w.]+)", reason):
@@ -127,86 +124,44 @@ class UnusableWeightsError(ValueError):
     """A model's weights don't fit it or can't be read; the message stands by itself."""
 
 
-def _unusable(
-    name: str, error: BaseException, otherwise: str, source: str
-) -> MissingWeightsError | UnusableWeightsError:
-    links = [error]
-    while link := links[-1].__cause__ or links[-1].__context__:
-        links.append(link)
-    if not any(isinstance(link, OSError) for link in links):
-        return UnusableWeightsError(f"the weights of {name} can't be used: {_one_line(error)}")
-    answers = [link for link in links if isinstance(link, HfHubHTTPError)]
-    hub = "the hub doesn't give it" if answers else "the hub can't be reached"
-    wanted = f" (wanted: {source})" if source else ""
-    return MissingWeightsError(
-        f"no weights of {name}: not in the Hugging Face cache{wanted}, and {hub} "
-        f"({_one_line((answers or links[-1:])[0])}); run once where it can, or copy the cache, or {otherwise}"
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    return textwrap.shorten(str(error), 600) or type(error).__name__
-
-
 @contextmanager
 def loading(name: str, otherwise: str, source: str = "", *, arguments: bool = False) -> Iterator[None]:
     """Say in one line why the weights of ``name`` can't be loaded.
 
     ``source`` is where they are on the hub; ``otherwise`` is a way that needs no hub. Errors of ``arguments`` and
     devices speak for themselves where there may be some.
-
-    Raises:
-        MissingWeightsError: they are neither cached nor to be had from the hub.
-        UnusableWeightsError: they don't fit the model or can't be read.
     """
     try:
         yield
     except (MissingWeightsError, UnusableWeightsError):
         raise
-    except UNUSABLE as error:
-        if is_out_of_memory(error):
-            raise
+    except _UNUSABLE as error:
         damaged = isinstance(error, RuntimeError) and re.search("state_dict|checkpoint", str(error))
         speaks = isinstance(error, (RuntimeError, ValueError, TypeError)) and not isinstance(error, OSError)
-        if arguments and speaks and not damaged:
+        if is_out_of_memory(error) or (arguments and speaks and not damaged):
             raise
-        raise _unusable(name, error, otherwise, source) from error
+        links: list[BaseException] = [error]
+        while link := links[-1].__cause__ or links[-1].__context__:
+            links.append(link)
+        if not any(isinstance(link, OSError) for link in links):
+            raise UnusableWeightsError(f"the weights of {name} can't be used: {_one_line(error)}") from error
+        answers = [link for link in links if isinstance(link, HfHubHTTPError)]
+        hub = "the hub doesn't give it" if answers else "the hub can't be reached"
+        wanted = f" (wanted: {source})" if source else ""
+        raise MissingWeightsError(
+            f"no weights of {name}: not in the Hugging Face cache{wanted}, and {hub} "
+            f"({_one_line((answers or links[-1:])[0])}); run once where it can, or copy the cache, or {otherwise}"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error), 600) or type(error).__name__
 
 
 def timm_source(cfg: PretrainedCfg) -> str:
     """Return the file on the hub from which timm would take weights, "" for others."""
-    if not cfg.hf_hub_id or cfg.file or cfg.state_dict:
-        return ""
-    return f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
-
-
-def filter_weights(
-    state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
-) -> dict[str, Any]:
-    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
-
-    ``predictor`` is None if its weights are in ``state_dict``.
-
-    Raises:
-        ValueError: weights of the model's predictor are missing, or ``predictor`` was fitted to other weights of
-            the tower.
-    """
-    reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
-    weights = type(model).filter_fn({k: v for k, v in state_dict.items() if k not in reducer}, model)
-    facts: Any = model.pretrained_cfg
-    headless = not any(name.startswith("head.") for name in weights)
-    if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
-        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
-        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
-    if model.reducer is None:
-        return weights | reducer
-    if predictor is not None:
-        require_weights(predictor, weights)
-        reducer = predictor.tensors(PREFIX)
-    needed = {k for k in model.state_dict() if k.startswith("reducer.")}
-    if missing := sorted(needed - reducer.keys()):
-        raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
-    return weights | reducer
+    there = cfg.hf_hub_id and not cfg.file and not cfg.state_dict
+    return f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}" if there else ""
 
 
 def own_weights(size: str, tag: str) -> Path | None:
@@ -222,23 +177,16 @@ def own_path(name: str) -> str:
 
 
 def find_clip(size: str, tag: str) -> Path:
-    """Find the file with both towers of a size of open_clip: the user's own, else the hub's.
-
-    Raises:
-        FileNotFoundError: neither is here, and the hub is out of reach; names the missing file and
-            the ways to supply it.
-    """
+    """Find the file with both towers of a size of open_clip: the user's own, else the hub's."""
+    if (own := own_weights(size, tag)) is not None:
+        return own
     spec, name = SIZES[size], f"clip_vit_{size}.{tag}"
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
     repo = cfg["hf_hub"].rstrip("/")
-    if (own := own_weights(size, tag)) is not None:
-        return own
     for file in OPEN_CLIP_FILES:
         if isinstance(cached := try_to_load_from_cache(repo, file), str):
             return Path(cached)
-    otherwise = (
-        f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"
-    )
+    otherwise = f"put a file of these weights at {own_path(name)}, or pass {SAVED}"
     try:
         with loading(name, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"):
             return Path(download_pretrained(cfg))

@@ -1,20 +1,17 @@
 """Rankmerge: at a few points of the tower, merge patch tokens into their nearest, the least important first."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.learned import Predictor, architecture
 from zoo.core.merger import DISTANCE, pair_tokens, scale_places
-from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, limit, register_method
-from zoo.core.tokens import Tokens, every_position, rows
+from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
+from zoo.core.tokens import Tokens
 
 STAGES = 4
-RANKS = ("none", "cls", "predictor")
+RANKS = ("none", "cls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +24,11 @@ class RankMergeConfig(ReducerConfig):
         distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
-        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
-            a predictor of the golden ranking by merging, with which that attention, where the tower has it, counts in
-            equal parts at later reduction points.
-        rank_at: block from which on ranks protect, and before which a predictor scores.
+        rank: what protects tokens: ``none``, or ``cls``, the class token's attention in the merging block, with which
+            that of the reduction point before counts in equal parts.
+        rank_at: block from which on ranks protect.
         rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
             exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
-        arch: the predictor's network; ``width`` is its width.
     """
 
     reduce_at: tuple[int, ...] | None = None
@@ -44,18 +39,10 @@ class RankMergeConfig(ReducerConfig):
     rank: str = limit("none", RANKS)
     rank_at: int = limit(3, "[0, inf)")
     rank_weight: float = limit(0.5, "[0, inf)")
-    arch: str = "conv"
-    width: int = limit(64, "[1, inf)")
-
-    action = "merge"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        architecture(self.arch)
 
     @property
     def needs_query(self) -> bool:
-        """For ranks by attention; a predictor's can do without."""
+        """For ranks by attention."""
         return self.rank == "cls"
 
     def points(self, depth: int) -> tuple[int, ...]:
@@ -73,10 +60,6 @@ class RankMergeConfig(ReducerConfig):
         later = self.points(depth)[1:]
         return {"schedule": "geometric"}, *([{"reduce_at": later}] if later else [])
 
-    def predictor_block(self, depth: int) -> int | None:
-        """Return the block from which on ranks protect, if a predictor ranks."""
-        return self.rank_at if self.rank == "predictor" else None
-
 
 @register_method("rankmerge")
 class RankMerge(Reducer):
@@ -90,33 +73,6 @@ class RankMerge(Reducer):
     config: RankMergeConfig
     in_block = True
 
-    def __init__(self, config: RankMergeConfig, host: HostSpec) -> None:
-        super().__init__(config, host)
-        self.predictor: Predictor | None = None
-        if config.rank == "predictor":
-            self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
-
-    @property
-    def first_block(self) -> int:
-        """The first block that merges or is scored before."""
-        first = self.points[0]
-        return first if self.predictor is None else min(first, self.config.rank_at)
-
-    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
-        """Predict the importance of all patches, each of which is seen as the token that it is in by now.
-
-        That of a token is its most important patch's.
-        """
-        if self.predictor is None or index != self.config.rank_at:
-            return tokens
-        if self.count_after(self.points[-1], tokens) >= tokens.patch_count:
-            return tokens
-        token = tokens.token_of_patch()
-        x = torch.cat((tokens.x[:, : tokens.prefix], rows(tokens.x, tokens.prefix + token)), dim=1)
-        scores = self.predictor(x, tokens.prefix, tokens.grid)
-        is_part = token.unsqueeze(1) == every_position(tokens.x, tokens.patch_count).unsqueeze(2)
-        return tokens._replace(importance=scores.unsqueeze(1).where(is_part, -math.inf).amax(dim=2))
-
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Attend in proportion to size."""
         return tokens.size_bias()
@@ -124,12 +80,11 @@ class RankMerge(Reducer):
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge down to the scheduled count, at most half of the tokens at a time."""
         count = self.count_after(index, tokens)
-        attends = index >= self.config.rank_at + (self.predictor is not None)
-        ranked = attends and self.config.rank != "none" and tokens.patch_count > count
+        ranked = self.config.rank != "none" and index >= self.config.rank_at and tokens.patch_count > count
         if ranked and attended.pooling is not None:
-            attention = cls_attention(*attended.pooling())
             carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
-            tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)
+            attention = _shares(cls_attention(*attended.pooling()), tokens.patch_count)
+            tokens = tokens._replace(importance=attention + carried)
         while tokens.patch_count > count:
             left, protection = max(count, tokens.patch_count - tokens.patch_count // 2), None
             if tokens.importance is not None:

@@ -154,11 +154,14 @@ def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
-    """Refuse rows that don't cover what they should, and embeddings that are no numbers."""
+    """Refuse rows that don't cover what they should, or that can't be embeddings of this precision and width."""
     vectors = _from_shard(shard)
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
+    precision, width, codes, _ = vectors.codes
+    if codes.dtype != PRECISIONS[precision] or codes.shape[1] != (-(-width // 8) if precision == BINARY else width):
+        raise BrokenShardError("its columns aren't as they were written")
     if not np.isfinite(vectors.embeddings).all():
         raise BrokenShardError("an embedding is not finite")
 

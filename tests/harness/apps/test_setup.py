@@ -13,7 +13,7 @@ from harness.models.towers import load_tower
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.learned import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading.predictor_file import predictor_name
+from zoo.loading.learned_files import predictor_name
 from zoo.loading.recovery_file import Recovered, trainable
 
 NAME = "clip_vit_s14_rankmerge50"

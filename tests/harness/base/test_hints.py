@@ -12,8 +12,7 @@ PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"
 
 
 @pytest.mark.parametrize(("kind", "facts", "path", "values"), [
-    ("predictor", PREDICTOR, "fit predictor", {"block": 3, "arch": "mlp", "width": 9, "action": None}),
-    ("predictor", PREDICTOR | {"action": "merge"}, "fit predictor", {"action": "merge"}),
+    ("predictor", PREDICTOR, "fit predictor", {"block": 3, "arch": "mlp", "width": 9}),
     ("prompts", {"dataset": "toy", "recipe": {"count": 2}}, "fit prompts", {"tokens": "vt", "count": 2}),
     ("recovery", {"datasets": [{"name": "a"}, {"name": "b"}]}, "fit recovery", {"datasets": ["a", "b"]}),
     ("keep rate", {"model": "clip_vit_b16.", "method": "tome", "keep": 0.55}, "compare", {"keeps": [0.55]}),

@@ -129,6 +129,9 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("check --methods tmoe", "--methods: the expectation has no such row; it is of clip_vit_s14"),
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
     ("check --dataset frames", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
+    ("compare a b a", "compare 'a' 'b' 'a': expected two runs"),
+    ("compare gone gone", "run 'gone': there is no such file or folder; expected a file of records"),
+    ("compare a --device cpu", "--device can't be given with runs"),
     ("check gone.jsonl", "run 'gone.jsonl': there is no such file or folder; expected a file of records"),
     ("check . --update", "run 'records.jsonl': there is no such file or folder; expected a file of records"),
     ("check /dev/null/x.jsonl --update", "--update in '/dev/null' is a file, or lies in one; expected"),
@@ -158,11 +161,11 @@ def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
 @pytest.mark.parametrize(("changes", "match"), [
     ("ancor=2", "'ancor', did you mean: anchor"),
     ("seed=2", "'seed'"),
-    ("count=2.5", "count must be int, got 2.5"),
+    ("count=2.5", "count must be int, got '2.5'"),
     ("count=none", "got 'none'"),
 ])  # fmt: skip
 def test_changes_of_settings(changes: str, match: str):
-    good = "coupling=none,anchor=2, learning-rate=5e-4,augment=false"
+    good = "coupling=none,anchor=2, learning-rate=.0005,augment=false"
     made = replace(TuneConfig(), coupling="none", anchor=2.0, learning_rate=5e-4, augment=False)
     assert change(TuneConfig(), good, "--tune") == made
     with pytest.raises(ValueError, match=match):

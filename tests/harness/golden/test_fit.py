@@ -19,7 +19,7 @@ from harness.golden.fit import gather, held_out
 from harness.golden.store import Rankings
 from zoo.core.files import cache_folder
 from zoo.learning.fit import FitConfig, fit_predictor
-from zoo.loading.predictor_file import find_predictor
+from zoo.loading.learned_files import find_predictor
 
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)
@@ -55,7 +55,7 @@ def test_equals_fitting_by_hand(tower, write):
     stored = find_predictor("clip_vit_b16", "openai", 3)
     assert stored.path == path
     assert (stored.block, stored.options) == (3, {"arch": "mlp", "width": 16})
-    for name, tensor in stored.tensors().items():
+    for name, tensor in stored.load().items():
         assert torch.equal(tensor, slow.state_dict()[name].half())
     with torch.no_grad():
         predicted = slow(data[1].tokens[torch.arange(9)].float(), 1, (8, 8))
@@ -66,7 +66,7 @@ def test_equals_fitting_by_hand(tower, write):
 @pytest.mark.parametrize(("val", "options", "match"), [
     ({"block": 2}, {}, "rankings of several reduction points: [2, 3]; one at a time"),
     ({"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
-    ({}, {"action": "merge"}, "--action merge: these rankings are of action remove; leave it out"),
+    ({}, {"block": 2}, "--block 2: these rankings are of block 3; leave it out"),
     ({"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
     ({"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
     ({}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),

@@ -51,13 +51,13 @@ def named(toy: Dataset, monkeypatch) -> None:
 def counted(monkeypatch) -> list[int]:
     """Count the images of each call of the engine."""
     calls: list[int] = []
-    importances = GoldenEngine.importances
+    importance = GoldenEngine.importance
 
-    def call(self: GoldenEngine, images: torch.Tensor, *args: Any) -> dict[str, torch.Tensor]:
+    def call(self: GoldenEngine, images: torch.Tensor, *args: Any) -> torch.Tensor:
         calls.append(len(images))
-        return importances(self, images, *args)
+        return importance(self, images, *args)
 
-    monkeypatch.setattr(GoldenEngine, "importances", call)
+    monkeypatch.setattr(GoldenEngine, "importance", call)
     return calls
 
 
@@ -148,7 +148,7 @@ def test_refusals_leave_no_folder(facts, match, run, tmp_path, monkeypatch):
         run(**facts, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(GoldenEngine, "importances", full)
+    monkeypatch.setattr(GoldenEngine, "importance", full)
     with pytest.raises(ValueError, match=r"out of memory on cpu with --batch 16: try --batch 8"):
         run()
 

@@ -149,8 +149,6 @@ def test_another_provenance_is_refused_with_the_command():
     with pytest.raises(ValueError, match=re.escape(match)) as error:
         small().require(model=PROVENANCE.model, split="val")
     assert "--split val" in str(error.value)
-    with pytest.raises(ValueError, match="--action merge"):
-        small().require(model=PROVENANCE.model, action="merge")
 
 
 def test_files_that_hold_no_rankings(tmp_path):
@@ -180,8 +178,6 @@ def test_rankings_are_found_by_model_split_and_block_and_who_knows_more_images_w
     small(5, block=0).write(own)
     assert (count(), count(block=0)) == (0, 5)
     small(2).write(own)
-    assert count() == 2
-    small(6, action="merge").write(own.with_name(f"golden-{MODEL}-fashion-test-merge.parquet"))
     assert count() == 2
     for ships in (1, 3):  # shipped rankings may cover a part of the split
         small(ships).write(shipped)

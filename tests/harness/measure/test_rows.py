@@ -16,7 +16,8 @@ from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import read_facts, write_learned
 from zoo.core.reducer import final_count
-from zoo.loading.predictor_file import PredictorFile, load_predictor
+from zoo.loading.adopt import load_predictor
+from zoo.loading.learned_files import PredictorFile
 
 ARCH, TAG = "clip_vit_b16", "openai"
 REDUCERS = ("clsattn", "evit", "patchrank", "random", "rankmerge", "tome")

@@ -85,32 +85,21 @@ def records(dense: Record, random: list[Record], patchrank: Record) -> list[Reco
 
 
 class Page(HTMLParser):
-    """Parse a page into tables of text, refusing unbalanced tags."""
+    """Parse a page into its tags, links and ids, refusing unbalanced tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
+        self.open, self.tags, self.ids = list[str](), list[str](), list[str]()
         self.links: list[tuple[str, str | None]] = []
-        self.ids: list[str] = []
-        self.rows: list[list[str]] = []
-        self.values: list[list[str | None]] = []
         self.feed(text)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
         self.tags.append(tag)
-        self.links += [pair for pair in attrs if pair[0].endswith(("href", "src"))]
-        self.ids += [value for name, value in attrs if name == "id" and value]
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-            self.values.append([])
-        if tag in {"td", "th"}:
-            self.rows[-1].append("")
-            self.values[-1].append(dict(attrs).get("data-sort"))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.ids += [value for name, value in attrs if name == "id" and value]
@@ -118,17 +107,6 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in {"td", "th"}:
-            self.rows[-1][-1] += data.replace("\u00a0", " ")
-
-    @property
-    def tables(self) -> list[list[str]]:
-        """Rows of the tables of figures, without those of settings."""
-        ends = [at for at, cells in enumerate(self.rows) if cells[0] in {"Method", "Model"}]
-        parts = zip(ends, [*ends[1:], len(self.rows)], strict=True)
-        return [cells for a, b in parts if self.rows[a][0] == "Method" for cells in self.rows[a:b]]
 
 
 @pytest.fixture(scope="session")
