@@ -95,7 +95,6 @@ class Tuner:
     draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
-        """Start without outcomes."""
         self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
@@ -112,10 +111,8 @@ class Tuner:
     def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before, by the row's key.
 
-        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
-
-        Raises:
-            ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
+        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own. Raises what ``draw`` and
+        ``zoo.tune`` do, and ValueError for a class that can't be named.
         """
         if self.text[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
@@ -129,7 +126,7 @@ class Tuner:
             if config.tokens == "t":
                 for split in few:  # common blocks once
                     self._outcomes.find(missing, split, self.dataset.name)
-            what = f"{config.learned}, {config.describe()}"
+            what = config.describe()
             self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
