@@ -62,6 +62,8 @@ TYPES: dict[str, tuple[Callable[[str], Any], str | None]] = {
     "keep_rate": (keep_rate, "RATE"), "path": (Path, "FILE"), "split": (split, None),
 }  # fmt: skip
 
+READERS: dict[Any, Callable[[str], Any]] = {float: float, int: int, bool: json.loads}  # of values of CHANGES
+
 
 def add_flags(parser: argparse.ArgumentParser, groups: Mapping[str, Mapping[str, Any]]) -> None:
     """Add flags to a parser, by the headings of their groups."""
@@ -192,12 +194,11 @@ def change(config: C, changes: str | None, flag: str) -> C:
     for part in changes.split(",") if changes else ():
         word, _, text = (one.strip() for one in part.partition("="))
         name = word.replace("-", "_")
-        values[name] = text
-        if text == "none" and type(None) in get_args(hints.get(name)):
-            values[name] = None
-        elif hints.get(name) is not str:
-            with contextlib.suppress(ValueError):
-                values[name] = json.loads(text)
+        kinds = get_args(hints.get(name)) or (hints.get(name),)
+        values[name] = None if text == "none" and type(None) in kinds else text
+        if values[name] is not None and kinds[0] in READERS:
+            with contextlib.suppress(ValueError):  # which names the text below
+                values[name] = READERS[kinds[0]](text)
     try:
         made: C = from_json(type(config), values, flag, **own)
     except ValueError as error:

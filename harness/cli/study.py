@@ -17,7 +17,7 @@ from harness.cli.outline import decorated
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from harness.studies.tables import StudyTable
+    from harness.studies.answer import StudyTable
     from harness.studies.workshop import Study, StudyConfig
 
 
@@ -26,7 +26,7 @@ def _measured(
 ) -> "Iterator[list[StudyTable]]":
     """Make a study under some conditions; yield the tables so far after each dataset, whose records are written."""
     from harness.records.record import UNFINISHED, earlier, keep_new
-    from harness.studies.workshop import answer
+    from harness.studies.answer import answer
 
     known = earlier(path, fresh=args.fresh)
     tables: list[StudyTable] = []
@@ -41,7 +41,7 @@ def _show_stock(
     title: str, study: "Study", configs: "Sequence[StudyConfig]", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """Lay out what of a study is cached and what is missing."""
-    from harness.studies.workshop import take_stock
+    from harness.studies.answer import take_stock
 
     steps = [step for config in configs for step in take_stock(study, config, progress)]
     rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]

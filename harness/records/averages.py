@@ -28,9 +28,10 @@ from harness.records.statistics import (
     CLEAR,
     FLIPPED,
     MCNEMAR,
+    SIGN_FLIP,
     Interval,
     Together,
-    bootstrap_mean,
+    bootstrap_counts,
     detectable_note,
     mark_note,
     mean_interval,
@@ -102,7 +103,9 @@ class Average:
         if name == "diff_to_dense":
             if self.dense is None:
                 return None
-            mean, low, high = bootstrap_mean((self.hits - self.dense.hits) / len(self.records), seed=0)
+            # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
+            counts = bootstrap_counts(self.hits - self.dense.hits, seed=0)
+            mean, low, high = (count / len(self.records) for count in counts)
             return Measured(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
@@ -276,7 +279,7 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
     others = [row for row in rows if row.measured("diff_to_dense") is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
-        test = MCNEMAR if len(dense.records) == 1 else f"{FLIPPED} of the mean over these seeds"
+        test = MCNEMAR if len(dense.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
         notes.append(f"top-1: {mark_note(test)}")
         if len(dense.records) == 1:
             left = [row for row in others if not family.mark(row.identity)]

@@ -15,12 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 CLEAR = "*"
 LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
-FLIPPED = "sign-flip test over images"  # see `sign_flip`
+SIGN_FLIP = "exact sign-flip test over images"
+FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flip`
 LEAST_ROUNDS = 6  # from which on a median has an interval
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 POWER = 0.8  # with which a detectable difference is found
 _CHUNK = 1 << 22  # resampled values held at once
+_NEVER = 1e-60  # a chance that changes no p-value anybody could print
+_DEEP = 1000  # 2**-1000 is still a number
 _ALL = 14  # differences whose sign-flips are all tried
 _NEAR = 1 - 1e-9  # sums this near the observed one, relatively, are equal but for rounding
 
@@ -95,10 +98,20 @@ def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, in
 def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, seed: int) -> Interval:
     """Return top-1 of a minus that of b, both (n,) bool of the same images, with a percentile bootstrap over images."""
     only_a, only_b, n = discordant(correct_a, correct_b)
-    # How many images fall into each outcome is multinomial, so no image is ever indexed.
-    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
-    drawn = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
-    return Interval((only_a - only_b) / n, *_percentiles((drawn[:, 0] - drawn[:, 1]) / n))
+    return _bootstrap_shares(np.array([only_a, only_b, n - only_a - only_b]), np.array([1, -1, 0]), seed)
+
+
+def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
+    """Return what `bootstrap_mean` does, quickly where few values are distinct, such as numbers of seeds."""
+    distinct, counts = np.unique(finite_sample(values), return_counts=True)
+    return _bootstrap_shares(counts, distinct, seed)
+
+
+def _bootstrap_shares(counts: NDArray[np.int64], worths: NDArray[Any], seed: int) -> Interval:
+    """Draw how many images fall into each outcome, a multinomial, so that no image is ever indexed."""
+    n = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
+    return Interval(float(counts @ worths / n), *_percentiles(drawn @ worths / n))
 
 
 def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
@@ -163,6 +176,39 @@ def has_spread(values: NDArray[np.float64], groups: ArrayLike | None) -> bool:
     return len(np.unique(known[~np.isnan(values)])) > 1
 
 
+def sign_flip_exact(differences: ArrayLike) -> float:
+    """Return the two-sided exact p-value that (n,) whole differences are as likely up as down.
+
+    The paired permutation test of their sum: if neither of two models is better, each image's difference could as well
+    have the other sign, and all 2**n ways are equally likely. Their sums are counted, not drawn. With differences of
+    -1, 0 and 1 it is McNemar's exact test; with sums over seeds it judges the mean over these seeds, and says nothing
+    of others. Source: Fisher, 1935.
+    """
+    sample = np.asarray(differences)
+    if sample.ndim != 1 or not sample.size or not np.issubdtype(sample.dtype, np.integer):
+        raise ValueError(f"differences must be (n,) integers, got {sample.shape} {sample.dtype}")
+    total = abs(int(sample.sum()))
+    if not total:
+        return 1.0
+    from scipy.stats import binom, binomtest
+
+    sizes, counts = np.unique(np.abs(sample[sample != 0]), return_counts=True)
+    if sizes.tolist() == [1]:
+        return float(binomtest(int((sample > 0).sum()), int(counts[0])).pvalue)
+    # Chances of the sum of one size after the other, from its least on in steps of 2, without those below _NEVER.
+    chances, least = np.ones(1), 0
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        odds = binom.pmf(np.arange(count + 1), count, 0.5)
+        kept = np.flatnonzero(odds > _NEVER)
+        spread = np.zeros(size * (len(kept) - 1) + 1)
+        spread[::size] = odds[kept]
+        chances = np.convolve(chances, spread)
+        least += size * (2 * int(kept[0]) - count)
+    tail = float(chances[least + 2 * np.arange(chances.size) >= total].sum())
+    # The signs as they are, and all of them the other way round, are two ways at least.
+    return min(1.0, max(2 * tail, 2.0 ** (1 - min(int(counts.sum()), _DEEP))))
+
+
 def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None) -> float:
     """Return the two-sided p-value that the mean of paired differences is zero.
 
@@ -192,19 +238,13 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
-    """Return the p-value that two rows are equally often right on the same images.
+    """Return the exact p-value that two rows are equally often right on the same images.
 
-    Hits are (n,), how many of the seeds were right on each image; bool of one seed. If no difference is larger than
-    another, as with one seed, it is exact (McNemar's test); else `sign_flip` judges the mean over these seeds.
+    Hits are (n,), how many of the seeds were right on each image; bool of one seed.
     """
     whole = lcm(seeds_a, seeds_b)
     a, b = (np.asarray(hits, dtype=np.int64) * (whole // n) for hits, n in ((hits_a, seeds_a), (hits_b, seeds_b)))
-    won, lost = int((a > b).sum()), int((a < b).sum())
-    if len(np.unique(np.abs(a - b)[a != b])) > 1:
-        return sign_flip(a - b, 0)
-    from scipy.stats import binomtest
-
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return sign_flip_exact(a - b)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from harness.datasets.base import SplitName
 from harness.records.averages import Average, tower_of
 from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
+from harness.studies.answer import StudyRow, StudyTable
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,
@@ -33,7 +34,6 @@ from harness.studies.questions import (
     transfer,
     tuning,
 )
-from harness.studies.tables import StudyRow, StudyTable
 from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
 

@@ -1,9 +1,8 @@
-"""What a study is: its function yields lines of models, each thing made once; then the lines are judged."""
+"""What a study is, and what its lines are made of: each model once, kept in the user's cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,20 +10,18 @@ import torch
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, Dataset, SplitName
-from harness.datasets.few_shot import OURS, require_apart, require_labels, subset
+from harness.datasets.base import Dataset, SplitName
+from harness.datasets.few_shot import OURS, subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
-from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.cost import gflops
-from harness.measure.plan import KeepSolver, Plan, costs
+from harness.measure.plan import KeepSolver, Plan
 from harness.measure.rows import Variant, make_row
-from harness.measure.tuning import Tuned, Tuner, read_if_valid, tuning_of
-from harness.models.towers import Tower, load_tower, no_text
-from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
-from harness.studies.tables import StudyTable
-from zoo.core.files import cache_file, digest, fingerprint
+from harness.measure.tuning import Tuned, Tuner, read_if_valid
+from harness.models.towers import Tower
+from harness.records.record import DENSE, GOLDEN
+from zoo.core.files import cache_file, digest
 from zoo.core.messages import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
@@ -352,106 +349,3 @@ def study(title: str, keeps: tuple[float, ...], **facts: Any) -> Callable[[Lines
     tunes = facts.get("tunes", False)
     facts = {"fits": not tunes, "labels": tunes} | facts
     return lambda lines: Study(title=title, keeps=keeps, lines=lines, **facts)
-
-
-def take_stock(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Return how much of what a study makes and keeps the user's cache has, and how much it lacks; make nothing."""
-    counts: dict[tuple[str, str], list[int]] = {}
-    for case in _cases(study, config, progress, counts):
-        list(study.lines(case))
-    return [
-        {"kind": kind, "of": of, "cached": cached, "missing": missing}
-        for (kind, of), (cached, missing) in counts.items()
-    ]
-
-
-def answer(
-    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
-) -> Iterator[tuple[StudyTable, list[Record]]]:
-    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
-
-    Rankings and predictors that are missing are made first, and kept. ``folder`` is for outcomes of a run that is
-    stopped.
-
-    Raises:
-        ValueError: a tower without text tower, or something that can't be made.
-    """
-    cases = _cases(study, config, progress)
-    with progress.task(f"study {study.name}, datasets", len(cases)) as update:
-        # All is made before the first is measured: predictors know their tower by the weights as loaded.
-        every = [list(study.lines(case)) for case in cases]
-        for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):
-            bench, dense = _bench(case, lines, study.foreground, known, folder)
-            plain = {dense.key: dense} | {row.key: row for line in lines if not line.prompts for row in line.rows}
-            judged = bench.judge(Tuning(seed=bench.plan.seed), list(plain.values()), {})
-            by_key = dict(zip(plain, judged, strict=True))
-            records = [
-                _judge_tuned(bench, line) if line.prompts else [by_key[row.key] for row in line.rows] for line in lines
-            ]
-            rows = [(line.labels, line.group, own) for line, own in zip(lines, records, strict=True)]
-            yield StudyTable.of(study.title, judged[0], rows), [judged[0], *chain.from_iterable(records)]
-            bench.outcomes.forget()  # records are written by now
-            update(done)
-
-
-def _cases(
-    study: Study, config: StudyConfig, progress: Progress, stock: dict[tuple[str, str], list[int]] | None = None
-) -> list[StudyCase]:
-    """Return the datasets that a study can do something with, each as a case.
-
-    Raises:
-        ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
-    """
-    tower, datasets = load_tower(config.model), [get_dataset(name) for name in config.datasets]
-    if tower.clip is None:
-        raise no_text(tower)
-    usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
-    for dataset in datasets:
-        if dataset not in usable:
-            progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
-        elif study.tunes:
-            require_apart(dataset, config.split)
-    if study.foreground and config.split in PROBE_SPLITS:
-        raise ValueError(f"--split {config.split}: probes of foreground are fitted or chosen by it; expected test")
-    if not usable:
-        require_labels(datasets[0], f"study {study.name}")
-    if config.split == FINAL:
-        usable = [dataset.released() for dataset in usable]
-    config = replace(config, datasets=tuple(dataset.name for dataset in usable))
-    weights, keeps, made = fingerprint(tower.vit), config.keeps or study.keeps, dict[Any, Any]()
-    return [StudyCase(config, tower, weights, dataset, keeps, progress, made, stock) for dataset in usable]
-
-
-def _bench(
-    case: StudyCase, lines: Sequence[StudyLine], foreground: bool, known: Sequence[Record], folder: Path | None
-) -> tuple[Bench, Variant]:
-    """Return a bench of the dense model and all lines that knows what they cost, and the dense model."""
-    config, tower = case.config, case.tower
-    assert tower.clip is not None
-    plan = Plan(
-        models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
-        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
-    )  # fmt: skip
-    dense = case.untuned(1.0)
-    rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
-    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
-    # Other seeds cost the same as the first.
-    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
-    bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
-    bench.costs |= {dense.key: first[dense.key]}
-    return bench, dense
-
-
-def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
-    """Judge each row of a line by its prompts; what it costs is counted once."""
-    first = replace(line.rows[0], vit=line.prompts[0].vit)
-    bench.prompted_costs = {}
-    if first.prompted:
-        bench.prompted_costs = dict.fromkeys(
-            (row.key for row in line.rows), costs([first], {}, bench.progress)[first.key]
-        )
-    records = []
-    for row, own in zip(line.rows, line.prompts, strict=True):
-        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judge(tuning_of(own.file), [row], {row.key: own})
-    return records

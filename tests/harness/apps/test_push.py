@@ -87,24 +87,6 @@ def test_a_recovered_model(tmp_path: Path):
     push_and_load(name, "| toy | 12ab | 5 | 0.0500 | 0.0400 |", tmp_path / "out", recovery=file)
 
 
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
-
-
-@pytest.mark.parametrize(("name", "own"), [
-    ("eva02_tiny_patch14_224", {}), ("naflexvit_base_patch16_siglip", {"pos_embed_grid_size": (4, 4)}),
-])  # fmt: skip
-@torch.no_grad()
-def test_towers_of_timms_other_families(name: str, own: dict[str, Any], tmp_path: Path):
-    tower = timm.create_model(name, **TINY, **own).eval()
-    model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=1)
-    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
-    flags = ["--to", "me/mine", "--folder", str(tmp_path / "out")]
-    assert main(["push", "--model", f"local-dir:{tmp_path}/mine", *flags]) == 0
-    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
-    images = IMAGES[:, :, :32, :32]
-    torch.testing.assert_close(again(images), model(images))
-
-
 def test_the_upload_is_one_commit_of_three_files(monkeypatch: pytest.MonkeyPatch):
     made: list[StandIn] = []
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda **facts: made.append(StandIn()) or made[-1])

@@ -1,7 +1,6 @@
 """Recoveries from datasets, and as rows that stand apart from those without training."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from harness.apps.setup import Setup
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
-from harness.golden.store import Rankings
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.records.averages import training_free
@@ -83,6 +81,7 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
     file = trained("lora")
     records = all_of(recoveries=(file.path,), batches=(1,), rounds=6)
     assert [(r.method, r.recovered) for r in records[1:]] == [("evit", False), ("random", False), ("evit", True)]
+    assert [[r.recovered for r in rows] for rows in training_free(records)] == [[False] * 3, [False, True]]
     mine, plain = records[3], records[1]
     assert plain.method_config.items() <= mine.method_config.items()
     judged = [e for e in toy.split("test") if e.label < 3]
@@ -93,15 +92,6 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
     assert mine.mean("cosine_distance") == pytest.approx(expected, rel=2e-2)
     assert mine.tokens_per_block == plain.tokens_per_block
     assert mine.mean("gflops") == plain.mean("gflops")
-
-
-def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
-    shipped()
-    first, second = trained(), trained("head")
-    records = all_of(methods=("evit", "golden"), recoveries=(first.path, second.path))
-    free, rest = training_free(records)
-    assert [r.method for r in free] == ["dense", "evit", "golden"]
-    assert [r.method for r in rest] == ["dense", "evit", "evit"]
 
 
 def test_refusals(tmp_path: Path):

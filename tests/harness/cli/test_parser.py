@@ -161,11 +161,11 @@ def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
 @pytest.mark.parametrize(("changes", "match"), [
     ("ancor=2", "'ancor', did you mean: anchor"),
     ("seed=2", "'seed'"),
-    ("count=2.5", "count must be int, got 2.5"),
+    ("count=2.5", "count must be int, got '2.5'"),
     ("count=none", "got 'none'"),
 ])  # fmt: skip
 def test_changes_of_settings(changes: str, match: str):
-    good = "coupling=none,anchor=2, learning-rate=5e-4,augment=false"
+    good = "coupling=none,anchor=2, learning-rate=.0005,augment=false"
     made = replace(TuneConfig(), coupling="none", anchor=2.0, learning_rate=5e-4, augment=False)
     assert change(TuneConfig(), good, "--tune") == made
     with pytest.raises(ValueError, match=match):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def test_median_interval_is_the_narrowest_that_covers(n: int):
     assert statistics.median_interval([4.0]) == (4, 4, 4)
 
 
+@settings(max_examples=40)
+@given(pairs, st.integers(1, 4))
+def test_the_quick_bootstrap_is_the_slow_one(outcomes: list[tuple[bool, bool]], seeds: int):
+    a, b = split(outcomes)
+    values = (a * 1.0 - b) / seeds
+    quick = statistics.bootstrap_counts(values, seed=0)
+    slow = statistics.bootstrap_mean(values, seed=1)
+    error = values.std() / np.sqrt(len(values))
+    assert quick.estimate == pytest.approx(slow.estimate)
+    assert quick == pytest.approx(slow, abs=0.25 * error + 1e-9 + 1.01 / (seeds * len(values)))
+
+
 def binomial_tails(only_a: int, only_b: int) -> float:
     """Return the two-sided McNemar p-value by whole numbers."""
     trials = only_a + only_b
@@ -64,6 +77,7 @@ def test_mcnemar_is_the_tails_of_a_fair_coin(outcomes: list[tuple[bool, bool]]):
     expected = binomial_tails(int((a & ~b).sum()), int((b & ~a).sum()))
     for found in (
         statistics.paired_p(a, b), statistics.paired_p(b, a), statistics.paired_p(a.astype(int), b * 1.0),
+        statistics.sign_flip_exact(a.astype(int) - b.astype(int)),
     ):  # fmt: skip
         assert found == pytest.approx(expected, rel=1e-9)
 
@@ -100,6 +114,7 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.mean_interval, ([0.5],), "at least 2 values, got 1"),
     (statistics.bootstrap_mean, ([0.1, NAN], 0), "1 of 2 values are NaN"),
     (statistics.sign_flip, ([], 0), "non-empty"),
+    *((statistics.sign_flip_exact, (wrong,), r"must be \(n,\) integers, got") for wrong in ([], [0.5], [True], [[1]])),
 ]
 
 
@@ -107,6 +122,20 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
 def test_refusals_name_the_value(function: Any, arguments: tuple[object, ...], complaint: str):
     with pytest.raises(ValueError, match=complaint):
         function(*arguments)
+
+
+def enumerated(differences: list[int]) -> float:
+    """Return how many of all ways to give signs have a sum as far from 0."""
+    total = abs(sum(differences))
+    ways = list(product((-1, 1), repeat=len(differences)))
+    sums = [abs(sum(s * d for s, d in zip(way, differences, strict=True))) for way in ways]
+    return sum(found >= total for found in sums) / len(ways)
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=10))
+def test_sign_flips_are_counted_as_if_one_by_one(differences: list[int]):
+    found = statistics.sign_flip_exact(differences)
+    assert found == pytest.approx(enumerated(differences), rel=1e-12)
 
 
 @settings(max_examples=30)
@@ -117,6 +146,14 @@ def test_few_real_differences_are_flipped_as_by_scipy(differences: list[float]):
     assert statistics.sign_flip(differences, seed=0) == pytest.approx(min(1.0, expected))
 
 
+def test_whole_differences_are_flipped_at_random_as_exactly():
+    drawn = np.random.default_rng(1).integers(-3, 5, size=(6, 60))
+    for differences in drawn:
+        p = statistics.sign_flip_exact(differences)
+        error = math.sqrt(p * (1 - p) / statistics.FLIPS)
+        assert statistics.sign_flip(differences, seed=0) == pytest.approx(p, abs=5 * error + 1e-4)
+
+
 def test_many_random_sign_flips_can_stay_clear_together():
     shifted = np.random.default_rng(2).normal(0.5, 1, size=500)
     p = [statistics.sign_flip(shifted, seed=0)] * 30
@@ -124,6 +161,13 @@ def test_many_random_sign_flips_can_stay_clear_together():
     assert statistics.holm(p).max() < 0.05
     under_none = [statistics.sign_flip(s, 0) for s in np.random.default_rng(3).normal(size=(400, 30))]
     assert stats.kstest(under_none, "uniform").pvalue > 0.01
+
+
+def test_sign_flips_never_say_impossible():
+    assert statistics.sign_flip_exact([1] * 10) == 2**-9
+    assert statistics.sign_flip_exact([3] * 400 + [-1]) == pytest.approx(2.0**-400)
+    assert 0 < statistics.sign_flip_exact([2] * 5000) < 1e-300
+    assert statistics.sign_flip_exact([0, 0]) == statistics.sign_flip_exact([1, -1]) == 1
 
 
 def test_a_family_by_hand():
@@ -138,10 +182,9 @@ def test_a_family_by_hand():
 def test_means_over_seeds_go_by_sign_flips_of_their_sums():
     one = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], dtype=bool)
     sums = one + np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 0])
-    assert statistics.paired_p(sums, one, 2, 1) == statistics.sign_flip(sums - 2 * one, 0)
-    assert statistics.paired_p(sums, 3 * one, 2, 3) == statistics.sign_flip(3 * sums - 6 * one, 0)
+    assert statistics.paired_p(sums, one, 2, 1) == statistics.sign_flip_exact(sums - 2 * one)
+    assert statistics.paired_p(sums, 3 * one, 2, 3) == statistics.sign_flip_exact(3 * sums - 6 * one)
     assert statistics.paired_p(sums, sums, 2, 2) == 1
-    assert statistics.paired_p(3 * one, one & False, 3, 3) == 2**-6
 
 
 def test_the_table_of_what_so_many_images_can_show():

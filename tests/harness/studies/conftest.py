@@ -17,9 +17,10 @@ from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
+from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
-from harness.studies.workshop import StudyConfig, answer
+from harness.studies.workshop import StudyConfig
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.ranking.golden import GoldenConfig
@@ -76,14 +77,11 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
         return datasets[name]
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names))
-    for place in ("studies.workshop", "golden.fit", "golden.rank"):
+    for place in ("studies.answer", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in (
-        "studies.workshop",
-        "studies.questions",
-        "studies.reproduce",
-        "golden.fit",
-        "datasets",
+        *("studies.workshop", "studies.answer", "studies.questions", "studies.reproduce"),
+        *("golden.fit", "datasets"),
     ):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from harness.apps.vectors import decode as module
-from harness.apps.vectors.decode import CRASHES, DEATHS, DecodedChunk, Decoders, prepare
+from harness.apps.vectors.decode import AHEAD, CRASHES, DEATHS, DecodedChunk, Decoders, prepare
 from harness.apps.vectors.source import PictureFile, open_source
 from harness.datasets.images import decode_image
 
@@ -95,6 +95,13 @@ def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[li
     while any(Path(f"/proc/{process}").exists() for process in seen):
         assert time.monotonic() < limit, "processes outlive their use"
         time.sleep(0.05)
+
+
+def test_chunks_are_asked_for_no_further_than_they_are_worked_on(draw: Callable[[int], bytes]):
+    asked = iter(range(1, 99))
+    with Decoders(1, RESIZED) as decoders:
+        next(decoders.prepare([PictureFile("a.png", content=draw(0))] for _ in asked))
+    assert next(asked) <= AHEAD + 2
 
 
 def width_of(picture: PictureFile) -> int:

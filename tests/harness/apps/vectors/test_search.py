@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,7 +21,6 @@ from harness.apps.vectors.source import open_source
 from harness.base.store import Shard, shard_path, to_lists
 from harness.cli.entry import main
 from harness.datasets import get_dataset
-from harness.models.towers import load_tower
 
 WORDS = ("t-shirt", "trousers", "ankle boot", "bag")
 
@@ -45,20 +43,6 @@ def every(folder: Path) -> tuple[list[str], np.ndarray]:
     shards = list(read_vectors(folder))
     names = [name for shard in shards for name in shard.names]
     return names, np.concatenate([shard.embeddings for shard in shards]).astype(np.float32)
-
-
-def test_the_nearest_are_those_of_the_matrix_product(whole: Path):
-    names, embeddings = every(whole)
-    ids = np.concatenate([shard.ids for shard in read_vectors(whole)])
-    vector = np.random.default_rng(0).normal(size=48).astype(np.float32)
-    scores = embeddings @ vector
-    order = np.argsort(-scores, kind="stable")
-    for top in (1, 12, 100):
-        found = nearest(whole, vector, top)
-        assert found.searched == 40
-        assert [hit.name for hit in found.hits] == [names[row] for row in order[:top]]
-        assert [hit.id for hit in found.hits] == ids[order[:top]].tolist()
-        assert np.allclose([hit.score for hit in found.hits], scores[order[:top]], atol=1e-6)
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
@@ -102,16 +86,15 @@ def floats() -> np.ndarray:
 
 
 @pytest.mark.parametrize("top", [7, 130])
-@pytest.mark.parametrize("precision", [INT8, BINARY])
-def test_a_search_in_bytes_or_bits_is_that_of_a_loop(
-    precision: str, top: int, floats: np.ndarray, whole: Path, tmp_path: Path
-):
+@pytest.mark.parametrize("precision", ["float32", INT8, BINARY])
+def test_a_search_is_that_of_a_loop(precision: str, top: int, floats: np.ndarray, whole: Path, tmp_path: Path):
     """Of bits the hundred that differ in the fewest are ordered by cosine with the query as it is."""
     vector = np.random.default_rng(1).normal(size=20).astype(np.float32)
+    decoded = floats.tolist()
     if precision == INT8:
         steps = [max(map(abs, row)) / 127 for row in floats]
         decoded = [[round(x / step) * step for x in row] for row, step in zip(floats, steps, strict=True)]
-    else:
+    if precision == BINARY:
         decoded = [[(1 if x > 0 else -1) / 20**0.5 for x in row] for row in floats]
     scores = [sum(x * q for x, q in zip(row, vector, strict=True)) for row in decoded]
     rows = range(600)
@@ -149,14 +132,9 @@ def test_losses_are_those_of_each_embedding_among_the_others(floats: np.ndarray,
 def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing: Path):
     names, embeddings = every(clothing / "vectors")
     provenance = next(read_vectors(clothing / "vectors")).provenance
-    clip = load_tower("clip_vit_s14").clip
-    assert clip is not None
     right = 0
     for word in WORDS:
         vector = query_vector(word, provenance)
-        with torch.inference_mode():
-            wanted = F.normalize(clip.model.encode_text(clip.tokenizer([word])), dim=-1)[0].numpy()
-        assert np.allclose(vector, wanted, atol=1e-6)
         hits = nearest(clothing / "vectors", vector, 4).hits
         right += sum(hit.name.startswith(f"{word}/") for hit in hits)
         scores, own = embeddings @ vector, np.array([name.startswith(f"{word}/") for name in names])
@@ -212,11 +190,12 @@ def test_what_a_folder_lacks_is_told(whole: Path, tmp_path: Path, draw: Any, cap
 
 def test_embeddings_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path):
     path, shard = tmp_path / "part-00000.parquet", VECTORS.read(shard_path(whole, 0), 0)
-    nothing = to_lists(np.full((len(shard.table), 7), np.nan, np.float16))
     place = shard.table.column_names.index("embedding")
-    path.write_bytes(VECTORS.encode(replace(shard, table=shard.table.set_column(place, "embedding", nothing))))
-    with pytest.raises(ValueError, match=r"part-00000\.parquet' is broken: an embedding is not finite"):
-        nearest(tmp_path, np.ones(7, np.float32), 1)
+    for width, quoted in ((shard.provenance.width, "an embedding is not finite"), (7, "its columns aren't")):
+        nothing = to_lists(np.full((len(shard.table), width), np.nan, np.float16))
+        path.write_bytes(VECTORS.encode(replace(shard, table=shard.table.set_column(place, "embedding", nothing))))
+        with pytest.raises(ValueError, match=rf"part-00000\.parquet' is broken: {quoted}"):
+            nearest(tmp_path, np.ones(width, np.float32), 1)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 6), ("float32", 1)])

@@ -1,19 +1,31 @@
-"""What a study measured on a dataset: its lines beside the dense model and beside each other, as a table."""
+"""Answers of studies: lines are judged on each dataset, and stand in a table beside dense and beside each other."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell
+from harness.base.terminal import Progress
+from harness.datasets import get_dataset
+from harness.datasets.base import FINAL
+from harness.datasets.few_shot import require_apart, require_labels
+from harness.measure.bench import PROBE_SPLITS, Bench
+from harness.measure.plan import Plan, costs
+from harness.measure.rows import Variant
+from harness.measure.tuning import tuning_of
+from harness.models.towers import load_tower
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
-from harness.records.record import Record, refuse_mixed
+from harness.records.record import DTYPES, Record, Tuning, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
+    SIGN_FLIP,
     Interval,
     Together,
     bootstrap_mean,
@@ -22,6 +34,8 @@ from harness.records.statistics import (
     together,
 )
 from harness.report.charts import Chart, Dot
+from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
+from zoo.core.files import fingerprint
 
 NOTES = (
     "1 - cosine of the features to dense, and top-1 in %, mean over seeds; differences, of top-1 in points, on the "
@@ -137,7 +151,7 @@ class StudyTable:
             columns[head] = cells
         columns = {head: cells for head, cells in columns.items() if any(cell != UNMEASURED for cell in cells)}
         several = any(len(row.records) > 1 for row in self.rows)
-        tests = [*([MCNEMAR] if self.dense.labelled and not several else []), FLIPPED]
+        tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         uncounted = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
         notes = [
             NOTES,
@@ -221,3 +235,105 @@ def _share(row: Average) -> NDArray[np.float64]:
 
 def _images(dense: Record) -> str:
     return f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
+
+
+def take_stock(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
+    """Return how much of what a study makes and keeps the user's cache has, and how much it lacks; make nothing."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for case in _cases(study, config, progress, counts):
+        list(study.lines(case))
+    return [
+        {"kind": kind, "of": of, "cached": cached, "missing": missing}
+        for (kind, of), (cached, missing) in counts.items()
+    ]
+
+
+def answer(
+    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
+) -> Iterator[tuple[StudyTable, list[Record]]]:
+    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
+
+    Rankings and predictors that are missing are made first, and kept. ``folder`` is for outcomes of a run that is
+    stopped.
+
+    Raises:
+        ValueError: a tower without text tower, or something that can't be made.
+    """
+    cases = _cases(study, config, progress)
+    with progress.task(f"study {study.name}, datasets", len(cases)) as update:
+        # All is made before the first is measured: predictors know their tower by the weights as loaded.
+        every = [list(study.lines(case)) for case in cases]
+        for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):
+            bench, dense = _bench(case, lines, study.foreground, known, folder)
+            plain = {dense.key: dense} | {row.key: row for line in lines if not line.prompts for row in line.rows}
+            judged = bench.judge(Tuning(seed=bench.plan.seed), list(plain.values()), {})
+            by_key = dict(zip(plain, judged, strict=True))
+            records = [
+                _judge_tuned(bench, line) if line.prompts else [by_key[row.key] for row in line.rows] for line in lines
+            ]
+            rows = [(line.labels, line.group, own) for line, own in zip(lines, records, strict=True)]
+            yield StudyTable.of(study.title, judged[0], rows), [judged[0], *chain.from_iterable(records)]
+            bench.outcomes.forget()  # records are written by now
+            update(done)
+
+
+def _cases(
+    study: Study, config: StudyConfig, progress: Progress, stock: dict[tuple[str, str], list[int]] | None = None
+) -> list[StudyCase]:
+    """Return the datasets that a study can do something with, each as a case.
+
+    Raises:
+        ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
+    """
+    tower, datasets = load_tower(config.model), [get_dataset(name) for name in config.datasets]
+    tower.require_clip()
+    usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
+    for dataset in datasets:
+        if dataset not in usable:
+            progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
+        elif study.tunes:
+            require_apart(dataset, config.split)
+    if study.foreground and config.split in PROBE_SPLITS:
+        raise ValueError(f"--split {config.split}: probes of foreground are fitted or chosen by it; expected test")
+    if not usable:
+        require_labels(datasets[0], f"study {study.name}")
+    if config.split == FINAL:
+        usable = [dataset.released() for dataset in usable]
+    config = replace(config, datasets=tuple(dataset.name for dataset in usable))
+    weights, keeps, made = fingerprint(tower.vit), config.keeps or study.keeps, dict[Any, Any]()
+    return [StudyCase(config, tower, weights, dataset, keeps, progress, made, stock) for dataset in usable]
+
+
+def _bench(
+    case: StudyCase, lines: Sequence[StudyLine], foreground: bool, known: Sequence[Record], folder: Path | None
+) -> tuple[Bench, Variant]:
+    """Return a bench of the dense model and all lines that knows what they cost, and the dense model."""
+    config, tower = case.config, case.tower
+    assert tower.clip is not None
+    plan = Plan(
+        models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
+        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
+    )  # fmt: skip
+    dense = case.untuned(1.0)
+    rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
+    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
+    # Other seeds cost the same as the first.
+    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
+    bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
+    bench.costs |= {dense.key: first[dense.key]}
+    return bench, dense
+
+
+def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
+    """Judge each row of a line by its prompts; what it costs is counted once."""
+    first = replace(line.rows[0], vit=line.prompts[0].vit)
+    bench.prompted_costs = {}
+    if first.prompted:
+        bench.prompted_costs = dict.fromkeys(
+            (row.key for row in line.rows), costs([first], {}, bench.progress)[first.key]
+        )
+    records = []
+    for row, own in zip(line.rows, line.prompts, strict=True):
+        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
+        records += bench.judge(tuning_of(own.file), [row], {row.key: own})
+    return records
