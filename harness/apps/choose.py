@@ -193,8 +193,11 @@ class Lab:
                 )
                 raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
             classifier, _ = text_classifier(clip, self.dataset)
-        how = {"learned": learned, "dense": self.eager, "preprocess": self.tower.preprocess, "classifier": classifier}
-        return split_pictures(self.dataset, (self.config.search, self.config.held_out), self.config.seed, **how)
+        sizes, seed = (self.config.search, self.config.held_out), self.config.seed
+        dense, preprocess = self.eager, self.tower.preprocess
+        return split_pictures(
+            self.dataset, sizes, seed, learned=learned, dense=dense, preprocess=preprocess, classifier=classifier
+        )
 
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""

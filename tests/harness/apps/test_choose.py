@@ -257,7 +257,7 @@ def test_answers_meet_a_bound(named: Dataset, tower: Tower, monkeypatch):
     assert choice.setup.certificate["fidelity"]["diff_to_dense"]["low"] >= -0.3
     assert "top-1, points" in module.selection_table(choice).heads
     monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
-    with pytest.raises(ValueError, match="--max-loss 30: clip_vit_b16.* has no text tower"):
+    with pytest.raises(ValueError, match=r"--max-loss 30: clip_vit_b16\S* has no text tower"):
         chosen(SetupBounds(max_loss=30))
 
 
