@@ -42,6 +42,10 @@ class Provenance(Origin):
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
 
+    def __post_init__(self) -> None:
+        if self.action != "remove":
+            raise ValueError(f"action={self.action!r}: expected 'remove'; rank again")
+
     def describe(self) -> str:
         """Return the settings in words."""
         return GoldenConfig(**self._config).describe()
@@ -251,9 +255,9 @@ def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfi
         ValueError: the user's own are broken.
     """
     name = store_name(model, dataset, split)
-    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-*"))]
+    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-b*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
     every = map(Rankings.read, paths)
-    fitting = [one for one in every if (one.provenance.block, one.provenance.action) == (block, "remove")]
+    fitting = [one for one in every if one.provenance.block == block]
     return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones
