@@ -36,7 +36,7 @@ def small(count: int = 3, **facts: Any) -> Rankings:
     """Return rankings of six patches that know no more than the small file."""
     ids = tuple(f"fashion/ü-{i}" for i in range(count))
     importance = np.random.default_rng(0).random((count, 6)).astype(np.float16)
-    return Rankings(image_ids=ids, importance=importance, provenance=replace(PROVENANCE, **facts))
+    return Rankings.small(ids, importance, replace(PROVENANCE, **facts))
 
 
 @pytest.fixture
