@@ -35,18 +35,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 STUDIES = RESULTS / "studies"
-SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
 def text_of(page: str) -> str:
     return (DOCS / page).read_text(encoding="utf-8")
-
-
-def test_nothing_is_fetched_by_the_site():
-    assert SITE["theme"]["font"] is False
-    assert "extra_javascript" not in SITE
-    assert not any("url(" in text_of(name) for name in SITE["extra_css"])
-    assert set(SITE["plugins"][1]["mkdocstrings"]["handlers"]["python"]) == {"paths", "options"}  # and no inventories
 
 
 def test_pages_have_every_public_name_and_every_method_once():

@@ -175,7 +175,7 @@ class VectorServer:
         try:
             inputs, packed = read_query(content, kind, self.name)
             if any(isinstance(one, str) for one in inputs):
-                self.encoder.require_text()
+                self.encoder.tower.require_clip()
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
         return inputs, packed

@@ -100,7 +100,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, {seconds:.1f} s; top-1 on the "
         f"{len(drawn.val)} validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = f"{config.learned}, {config.describe()}"
+    recipe = config.describe()
     data = {"path": path, "parameters": parameters, "seconds": seconds, "train": len(drawn.train)}
     data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws}
     data |= {"steps": config.total_steps, "recipe": config}

@@ -185,9 +185,8 @@ class Bench:
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
-        """Place the rows; an optimised one is in its place."""
         for row in self.rows:
-            if row.method != OPTIMIZED:
+            if row.method != OPTIMIZED:  # which is in its place
                 row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
@@ -216,8 +215,10 @@ class Bench:
         """Return the records of all rows, seed by seed."""
         records = []
         for tuning in self.plan.tunings(shots):
-            rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
-            prompts = self.tune(tuning) if tuning.prompted else {}
+            rows, prompts = [row for row in self.rows if row.method != GOLDEN or not tuning.visual], dict[str, Tuned]()
+            if tuning.prompted:
+                config = TuneConfig(tokens=self.plan.tokens, count=self.plan.num_tokens, seed=tuning.seed)
+                prompts = self.tuner.tune(self._real_rows, shots, tuning.seed, config)
             records += self.judge(tuning, rows, prompts)
         return records
 
@@ -375,13 +376,6 @@ class Bench:
         """What learns tokens; it keeps the labelled images' features."""
         origin = {"model": self.rows[0].model, "tag": self.tag, "weights": self.weights}
         return Tuner(self.parts, self.dataset, progress=self.progress, **origin)
-
-    def tune(self, tuning: Tuning) -> dict[str, Tuned]:
-        """Learn tokens for each row that can be run."""
-        assert tuning.kind is not None
-        assert tuning.prompt_tokens is not None
-        config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
-        return self.tuner.tune(self._real_rows, tuning.shots, tuning.seed, config)
 
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""

@@ -14,15 +14,16 @@ from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing
 from harness.measure.cost import count_costs
-from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
+from harness.measure.rows import MethodRate, Variant, require_rows, rows_of
 from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.models import towers
 from harness.models.towers import split_method, split_name
-from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
+from harness.records.record import DENSE, DTYPES, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import EAGER, LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
 from zoo.core.files import fingerprint, is_out_of_memory
 from zoo.core.messages import check_fields, expected
+from zoo.core.reducer import METHODS
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
@@ -56,16 +57,14 @@ class LatencyPlan:
     bound_ms: float = 50.0  # on p99 of a server's latencies
 
     def __post_init__(self) -> None:
-        """Validate."""
         rounds = f"[{LEAST_ROUNDS}, inf)"
         check_fields(self, rounds=rounds, seconds="[0, inf)", scenario=SCENARIOS, bound_ms="(0, inf)")
         if self.rates and self.scenario != SERVER:
             raise ValueError(f"--rate {self.rates[0]:g} with --scenario {self.scenario}: give --scenario {SERVER}")
         if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:
             raise ValueError(f"--rate {bad[0]:g}: expected queries a second, above 0")
-        methods = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
         for name in self.methods:
-            if name not in methods:
+            if name not in (methods := sorted(METHODS)):
                 raise ValueError(f"--methods {name!r}: {expected(name, methods)}")
         if max(self.threads) > MOST_THREADS:
             raise ValueError(f"--threads {max(self.threads)}: expected a number from 1 to {MOST_THREADS}")
@@ -172,7 +171,6 @@ def measure_latency(
 def _find_known(
     blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int, progress: Progress
 ) -> LatencyRecord | None:
-    """Find a known record, and say if it failed before."""
     record = fitting(blank, known, rounds)
     if record is not None and record.failed is not None:
         why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
@@ -242,7 +240,6 @@ def _time(
 def _complete(
     blank: LatencyRecord, ready: timing.ReadyModel, own: Timing | Load | None, dense: Timing | Load | None
 ) -> LatencyRecord:
-    """Return a record with what was measured."""
     fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "attention")}
     if isinstance(own, Load):
         assert blank.bound_ms is not None

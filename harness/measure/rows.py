@@ -164,10 +164,7 @@ def make_row(
     """Make a row of a known method with its ``options``, ``keep`` among them.
 
     A golden row prunes by golden rankings, which come later. ``predictor`` is a file in place of the tower's own.
-
-    Raises:
-        ValueError: options that the method can't do, or a predictor of another tower.
-        FileNotFoundError: the predictor is missing.
+    Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
     """
     if method == DENSE:
         return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)

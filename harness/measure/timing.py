@@ -332,7 +332,7 @@ def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyM
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
     """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
 
-    They come in two batches or more: a graph that is replayed might keep its first images.
+    There are two batches or more, as a graph might keep its first images.
     """
     parts = []
     for turn in range(max(2, -(-CHECKED // len(images)))):

@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import OURS, FewShot, batches, draw
 from harness.measure.rows import OutcomeCache, Variant, patch_features, require_rows, rows_of, run_blocks
-from harness.models.towers import load_clip, split_method, text_classifier, undo_preprocess
+from harness.models.towers import load_tower, split_method, text_classifier, undo_preprocess
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
@@ -95,7 +95,6 @@ class Tuner:
     draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
-        """Start without outcomes."""
         self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
@@ -112,10 +111,8 @@ class Tuner:
     def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before, by the row's key.
 
-        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
-
-        Raises:
-            ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
+        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own. Raises what ``draw`` and
+        ``zoo.tune`` do, and ValueError for a class that can't be named.
         """
         if self.text[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
@@ -129,7 +126,7 @@ class Tuner:
             if config.tokens == "t":
                 for split in few:  # common blocks once
                     self._outcomes.find(missing, split, self.dataset.name)
-            what = f"{config.learned}, {config.describe()}"
+            what = config.describe()
             self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
@@ -189,9 +186,10 @@ def load_tuner(name: str, dataset: Dataset, *, draws: str, device: str, progress
     dense, method, keep = split_method(name)
     pair = (method or DENSE, keep)
     require_rows(dense, [pair])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [pair])
-    origin = {"model": arch, "tag": tag, "weights": fingerprint(row.vit)}
+    tower = load_tower(dense)
+    parts = tower.require_clip()
+    (row,) = rows_of(tower.vit, tower.arch, tower.tag, [pair])
+    origin = {"model": tower.arch, "tag": tower.tag, "weights": fingerprint(row.vit)}
     parts.model.visual = row.vit
     parts.model.to(device)
     return row, Tuner(parts, dataset, **origin, draws=draws, progress=progress)

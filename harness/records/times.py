@@ -52,11 +52,7 @@ class Timing:
         return Interval(float(median), float(first), float(third))
 
     def ratio_to(self, reference: Self) -> Interval:
-        """Return the median over rounds of this time by the reference's in the same round, see `median_interval`.
-
-        Raises:
-            ValueError: The two were not timed together (rounds or batch differ).
-        """
+        """Return the median over rounds of this time by the reference's in the same round; ValueError for others."""
         ours, theirs = ((len(timing.samples_ms), timing.batch) for timing in (self, reference))
         if ours != theirs:
             raise ValueError(f"not timed together: (rounds, batch) is {ours} and {theirs}")
@@ -303,7 +299,6 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
 
 
 def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
-    """Return what failed and what can't be concluded."""
     lines = []
     for cell, group in groupby(rows, key=lambda row: row.cell):
         together = list(group)

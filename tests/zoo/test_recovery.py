@@ -1,7 +1,7 @@
 """Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
 
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ def model(tiny: Build) -> Any:
     return tiny("clip_vit_b16_tome50.openai")
 
 
-def quick(**options: Any) -> RecoveryConfig:
-    return RecoveryConfig(**{**QUICK.__dict__, **options})
-
-
 def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
     """Write a recovery of a model with random changes, large enough to be told from none."""
     generator = torch.Generator().manual_seed(7)
@@ -57,7 +53,7 @@ def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
         low_rank = what.endswith("lora") and name != HEAD
         shapes = {f"{name}.up": (shape[0], 2), f"{name}.down": (2, shape[1])} if low_rank else {name: shape}
         tensors |= {key: 0.1 * torch.randn(each, generator=generator) for key, each in shapes.items()}
-    return save_recovery(path, model, Recovered(tensors, (1.0,), (0.5,)), quick(what=what), **FACTS)
+    return save_recovery(path, model, Recovered(tensors, (1.0,), (0.5,)), replace(QUICK, what=what), **FACTS)
 
 
 @torch.no_grad()
@@ -86,7 +82,7 @@ def test_folded_updates_equal_updates_beside_the_weights(tiny: Build, images: Te
 def test_changes_begin_as_none_and_concern_the_named_weights_alone(
     tiny: Build, images: Tensor, what: str, tmp_path: Path
 ):
-    model, config = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8), quick(what=what)
+    model, config = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8), replace(QUICK, what=what)
     before, mark = deepcopy(model.state_dict()), fingerprint(model)
     fresh = WeightChanges(model, config).tensors()
     assert all(not value.any() for value in additions(fresh).values())
@@ -137,7 +133,7 @@ def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
 def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.ReducedViT, what: str):
     before = deepcopy(half.state_dict())
     trained = {name: p.requires_grad for name, p in half.named_parameters()}
-    result = recover(half, [SIX, SIX[:2]], [SIX, SIX[:2]], quick(what=what))
+    result = recover(half, [SIX, SIX[:2]], [SIX, SIX[:2]], replace(QUICK, what=what))
     assert all(b >= a for b, a in zip(result.before, result.after, strict=True))
     if result.before[0] > 0.003:  # a method that merges may be near to perfect on random weights
         assert result.after[0] < 0.99 * result.before[0]
@@ -149,7 +145,7 @@ def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.Reduce
 def test_the_head_is_the_ridge_regression_that_leaves_least(model: Any):
     """The reference appends the penalty as rows and solves by least squares."""
     sets, held = [SIX, SIX[:4].flip(-1)], [SIX[:3].roll(9, 2), SIX[3:].roll(9, 3)]
-    result = recover(model, sets, held, quick(what="head"))
+    result = recover(model, sets, held, replace(QUICK, what="head"))
     dense = zoo.reduce(model, method=None)
     weight, bias = (value.detach().double().numpy() for value in (model.head.weight.T, model.head.bias))
 
@@ -188,7 +184,7 @@ def test_the_head_is_the_ridge_regression_that_leaves_least(model: Any):
 @pytest.mark.parametrize("rate", [QUICK.learning_rate, 30.0])
 def test_losses_are_those_of_the_folded_model(model: Any, rate: float, tmp_path: Path):
     """A rate that ruins everything changes nothing."""
-    result = recover(model, [SIX], [SIX], quick(learning_rate=rate))
+    result = recover(model, [SIX], [SIX], replace(QUICK, learning_rate=rate))
     assert (rate == 30) == ((result.tensors, result.after) == ({}, result.before))
     file = save_recovery(tmp_path / "r", model, result, QUICK, **FACTS)
     dense = zoo.reduce(model, method=None)
@@ -200,7 +196,7 @@ def test_losses_are_those_of_the_folded_model(model: Any, rate: float, tmp_path:
 
 
 def test_a_stopped_run_goes_on_to_the_same_changes(model: Any, tmp_path: Path):
-    config, path = quick(what="lora"), tmp_path / "state.pt"
+    config, path = replace(QUICK, what="lora"), tmp_path / "state.pt"
     whole = recover(model, [SIX], [SIX], config)
 
     def stop(done: int, *_: float) -> None:
@@ -216,7 +212,7 @@ def test_a_stopped_run_goes_on_to_the_same_changes(model: Any, tmp_path: Path):
     assert again.tensors.keys() == whole.tensors.keys()
     assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
     with pytest.raises(ValueError, match="another recipe"):
-        recover(model, [SIX], [SIX], quick(what="lora", seed=1), checkpoint=path)
+        recover(model, [SIX], [SIX], replace(QUICK, what="lora", seed=1), checkpoint=path)
 
 
 OTHERS = {"method='evit'": {"method": "evit"}, "keep=0.6": {"keep": 0.6, "arch": "mlp", "width": 8}}
@@ -290,7 +286,7 @@ def test_training_is_refused(model: Any):
         ({"what": "tokens"}, "what='tokens': expected one of head, norm, lora"),
     ):
         with pytest.raises(ValueError, match=words):
-            quick(**options)
+            replace(QUICK, **options)
 
 
 def test_where_nothing_is_lost_nothing_is_learned(tiny: Build):

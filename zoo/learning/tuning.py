@@ -87,15 +87,11 @@ class TuneConfig:
         """Return the learning rate, ``most`` at first, after so many steps."""
         return most * 0.5 * (1 + math.cos(math.pi * (done / self.total_steps)))
 
-    @property
-    def learned(self) -> str:
-        """Say what is learned."""
-        return f"{self.count} tokens ({self.tokens})"
-
     def describe(self) -> str:
-        """Say how tokens are learned."""
+        """Say what is learned, and how."""
         own = {name: value for name, value in asdict(self).items() if value is not False and name not in _LEARNED}
-        return f"{self.total_steps:,} steps at most, " + ", ".join(f"{name}={value}" for name, value in own.items())
+        recipe = ", ".join(f"{name}={value}" for name, value in own.items())
+        return f"{self.count} tokens ({self.tokens}), {self.total_steps:,} steps at most, {recipe}"
 
 
 class TextParts(NamedTuple):
@@ -190,17 +186,12 @@ class PromptedText(nn.Module):
 class CoupledPrompts(nn.Module):
     """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
-    ``projection`` is M, ``begin`` the fixed p (D). The paper (2409.14607, section 3.4) has no p and doesn't say how M
-    begins; ``PromptLearner`` says what we do beside it and why.
+    The paper has no fixed p, here ``begin`` (D), and doesn't say how M begins: as zero, or drawn from ``start``.
     """
 
     begin: Tensor
 
     def __init__(self, context: nn.Parameter, begin: Tensor, start: torch.Generator | None = None) -> None:
-        """Couple ``context`` (1, count, D_t) to the token ``begin`` (D).
-
-        M begins as zero, or with ``start`` as the random weight of ``nn.Linear``, drawn from it.
-        """
         super().__init__()
         self.context, self.count = context, context.shape[1]
         self.register_buffer("begin", begin, persistent=False)
@@ -284,13 +275,10 @@ class PromptLearner(nn.Module):
 
 
 class Labelled(NamedTuple):
-    """Preprocessed images (n, C, H, W), or for ``t`` alone their unit features (n, D), and labels.
+    """Preprocessed images of any floating dtype, or for ``t`` alone their unit features (n, D), and labels."""
 
-    Images may have any floating dtype; labels are (n,) int64.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (n, C, H, W)
+    labels: Tensor  # (n,) int64
 
 
 def tune(

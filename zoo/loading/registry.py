@@ -18,7 +18,7 @@ from zoo.loading.adopt import add_prompts, filter_weights
 from zoo.loading.learned_files import PredictorFile, PromptFile, with_predictor
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
-from zoo.loading.weights import image_side, loading, own_path, own_weights, read_weights, timm_source
+from zoo.loading.weights import SAVED, image_side, loading, own_path, own_weights, read_weights, timm_source
 from zoo.towers.vit import ReducedViT
 
 default_cfgs: dict[str, Any] = {}
@@ -64,10 +64,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
 def _loading(name: str, cfg: PretrainedCfg, own: str) -> AbstractContextManager[None]:
     if cfg.source in ("hf-hub", "local-dir"):
         name = f"{cfg.source}:{cfg.hf_hub_id if cfg.source == 'hf-hub' else cfg.file}"
-    otherwise = (
-        f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
-        "local-dir:FOLDER, saved by timm's save_for_hf"
-    )
+    otherwise = f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass {SAVED}"
     return loading(name, otherwise, timm_source(cfg), arguments=True)
 
 

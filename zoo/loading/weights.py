@@ -25,6 +25,7 @@ from zoo.loading.sizes import SIZES
 _UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of the user's own files
+SAVED = "local-dir:FOLDER, saved by timm's save_for_hf"
 
 _WRAPPERS = ("state_dict", "model")  # keys of the state dict in training checkpoints
 _PREFIXES = ("module.", "_orig_mod.")  # put before each name by wrappers of modules
@@ -185,9 +186,7 @@ def find_clip(size: str, tag: str) -> Path:
     for file in OPEN_CLIP_FILES:
         if isinstance(cached := try_to_load_from_cache(repo, file), str):
             return Path(cached)
-    otherwise = (
-        f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"
-    )
+    otherwise = f"put a file of these weights at {own_path(name)}, or pass {SAVED}"
     try:
         with loading(name, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"):
             return Path(download_pretrained(cfg))

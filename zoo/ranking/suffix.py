@@ -68,7 +68,7 @@ class Suffix:
         like = next(model.parameters())
         self.device = like.device
         rows, columns = model.grid
-        self.batch = batch or fitting_batch(model.embed_dim, model.prefix_count + rows * columns, self.device)
+        self.batch = batch or _fitting_batch(model.embed_dim, model.prefix_count + rows * columns, self.device)
 
     @torch.inference_mode()
     def features(self, start: Tokens, images: Tensor, keep_idx: Tensor) -> Tensor:
@@ -105,8 +105,7 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
     )
 
 
-def fitting_batch(dim: int, tokens: int, device: torch.device) -> int:
-    """Return how many sequences of ``tokens`` x ``dim`` fit into a share of the free memory."""
+def _fitting_batch(dim: int, tokens: int, device: torch.device) -> int:
     # Residual stream twice, queries, keys, values, hidden layer twice: about 14 D numbers of float32 per token.
     each = 14 * 4 * dim * tokens
     if device.type == "cuda":

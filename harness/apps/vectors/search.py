@@ -88,7 +88,7 @@ def query_vector(
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     features, wrong = encoder.texts([query.strip()])
-    if say is not None and isinstance(encoder.require_text().model.text, CompactText):
+    if say is not None and isinstance(encoder.tower.require_clip().model.text, CompactText):
         say(
             f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
             "with a model such as clip_vit_b16.openai"

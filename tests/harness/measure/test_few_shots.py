@@ -97,16 +97,6 @@ def test_known_prompts_are_not_judged_again_and_others_are(tuner, runs, tmp_path
     assert len(runs) == 1
 
 
-def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs):
-    """Nested draws: two shots of a class are among its three. By label, no class is left out."""
-    plan = replace(PLAN, tokens="probe", shots=(0, 1, 3, 2))
-    groups = list(compare(plan, [], Progress()))
-    assert [group[0].image_count for group in groups] == [16, 21, 21, 21]
-    assert {told([r])[0][3:] for group in groups[1:] for r in group} == {("probe", None)}
-    by_rows = {key: sum(n for rows, n in runs if key in rows) for key in ("dense", "golden")}
-    assert by_rows == {"dense": 21 + 12, "golden": 21}
-
-
 @pytest.mark.parametrize(("change", "match"), [
     ({"tokens": "tv"}, "tokens='tv': did you mean 'v'? expected one of t, v, vt, probe"),
     ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),

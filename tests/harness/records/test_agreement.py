@@ -1,4 +1,4 @@
-"""Check agreement against scipy, loops and sets, and against the trap of comparing id lists."""
+"""Agreement of rankings: identities, sets, and what is refused."""
 
 import math
 from typing import Any

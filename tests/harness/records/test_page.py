@@ -1,4 +1,4 @@
-"""docs/internals.md has every metric, and its code reads records."""
+"""docs/internals.md has every metric."""
 
 import re
 from pathlib import Path

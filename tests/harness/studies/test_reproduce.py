@@ -104,7 +104,6 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
             assert row[2] == "–"
         elif name != "figure1" or "keep 50" in label or "keep 100" in label:
             assert "–" not in row[2 : 2 + len(datasets)]
-    assert any(row[1] == "paper" for row in rows)
     assert {record.dataset for record in records} == set(datasets)
     assert path.with_suffix(".svg").exists() == bool(TABLES[name].plot)
 

@@ -93,18 +93,6 @@ def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
 
 
 @pytest.mark.usefixtures("quick_costs")
-def test_judging_on_all_of_test_leaves_the_predictors_alone(few: StudyConfig, studied, monkeypatch):
-    """Whatever is judged by, fits are stopped by the same few val images."""
-    monkeypatch.setattr("harness.studies.workshop.STOPPED_BY", 5)
-    used = [
-        {r.method_config["predictor"] for r in table.rows[0].records}
-        for config in (few, replace(few, split="test", limit=None))
-        for table, _ in studied("baselines", config).values()
-    ]
-    assert used[0] == used[1]
-
-
-@pytest.mark.usefixtures("quick_costs")
 def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: StudyConfig, studied):
     table, _ = studied("shots", replace(tiny, keeps=(0.5,), seeds=1))["plain"]
     images = [(row.labels["images per class"], row.labels["images"]) for row in table.rows]
