@@ -346,9 +346,7 @@ def _variant(parts: ClipParts, arch: str, tag: str, row: CheckRow) -> Variant:
 def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
     """Return the plan with a limit that leaves as many images as the expectation has.
 
-    A compact text tower can't name every class, and images of those it can't are left out after
-    the limit was applied. A smaller subset is part of a larger one, so the number of those judged
-    says which they are.
+    Images of classes that a compact text tower can't name are left out after the limit was applied.
     """
     if plan.limit is None or not dataset.classes or not isinstance(parts.model.text, CompactText):
         return plan
