@@ -25,7 +25,7 @@ from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.timing import BusyError
-from harness.models.towers import TIMM, load_clip, named, split_name, text_classifier
+from harness.models.towers import TIMM, load_tower, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import (
     DENSE,
@@ -197,9 +197,11 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
     """Return how to load each tower, by its name in records, which is free of folders."""
     names = {}
     for name in models:
-        says_it = name.removeprefix(TIMM).partition(".")[0] in MODELS  # without weights
-        arch, tag = split_name(name) if says_it else load_clip(name)[1:]
-        names[tower_name(arch, tag)] = name
+        if name.removeprefix(TIMM).partition(".")[0] in MODELS:  # whose names say it without weights
+            known = tower_name(*split_name(name))
+        else:
+            known = load_tower(name).name
+        names[known] = name
     return names
 
 
@@ -316,7 +318,8 @@ def _measure_rows(
     every: Sequence[CheckRow], plan: Plan, name: str, progress: Progress
 ) -> Iterator[tuple[CheckRow, Record | None]]:
     """Measure rows of one tower, one dataset after the other."""
-    parts, arch, tag = load_clip(name)
+    tower = load_tower(name)
+    parts, arch, tag = tower.require_clip(), tower.arch, tower.tag
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     variants = {row.name: _variant(parts, arch, tag, row) for row in every if row.method in methods}
     weights, costs = fingerprint(parts.model.visual), dict[str, Any]()
@@ -343,9 +346,7 @@ def _variant(parts: ClipParts, arch: str, tag: str, row: CheckRow) -> Variant:
 def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
     """Return the plan with a limit that leaves as many images as the expectation has.
 
-    A compact text tower can't name every class, and images of those it can't are left out after
-    the limit was applied. A smaller subset is part of a larger one, so the number of those judged
-    says which they are.
+    Images of classes that a compact text tower can't name are left out after the limit was applied.
     """
     if plan.limit is None or not dataset.classes or not isinstance(parts.model.text, CompactText):
         return plan

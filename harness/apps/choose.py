@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import COSINE, OVERLAP, Pictures, SetupBounds, split_pictures
+from harness.apps.fidelity import Pictures, SetupBounds, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table
@@ -25,7 +25,6 @@ from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, usual_methods
 from harness.models.towers import load_tower, split_method
-from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, median_interval
 from harness.records.times import Timing, describe_machine
@@ -40,7 +39,6 @@ RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that 
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
-WORDS = {COSINE: "cosine", OVERLAP: "neighbour overlap"}  # what metrics are called, as columns
 # Ratios of times: to the dense tower in eager float32, and as it is run in the setup's precision.
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 
@@ -100,7 +98,7 @@ class Assessment:
 
     candidate: Candidate
     passed: bool  # whether it meets the bounds
-    fidelity: dict[str, Any]  # see `Pictures.figures`
+    cosine: dict[str, Any]  # mean to dense with its interval, see `Pictures.summarise`
     time: dict[str, Any] = field(default_factory=dict)  # see `Lab.measure_times`; empty where it wasn't timed
 
     @property
@@ -132,9 +130,7 @@ class Lab:
         self.dense = [Candidate(None, dtype, 1.0) for dtype in self.served]
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.reductions = self._find_reductions()
-        self.predictors = sorted(
-            {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}
-        )
+        self.predictors = self._find_predictors()
         self.dataset = get_dataset(dataset)
         self.search, self.held_out = self._split_pictures()
         ids = [one.split.image_ids for one in (self.search, self.held_out)]
@@ -144,7 +140,7 @@ class Lab:
         identity += [digest(path) for path in self.predictors]
         self._path, known = cached_json("choices", *identity)
         # Values on the pictures of each name, by candidate.
-        blank = dict[str, dict[str, Any]](search={}, held_out={})
+        blank = dict[str, dict[str, list[float]]](search={}, held_out={})
         self.known = known if isinstance(known, dict) and not fresh else blank
 
     def _is_optimised(self, dtype: str) -> bool:
@@ -158,21 +154,18 @@ class Lab:
         fast = next(iter(self.served))
         names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
         depth = self.eager.vit.depth
-        every = [
-            Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
-            for name in names
-            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth))
-        ]
         able = []
-        for one in every:
-            try:
-                self.find_setup(one).reduce(self.tower)
-                able.append(one)
-            except (ValueError, FileNotFoundError) as error:
-                if self.config.methods:
-                    raise
-                self.left_out[str(one.method)] = why = describe_error(error)
-                self.say(f"{one.method} is left out: {why}")
+        for name in names:
+            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth)):
+                one = Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
+                try:
+                    self.find_setup(one).reduce(self.tower)
+                    able.append(one)
+                except (ValueError, FileNotFoundError) as error:
+                    if self.config.methods:
+                        raise
+                    self.left_out[name] = why = describe_error(error)
+                    self.say(f"{name} is left out: {why}")
         return able
 
     def _split_pictures(self) -> list[Pictures]:
@@ -185,16 +178,8 @@ class Lab:
             except ValueError as error:
                 raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
-        parts = split_pictures(
-            self.dataset, sizes, seed, learned=learned, dense=self.eager, preprocess=self.tower.preprocess
-        )
-        for part, flag in zip(parts, ("--search", "--held-out"), strict=True):
-            if OVERLAP in self.bounds.floors and len(part) < LEAST_GALLERY:
-                raise ValueError(
-                    f"--min-overlap {self.bounds.min_overlap:g} with {len(part)} pictures ({flag}): expected "
-                    f"{LEAST_GALLERY} at least; give more pictures and {flag} {LEAST_GALLERY}"
-                )
-        return parts
+        preprocess = self.tower.preprocess
+        return split_pictures(self.dataset, sizes, seed, learned=learned, dense=self.eager, preprocess=preprocess)
 
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
@@ -203,14 +188,15 @@ class Lab:
         options = {"keep": one.keep, **dict(one.rule)}
         return Setup(model=self.model, method=one.method, options=options, dtype=one.dtype)
 
-    def find_predictors(self, setup: Setup) -> list[Path]:
-        """Return the file of a setup's predictor; none of a method without."""
-        if setup.method is None:
-            return []
-        depth = self.eager.vit.depth
-        block = configure(setup.method, setup.options, depth).predictor_block(depth)
-        arch, tag = self.tower.arch, self.tower.tag
-        return [] if block is None else [find_predictor(arch, tag, block).path]
+    def _find_predictors(self) -> list[Path]:
+        """Return the files of all predictors that reductions use."""
+        depth, arch, tag = self.eager.vit.depth, self.tower.arch, self.tower.tag
+        found = set[Path]()
+        for one in self.reductions:
+            config = configure(str(one.method), self.find_setup(one).options, depth)
+            if (block := config.predictor_block(depth)) is not None:
+                found.add(find_predictor(arch, tag, block).path)
+        return sorted(found)
 
     def serve(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights.
@@ -226,30 +212,30 @@ class Lab:
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
         return dataclasses.replace(self.eager, what=str(one), vit=vit)
 
-    def measure(self, one: Candidate, pictures: str) -> Mapping[str, list[float]]:
-        """Return values of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
+    def measure(self, one: Candidate, pictures: str) -> list[float]:
+        """Return cosines of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
         known = self.known[pictures]
         if str(one) not in known:
             try:
                 row = self.serve(one)
             except ValueError:
-                known[str(one)] = {}
+                known[str(one)] = []
             else:
-                known[str(one)] = getattr(self, pictures).values(row)
+                known[str(one)] = getattr(self, pictures).cosines(row)
                 keep_json(self._path, self.known)
         return known[str(one)]
 
     def share(self, one: Candidate) -> float:
-        """Return how much of what the bounds allow a candidate uses up, by the pictures to search by."""
+        """Return how much of what the bound allows a candidate uses up, by the pictures to search by."""
         return self.bounds.share(self.measure(one, "search"), self.held_out.photographs)
 
     def assess(self, one: Candidate) -> Assessment:
-        """Judge a candidate by the bounds on fidelity, on the pictures held out."""
+        """Judge a candidate by the bound on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
-        if not (values := self.measure(one, "held_out")):
+        if not (cosines := self.measure(one, "held_out")):
             raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --dtypes")
-        figures = self.held_out.figures(values, self.config.seed)
-        return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
+        found = self.held_out.summarise(cosines, self.config.seed)
+        return Assessment(candidate=one, passed=found["low"] >= self.bounds.min_cosine, cosine=found)
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
@@ -296,8 +282,8 @@ class Lab:
         }
         chosen = judged[-1]
         certificate = {
-            "bounds": self.bounds.values,
-            "fidelity": chosen.fidelity,
+            "bounds": dataclasses.asdict(self.bounds),
+            "fidelity": {"cosine": chosen.cosine},
             "time": chosen.time,
             "judged": [
                 {"name": one.candidate.name, "dtype": one.candidate.dtype, "passed": one.passed} for one in judged
@@ -360,12 +346,11 @@ def choose(
 ) -> Selection:
     """Search the fastest setup of a tower that meets bounds on a dataset's pictures, on this machine.
 
-    A reduction that isn't clearly faster than the dense tower in the same precision and runtime is never chosen. A
-    search that was stopped goes on where it was, and one with other bounds takes what was measured on the same
+    A search that was stopped goes on where it was, and one with other bounds takes what was measured on the same
     pictures; ``fresh`` measures everything anew.
 
     Raises:
-        ValueError: a reduced model, pictures or classes that a bound needs and that aren't there, or an unknown name.
+        ValueError: a reduced model, too few pictures, or an unknown name.
         FileNotFoundError: weights or a file are missing.
     """
     begun = time.monotonic()
@@ -398,11 +383,9 @@ def _judge(lab: Lab) -> list[Assessment]:
 
 def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
     """Say which bound the ends of a setup's intervals miss, nothing if none."""
-    for metric, least in bounds.floors.items():
-        figures = one.fidelity[metric]
-        if figures["low"] < least:
-            words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
-            return f"{bounds.flag(metric)} {least} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
+    if not one.passed:
+        words = f"{one.cosine['estimate']:.5f}, by its interval at least {one.cosine['low']:.5f}"
+        return f"--min-cosine {bounds.min_cosine} is missed: the mean cosine on pictures held out is {words}"
     ratio = one.time[TOTAL]
     if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
         words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
@@ -417,23 +400,21 @@ def selection_table(selection: Selection) -> Table:
         mean, low, high = (f"{figures[end]:.{digits}f}" for end in ("estimate", "low", "high"))
         return Cell(mean if low == high else f"{mean} [{low}, {high}]", figures["estimate"])
 
-    metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
+    rows = []
     for one in selection.judged:
-        cells = [Cell(one.candidate.name), Cell(one.candidate.dtype)]
-        cells += [interval(one.fidelity[metric], 4) for metric in metrics]
-        cells += [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
-        rows.append([*cells, Cell("yes" if one.passed else "no")])
+        ratios = [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
+        met = "yes" if one.passed else "no"
+        rows.append([one.candidate.name, one.candidate.dtype, interval(one.cosine, 4), *ratios, met])
     facts = selection.setup.certificate["dataset"]
     held = facts["held_out"]
     return Table.of(
         f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {facts['name']} "
         f"({held['photographs']} photographs)",
-        ["setup", "dtype", *(WORDS[metric] for metric in metrics), "x dense", "x dense alike", "met"],
+        ["setup", "dtype", "cosine", "x dense", "x dense alike", "met"],
         rows,
         words=("setup", "dtype", "met"),
-        roomy=[WORDS[metric] for metric in metrics[1:]],
-        caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
+        caption="setup: method and keep rate in %; cosine: mean to dense in float32, with 95 % interval over "
         "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
-        "same precision and runtime; met: whether it meets the bounds on fidelity; the last setup is "
+        "same precision and runtime; met: whether it meets the bound on fidelity; the last setup is "
         f"{'the nearest' if selection.why else 'chosen'}",
     )

@@ -1,11 +1,7 @@
-"""How faithful reductions are to their dense tower: pictures to search by, others held out to judge by, and bounds.
-
-Every metric is a value per picture whose mean must not fall below a number, so that the share of what a bound allows
-that is used up orders rows by any of them.
-"""
+"""How faithful reductions are to their dense tower: pictures to search by, others held out to judge by, and bounds."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,79 +15,45 @@ from torch import Tensor
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
-from harness.records.metrics import METRICS, Sample, cosine_distance
+from harness.records.metrics import cosine_distance
 from harness.records.statistics import over_images
 from zoo.core.messages import check_fields
 from zoo.deploy.optimized import OptimizedHost
 
-COSINE, OVERLAP = "cosine", "neighbour_overlap"
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
-_FLOORS = {COSINE: "min_cosine", OVERLAP: "min_overlap"}  # the bound on each metric
-_WORDS = {
-    "min_cosine": "mean cosine at least {}",
-    "min_overlap": "neighbour overlap at least {}",
-    "speed_up": "{} times as fast as dense in eager float32",
-}
-
-Values = Mapping[str, Sequence[float]]  # by metric, one per picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetupBounds:
-    """What a setup must meet; None where nothing is asked.
+    """What a setup must meet.
 
     Raises:
-        ValueError: no bound on fidelity, or a bound out of range.
+        ValueError: a bound out of range.
     """
 
-    min_cosine: float | None = None  # mean cosine to the dense tower's features
-    min_overlap: float | None = None  # mean share of the dense tower's ten nearest pictures that are found
-    speed_up: float | None = None  # times as fast as the dense tower in float32
+    min_cosine: float  # mean cosine to the dense tower's features
+    speed_up: float | None = None  # times as fast as the dense tower in float32; None where nothing is asked
 
     def __post_init__(self) -> None:
-        if not self.floors:
-            raise ValueError(f"no bound on fidelity: expected at least one of {', '.join(map(self.flag, _FLOORS))}")
-        check_fields(self, min_cosine="(0, 1)", min_overlap="(0, 1)", speed_up="(1, inf)")
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The bounds that are given, by name."""
-        return {name: value for name in _WORDS if (value := getattr(self, name)) is not None}
-
-    @property
-    def floors(self) -> dict[str, float]:
-        """The least that means may be, by metric that is bounded."""
-        return {metric: self.values[name] for metric, name in _FLOORS.items() if name in self.values}
-
-    @staticmethod
-    def flag(metric: str) -> str:
-        """Return the command's flag for a metric."""
-        return f"--{_FLOORS[metric].replace('_', '-')}"
+        check_fields(self, min_cosine="(0, 1)", speed_up="(1, inf)")
 
     @property
     def words(self) -> str:
-        """All bounds in words."""
-        return ", ".join(_WORDS[name].format(value) for name, value in self.values.items())
+        """The bounds in words."""
+        faster = "" if self.speed_up is None else f", {self.speed_up} times as fast as dense in eager float32"
+        return f"mean cosine at least {self.min_cosine}{faster}"
 
-    def share(self, values: Values, count: int) -> float:
+    def share(self, cosines: Sequence[float], count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
 
         What counts there is the lower end of the mean's interval, which is foretold from the spread here.
         """
-        if not values:
+        if not len(cosines):
             return math.inf
-        shares = []
-        for metric, least in self.floors.items():
-            sample = np.asarray(values[metric], dtype=float)
-            low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
-            shares.append((1.0 - low) / (1.0 - least))
-        return max(shares)
-
-    def meets(self, figures: Mapping[str, Any]) -> bool:
-        """Tell whether the lower ends of all intervals in `Pictures.figures` meet the bounds on fidelity."""
-        return all(figures[metric]["low"] >= least for metric, least in self.floors.items())
+        low = float(np.mean(cosines) - _NORMAL * np.std(cosines, ddof=1) / math.sqrt(count))
+        return (1.0 - low) / (1.0 - self.min_cosine)
 
 
 def split_pictures(
@@ -195,26 +157,19 @@ class Pictures:
         return {key: torch.cat(part) for key, part in parts.items()}
 
     @cached_property
-    def _truth(self) -> Sample:
-        return Sample(features=self.features([self.dense])[self.dense.key])
+    def _truth(self) -> Tensor:
+        return self.features([self.dense])[self.dense.key]
 
     def distances(self, rows: Sequence[Variant]) -> dict[str, NDArray[np.float64]]:
         """Return each row's 1 - cosine to dense, (n,), by key."""
-        return {key: cosine_distance(each, self._truth.features) for key, each in self.features(rows).items()}
+        return {key: cosine_distance(each, self._truth) for key, each in self.features(rows).items()}
 
-    def values(self, row: Variant) -> dict[str, list[float]]:
-        """Return a row's values, none of one whose features overflowed; few pictures have no neighbours."""
-        features = self.features([row])[row.key]
-        if not features.isfinite().all():
-            return {}
-        values = {COSINE: (1 - cosine_distance(features, self._truth.features)).tolist()}
-        found = METRICS[OVERLAP].function(Sample(features=features, dense=self._truth))
-        return values if found is None else values | {OVERLAP: np.asarray(found, dtype=float).tolist()}
+    def cosines(self, row: Variant) -> list[float]:
+        """Return a row's cosine to dense of each picture, none if its features overflowed."""
+        cosines = 1 - self.distances([row])[row.key]
+        return cosines.tolist() if np.isfinite(cosines).all() else []
 
-    def figures(self, values: Values, seed: int) -> dict[str, Any]:
-        """Return each metric's mean with its 95 % interval over photographs."""
-        figures = {}
-        for metric, each in values.items():
-            _, low, high = over_images(each, seed, self.groups) or (None, None, None)
-            figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
-        return figures
+    def summarise(self, cosines: Sequence[float], seed: int) -> dict[str, Any]:
+        """Return the mean of cosines with its 95 % interval over photographs."""
+        _, low, high = over_images(cosines, seed, self.groups) or (None, None, None)
+        return {"estimate": float(np.mean(cosines)), "low": low, "high": high}

@@ -37,11 +37,7 @@ app = FastAPI(title="clip-patchrank")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """How a model is served.
-
-    Raises:
-        ValueError: a number below its least, a route without slash, or GPUs that aren't there.
-    """
+    """How a model is served."""
 
     replicas: int = 1  # Ray actors with the model each
     threads: int | None = None  # of each replica; None: this machine's cores shared among them
@@ -179,7 +175,7 @@ class VectorServer:
         try:
             inputs, packed = read_query(content, kind, self.name)
             if any(isinstance(one, str) for one in inputs):
-                self.encoder.require_text()
+                self.encoder.tower.require_clip()
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
         return inputs, packed

@@ -77,20 +77,12 @@ def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Configure what is shown beside an image.
+    """Configure what is shown beside an image."""
 
-    Attributes:
-        keeps: keep rates, in (0, 1); a column for each of what the predictor keeps, or else the golden ranking.
-        left: registered methods or ``golden`` (preservation); if any, these columns alone, each with
-            what the method leaves, those of one keep rate side by side.
-        golden: block and windows; a score that needs no classes.
-        scale: size of the figure, 1 for about 2000 pixels of width.
-    """
-
-    keeps: tuple[float, ...] = (0.6,)
-    left: tuple[str, ...] = ()
-    golden: GoldenConfig = field(default_factory=GoldenConfig)
-    scale: float = 1.0
+    keeps: tuple[float, ...] = (0.6,)  # in (0, 1); a column for each of what the predictor, or a golden ranking, keeps
+    left: tuple[str, ...] = ()  # methods or ``golden``: what each leaves, without rankings
+    golden: GoldenConfig = field(default_factory=GoldenConfig)  # of a score that needs no classes
+    scale: float = 1.0  # of the figure, 1 for about 2000 pixels of width
 
     def __post_init__(self) -> None:
         if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):

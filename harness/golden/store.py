@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +42,10 @@ class Provenance(Origin):
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
 
+    def __post_init__(self) -> None:
+        if self.action != "remove":
+            raise ValueError(f"action={self.action!r}: expected 'remove'; rank again")
+
     def describe(self) -> str:
         """Return the settings in words."""
         return GoldenConfig(**self._config).describe()
@@ -70,49 +74,32 @@ def ranked_revision(dataset: Dataset, score: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rankings:
-    """Golden rankings of n images of N patches.
+    """Golden rankings of n images of N patches."""
 
-    Attributes:
-        image_ids: as the dataset gives them.
-        importance: (n, N), higher = keep, distance to the image's least.
-        labels: (n,), ``UNKNOWN`` where there is none.
-        least: (n,) importance of the image's least important patch: the golden score is minus
-            (importance + least). NaN where unknown.
-        ranking: (n, N) patch positions, most important first. Of the exact importance in a store;
-            the small file leaves it out, and it is made from the float16 values.
-    """
-
-    image_ids: tuple[str, ...]
-    importance: NDArray[np.float16]
+    image_ids: tuple[str, ...]  # as the dataset gives them
+    importance: NDArray[np.float16]  # (n, N), higher = keep, distance to the image's least
     provenance: Provenance
-    labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    least: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    ranking: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
+    labels: NDArray[np.int32]  # (n,), ``UNKNOWN`` where there is none
+    least: NDArray[np.float32]  # (n,) least importance of the image: the golden score is -(importance + least)
+    ranking: NDArray[np.int16]  # (n, N) patch positions, most important first, by the exact importance
 
-    def __post_init__(self) -> None:
-        """Fill in what the file left out."""
-        count = len(self.image_ids)
-        if not self.labels.size:
-            object.__setattr__(self, "labels", np.full(count, UNKNOWN, np.int32))
-        if not self.least.size:
-            object.__setattr__(self, "least", np.full(count, np.nan, np.float32))
-        if not self.ranking.size:
-            ranking = np.argsort(-self.importance.astype(np.float32), axis=1, kind="stable")
-            object.__setattr__(self, "ranking", ranking.astype(np.int16))
+    @classmethod
+    def small(cls, image_ids: Sequence[str], importance: NDArray[np.float16], provenance: Provenance) -> Self:
+        """Make rankings that know no more than the small file: labels and least are unknown, the ranking by float16."""
+        ranking = np.argsort(-importance.astype(np.float32), axis=1, kind="stable").astype(np.int16)
+        unknown: dict[str, Any] = {"labels": np.full(len(image_ids), UNKNOWN, np.int32)}
+        unknown["least"] = np.full(len(image_ids), np.nan, np.float32)
+        ids = tuple(image_ids)
+        return cls(image_ids=ids, importance=importance, provenance=provenance, ranking=ranking, **unknown)
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.image_ids)
 
     @classmethod
     def from_importance(
         cls, importance: NDArray[np.float32], labels: NDArray[Any], image_ids: Sequence[str], provenance: Provenance
     ) -> Self:
-        """Make rankings from exact importance, (n, N).
-
-        Raises:
-            ValueError: importance is not a finite number, or in no range that float16 has.
-        """
+        """Make rankings from exact importance, (n, N); ValueError if float16 can't hold it."""
         if not np.isfinite(importance).all():
             raise ValueError(
                 "the importance of a patch is no finite number: the tower overflowed; use --dtype bfloat16 or float32"
@@ -122,41 +109,38 @@ class Rankings:
             half = (importance - importance.min(axis=1, keepdims=True)).astype(np.float16)
         if not np.isfinite(half).all():
             raise ValueError(f"importance spreads over {np.ptp(importance):g}, above float16's 65504")
-        return cls(
-            image_ids=tuple(image_ids),
-            importance=half,
-            provenance=provenance,
-            labels=np.asarray(labels, dtype=np.int32),
-            least=importance.min(axis=1),
-            ranking=np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
-        )
+        columns: dict[str, Any] = {"labels": np.asarray(labels, dtype=np.int32), "least": importance.min(axis=1)}
+        columns["ranking"] = np.argsort(-importance, axis=1, kind="stable").astype(np.int16)
+        return cls(image_ids=tuple(image_ids), importance=half, provenance=provenance, **columns)
 
     @classmethod
     def from_shard(cls, shard: Shard[Provenance]) -> Self:
         """Take the rankings of a shard, or of the small file."""
-        table, columns = shard.table, dict[str, Any]()
-        if len(table.column_names) > len(_SMALL):
-            columns["labels"] = table["label"].fill_null(UNKNOWN).to_numpy()
-            columns |= {"least": table["least"].to_numpy(), "ranking": from_lists(table, "ranking")}
+        table = shard.table
         ids, importance = tuple(table["image_id"].to_pylist()), from_lists(table, "importance")
-        return cls(image_ids=ids, importance=importance, provenance=shard.provenance, **columns)
+        if len(table.column_names) == len(_SMALL):
+            return cls.small(ids, importance, shard.provenance)
+        columns = {"labels": table["label"].fill_null(UNKNOWN).to_numpy(), "least": table["least"].to_numpy()}
+        columns |= {"importance": importance, "ranking": from_lists(table, "ranking")}
+        return cls(image_ids=ids, provenance=shard.provenance, **columns)
 
     def table(self) -> Any:
         """Return the table of a shard."""
-        content = {
-            "image_id": pa.array(self.image_ids, pa.string()),
-            "label": pa.array(self.labels, pa.int32(), mask=self.labels == UNKNOWN),
-            "importance": to_lists(self.importance),
-            "least": pa.array(self.least, pa.float32()),
-            "ranking": to_lists(self.ranking),
-        }
-        return pa.table(content)
+        return pa.table(
+            {
+                "image_id": pa.array(self.image_ids, pa.string()),
+                "label": pa.array(self.labels, pa.int32(), mask=self.labels == UNKNOWN),
+                "importance": to_lists(self.importance),
+                "least": pa.array(self.least, pa.float32()),
+                "ranking": to_lists(self.ranking),
+            }
+        )
 
     def write(self, path: Path) -> None:
         """Write ids and importance as one small file, the form in which rankings ship."""
-        count, table = len(self), self.table().select(_SMALL)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shard = Shard(table=table, provenance=self.provenance, first=0, covers=count, size=count)
+        place: dict[str, Any] = {"first": 0, "covers": len(self), "size": len(self)}
+        shard = Shard(table=self.table().select(_SMALL), provenance=self.provenance, **place)
         write_whole(path, RANKINGS.encode(shard))
 
     @classmethod
@@ -207,8 +191,7 @@ class Rankings:
 
 
 def _check(shard: Shard[Provenance]) -> None:
-    found = Rankings.from_shard(shard)
-    small = len(shard.table.column_names) == len(_SMALL)
+    found, small = Rankings.from_shard(shard), len(shard.table.column_names) == len(_SMALL)
     if len(found) != shard.covers or not np.isfinite(found.importance).all():
         raise BrokenShardError("importance is not finite, or not of every image")
     if not small and not np.isfinite(found.least).all():
@@ -245,15 +228,10 @@ def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Pat
 
 
 def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
-    """Find a dense tower's rankings by preservation: shipped ones or, of more images, the user's own.
-
-    Raises:
-        ValueError: the user's own are broken.
-    """
+    """Find a dense tower's rankings by preservation: shipped ones or, of more images, the user's own."""
     name = store_name(model, dataset, split)
-    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-*"))]
+    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-b*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
-    every = map(Rankings.read, paths)
-    fitting = [one for one in every if (one.provenance.block, one.provenance.action) == (block, "remove")]
+    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == block]
     return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones

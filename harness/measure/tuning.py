@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import OURS, FewShot, batches, draw
 from harness.measure.rows import OutcomeCache, Variant, patch_features, require_rows, rows_of, run_blocks
-from harness.models.towers import load_clip, split_method, text_classifier, undo_preprocess
+from harness.models.towers import load_tower, split_method, text_classifier, undo_preprocess
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
@@ -186,9 +186,10 @@ def load_tuner(name: str, dataset: Dataset, *, draws: str, device: str, progress
     dense, method, keep = split_method(name)
     pair = (method or DENSE, keep)
     require_rows(dense, [pair])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [pair])
-    origin = {"model": arch, "tag": tag, "weights": fingerprint(row.vit)}
+    tower = load_tower(dense)
+    parts = tower.require_clip()
+    (row,) = rows_of(tower.vit, tower.arch, tower.tag, [pair])
+    origin = {"model": tower.arch, "tag": tower.tag, "weights": fingerprint(row.vit)}
     parts.model.visual = row.vit
     parts.model.to(device)
     return row, Tuner(parts, dataset, **origin, draws=draws, progress=progress)

@@ -53,6 +53,15 @@ class Tower(NamedTuple):
         """The weight tag, or an empty string."""
         return self.name.partition(".")[2]
 
+    def require_clip(self) -> ClipParts:
+        """Return its parts; ValueError if no text tower belongs to it."""
+        if self.clip is None:
+            raise ValueError(
+                f"{self.name} has no text tower here, so it takes no words; use one of {', '.join(dense_names())}, "
+                f"{OPEN_CLIP}ARCH/PRETRAINED, or {TRANSFORMERS}FOLDER with CLIP, SigLIP or SigLIP 2, which bring theirs"
+            )
+        return self.clip
+
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What is done to an image, as JSON values: steps and numbers, or transformers' settings of its processor."""
@@ -114,12 +123,10 @@ def split_method(name: str) -> tuple[str, str | None, float]:
 
 
 def load_tower(name: str) -> Tower:
-    """Load a dense image tower with its weights, and its text tower where there is one.
+    """Load a dense image tower with its weights, and its text tower where there is one, by a name of `KINDS`.
 
     A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a model that was saved
     with a reduction method, the dense tower is taken, and of a tuned one the projection; learned visual tokens stay.
-    ``name`` is of one of `KINDS`; a file's path may stand for open_clip's tag, and its preprocessing and activation are
-    then the architecture's.
 
     Raises:
         ValueError: unknown name, unreadable weights, or a tower that can't be reduced.
@@ -159,44 +166,17 @@ def without_folders(name: str) -> str:
     return name
 
 
-def load_clip(name: str) -> tuple[ClipParts, str, str]:
-    """Load a dense tower that has a text tower; return its parts, its name without weight tag, and the tag or "".
-
-    Raises:
-        ValueError: no text tower belongs to it; and what ``load_tower`` raises.
-    """
-    tower = load_tower(name)
-    if tower.clip is None:
-        raise no_text(tower)
-    return tower.clip, tower.arch, tower.tag
-
-
 def without_text(tower: Tower) -> ClipParts:
     """Return the parts of a tower for images without classes; naming one raises ValueError."""
-
-    def refuse(_texts: Any) -> Tensor:
-        raise no_text(tower)
-
-    return ClipParts(Clip(tower.vit, nn.Identity(), 0.0).eval(), tower.preprocess, refuse)
-
-
-def no_text(tower: Tower) -> ValueError:
-    """Return the refusal of a tower that has no text tower."""
-    return ValueError(
-        f"{tower.name} has no text tower here, so it takes no words; use one of "
-        f"{', '.join(dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
-        f"{TRANSFORMERS}FOLDER with CLIP, SigLIP or SigLIP 2, which bring theirs"
-    )
+    model = Clip(tower.vit, nn.Identity(), 0.0).eval()
+    return ClipParts(model, tower.preprocess, lambda texts: tower.require_clip().tokenizer(texts))
 
 
 def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-    """Encode the dataset's classes; those with words the text tower never saw may be left out.
+    """Encode the dataset's classes; those with words the text tower never saw are refused, unless it does without them.
 
     Returns:
         (classes, D) unit features with a row of NaN for a class left out, and the names left out.
-
-    Raises:
-        ValueError: there are such classes, and the dataset isn't to do without them.
     """
     rows = []
     unseen: dict[str, tuple[str, ...]] = {}
@@ -221,11 +201,7 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
 
 @torch.inference_mode()
 def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device: str = "cpu") -> Tensor:
-    """Encode texts, as they are, in batches on a device, (m, D) unit features on the CPU.
-
-    Raises:
-        ValueError: no text tower, or texts of ``where`` with words that it never saw.
-    """
+    """Encode texts of ``where``, as they are, in batches on a device, (m, D) unit features on the CPU."""
     text, rows = parts.model.text, []
     text.to(device)
     for start in range(0, len(texts), TEXTS):
@@ -240,9 +216,7 @@ def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device:
 
 def nameable(split: Split, classifier: Tensor | None) -> Split:
     """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
-    if classifier is None or not classifier.isnan().any():
-        return split
-    return split.subset(np.flatnonzero(named(classifier)[split.labels]))
+    return split if classifier is None else split.subset(np.flatnonzero(named(classifier)[split.labels]))
 
 
 def named(classifier: Tensor) -> NDArray[np.bool_]:

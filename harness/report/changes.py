@@ -120,10 +120,7 @@ class Pair:
         return [*differing, *self.differing(["image_size"], known=True)]
 
     def counted(self) -> Iterator[Movement]:
-        """Yield settings that differ, one by one, and costs that were counted: nothing in them may vary.
-
-        How a keep rate was found is no setting of what is measured at it.
-        """
+        """Yield settings, but how a keep rate was found, and costs that differ: nothing in them may vary."""
         then, now = self.then.method_config, self.now.method_config
         settings = (Movement(n, then.get(n, ABSENT), now.get(n, ABSENT)) for n in {**then, **now} if n != MATCHED)
         yield from (one for one in settings if one.then != one.now)
@@ -232,12 +229,7 @@ def find_changes(pair: Pair) -> Iterator[Movement]:
 
 
 def compare_runs(a: Path, b: Path) -> Shown:
-    """Tell what changed between two runs; of each row the newest record counts.
-
-    Raises:
-        FileNotFoundError: a run isn't there.
-        ValueError: a run can't be read.
-    """
+    """Tell what changed between two runs; of each row the newest record counts. Raises what `read_run` does."""
     row, runs = attrgetter(*_ROW, "recovered"), [read_run(path) for path in (a, b)]
     ours, theirs = ({row(record): record for record in run} for run in runs)
     groups: dict[Hashable, list[Pair]] = {}

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from harness.base.table import Shown, Table
 from harness.base.terminal import Progress, printable
 from harness.records.metrics import METRICS
-from harness.records.record import RECORDS, UNITS, Record, Times, halves, read_run
+from harness.records.record import UNITS, Record, Times, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
@@ -42,11 +42,8 @@ _UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a colum
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, list[Record]]:
-    """Read runs, each once, by the path that names it first; raises what `read_run` does."""
-    unique: dict[Path, Path] = {}
-    for run in paths:
-        unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
-    return {str(run): read_run(run) for run in unique.values()}
+    """Read runs, each once; raises what `read_run` does."""
+    return {str(run): read_run(run) for run in paths}
 
 
 def write_report(
@@ -134,10 +131,9 @@ def _template() -> Template:
 
 
 def inline(figure: Any, name: str, alt: str = "") -> Markup:
-    """Return a figure as an SVG element with the role and the words of a picture, or hidden from those who need words.
+    """Return a figure as an SVG element with the words of a picture, or hidden from those who need words.
 
-    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the drawing's name, so
-    that no other drawing on the page has them, and those of series are classes.
+    Ink has the colour of the page's text; ids begin with the drawing's name, and those of series are classes.
     """
     text = encode(figure, "svg", transparent=True).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -172,10 +168,7 @@ def _markdown_text(text: str) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """Return tables with booktabs, each a ``table`` with a caption and a label.
-
-    Letters of scripts that pdfLaTeX doesn't know stay as they are: XeLaTeX and LuaLaTeX do.
-    """
+    """Return tables with booktabs, each a ``table`` with a caption and a label."""
     return _LATEX_HEAD + "\n".join(_latex_table(table, at) for at, table in enumerate(tables, 1))
 
 
@@ -210,10 +203,9 @@ def _latex_text(text: str) -> str:
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
-    """Return CSV with a line per record, at least one; what wasn't measured is empty.
+    """Return CSV with a line per record, at least one, of all fields but values per image; what is None is empty.
 
-    Every field is there but values of all images. Lists and settings are JSON. Of each batch size timed there is a
-    column per figure. ``runs``, which run each record is from, are the last.
+    Of each batch size timed there is a column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Times) if field.name != "batch"]

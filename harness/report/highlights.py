@@ -63,9 +63,8 @@ class Standing:
         target, batch, dense = self.levels[0].target, self.levels[0].batch, self.groups[0].rows[0]
         if batch is not None:
             return f"{100 * (time_ratio(target.latency, batch) or 0):.0f} % of dense's time at batch {batch}"
-        own, whole = target.mean("gflops"), dense.mean("gflops")
-        relative = dense.method == DENSE and whole
-        return f"{100 * own / whole:.0f} % of dense's multiply-adds" if relative else f"{own:.2f} GFLOPs"
+        own, whole = target.mean("gflops"), dense.method == DENSE and dense.mean("gflops")
+        return f"{100 * own / whole:.0f} % of dense's multiply-adds" if whole else f"{own:.2f} GFLOPs"
 
     def sentence(self) -> str:
         """Say which row is nearest to dense where the others are clearly further, and where none is."""

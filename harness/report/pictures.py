@@ -32,24 +32,17 @@ LETTER = 0.115  # inches of a letter of text
 
 @dataclass(kw_only=True)
 class PatchSheet:
-    """Images in rows, and in columns what is known of their N patches.
-
-    Attributes:
-        views: (n, H, W, 3), the images as the model sees them.
-        labels: their classes, empty where unknown.
-        columns: titles, in order; the image itself comes before them.
-        panels: (n, N) by column. Of float: importance, higher = keep. Of integers: position of the token that a patch
-            is in, its own where it is kept, below 0 where dropped.
-        notes: lines below.
-    """
+    """Images in rows, and in columns what is known of their N patches."""
 
     names: Sequence[str]
-    labels: Sequence[str]
-    views: Colours
+    labels: Sequence[str]  # classes, empty where unknown
+    views: Colours  # (n, H, W, 3), the images as the model sees them
     grid: Size
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)  # titles; the image itself comes before them
+    # (n, N) by column. Of float: importance, higher = keep. Of integers: position of the token that a patch is in, its
+    # own where it is kept, below 0 where dropped.
     panels: dict[str, NDArray[Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # lines below
 
 
 def draw(sheet: PatchSheet, scale: float = 1.0, form: str = "png", **how: Any) -> bytes:

@@ -181,10 +181,10 @@ def rows_table(
     batches: Collection[int] = (),
     settings: bool = False,
 ) -> Table:
-    """Lay rows out, a section per cost or keep rate; ``about`` ends the caption.
+    """Lay rows out, a section per cost or keep rate, without those that miss the time that they were searched for.
 
-    Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. A row that misses
-    the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
+    Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. ``batches`` have a
+    column of times even where none could be taken. ``about`` ends the caption.
     """
     rows, starts, missing = _sort_rows(every, reference)
     family = judge_rows(rows, reference)
@@ -246,10 +246,7 @@ def _sort_rows(rows: Sequence[Average], reference: str | None) -> tuple[list[Ave
 
 
 def _columns_of(rows: Sequence[Average], family: Judgement | None, batches: Collection[int]) -> list[Filled]:
-    """Return the columns of a terminal's table; where narrower forms are without interval there are two of a heading.
-
-    What no row has, such as top-1 without labels, has no column.
-    """
+    """Return the columns that a row has something in, two of a heading where narrower forms are without interval."""
     names = labels(rows)
     columns: list[Filled] = [
         (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),

@@ -18,7 +18,7 @@ from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.plan import Plan, costs
 from harness.measure.rows import Variant
 from harness.measure.tuning import tuning_of
-from harness.models.towers import load_tower, no_text
+from harness.models.towers import load_tower
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import DTYPES, Record, Tuning, refuse_mixed
@@ -286,8 +286,7 @@ def _cases(
         ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
     """
     tower, datasets = load_tower(config.model), [get_dataset(name) for name in config.datasets]
-    if tower.clip is None:
-        raise no_text(tower)
+    tower.require_clip()
     usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
     for dataset in datasets:
         if dataset not in usable:

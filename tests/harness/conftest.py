@@ -179,8 +179,7 @@ def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
         known = {"model": f"{ARCH}.{TAG}", "weights": fingerprint(dense), "dtype": "float32"}
         known |= {"dataset": "toy", "revision": toy.revision, "split": split}
         known |= {"score": "preservation", "block": 3, "window": 2, "stride": 1}
-        provenance = Provenance(**known | facts)
-        return Rankings(image_ids=ids, importance=drawn.astype(np.float16), provenance=provenance)
+        return Rankings.small(ids, drawn.astype(np.float16), Provenance(**known | facts))
 
     return make
 

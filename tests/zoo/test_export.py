@@ -113,6 +113,12 @@ def test_programs_of_torch(format: str, method: str, options: dict, make: Build,
     check_again(path, model)
 
 
+def test_merging_is_recorded_without_scattered_sums(make: Build, images: Tensor):
+    program = torch.export.export(make("tome"), (images,))
+    sums = [node.name for node in program.graph.nodes if re.search("scatter_[ar]|index_[ap]", str(node.target))]
+    assert sums == []
+
+
 def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tmp_path: Path):
     model, path = make("clsattn"), tmp_path / "model.pt2"
     how = {"format": EXPORTED_PROGRAM, "dtype": "bfloat16"}

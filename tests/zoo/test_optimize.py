@@ -19,6 +19,7 @@ import zoo
 from harness.measure.timing import peak_mib
 from zoo.core.learned import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
+from zoo.towers.lean import Product
 
 # Class token, average, both, maximum, attention pool, registers, LayerScale.
 LEAN = ("deit 3", "averaged", "averaged with maximum", "maximum", "siglip b16", "dinov2 registers", "naflex siglip 2")
@@ -180,3 +181,15 @@ def test_refused_towers(tiny: Build):
     ):
         with pytest.raises(ValueError, match=match):
             zoo.optimize(tower, dtype=dtype)
+
+
+def test_a_product_is_the_linear_layer_that_it_stands_for():
+    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(40, 64).bfloat16()
+    product = Product(weight.bfloat16(), bias)
+    exact = F.linear(x.double(), weight.bfloat16().double(), bias.double())
+    for _ in range(2):  # the first call brings the weight into oneDNN's layout
+        torch.testing.assert_close(product(x).double(), exact, rtol=2**-7, atol=0.02)
+    rows = torch.randn(40, 96)
+    wanted = rows.double() + exact
+    product.add_to(rows, x)
+    torch.testing.assert_close(rows.double(), wanted, rtol=2**-7, atol=0.02)

@@ -1,6 +1,7 @@
 """Pruning, merging and ranking of tokens against slow loops; keep arithmetic, settings, the register of methods."""
 
 import re
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -217,6 +218,14 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
 
 SCHEDULE = st.sampled_from(["geometric", "linear", "delayed"])
 POINTS = st.sets(st.integers(0, 23), min_size=1, max_size=12).map(lambda s: tuple(sorted(s)))
+
+
+@given(patches=st.integers(1, 1024), percent=st.integers(1, 100))
+def test_final_count_is_the_rounded_share(patches: int, percent: int):
+    exact = Fraction(percent * patches, 100)
+    left = final_count(patches, percent / 100)
+    assert 1 <= left <= patches
+    assert abs(left - exact) <= Fraction(1, 2) or left == 1
 
 
 @given(patches=st.integers(1, 1024), keep=st.floats(0.01, 1.0), points=POINTS, schedule=SCHEDULE)

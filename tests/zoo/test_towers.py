@@ -77,12 +77,7 @@ def test_a_reduced_tower_gives_what_the_whole_one_gives(kind: str):
 @pytest.mark.parametrize(
     ("kind", "overrides", "options", "quoted"),
     [
-        (
-            "averaged",
-            {"block_fn": ResPostBlock, "init_values": 1.0},
-            {},
-            "ResPostBlock with Attention; expected",
-        ),
+        ("averaged", {"block_fn": ResPostBlock, "init_values": 1.0}, {}, "ResPostBlock with Attention; expected"),
         ("averaged", {"attn_layer": "diff"}, {}, "Block with DiffAttention"),
         ("averaged", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0 loses patch positions; set it to 0"),
         ("averaged", {}, {"method": "evit"}, ", ".join(sorted(set(zoo.METHODS) - set(NEEDS_QUERY)))),

@@ -28,7 +28,6 @@ from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, 
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
-from harness.models.towers import no_text
 from harness.records.record import DTYPES
 from harness.records.times import cores
 from zoo.core.files import fingerprint, weights_digest, write_whole
@@ -235,16 +234,10 @@ class Encoder:
         self.vit = nn.Identity()
         self.tower.vit.cpu()
 
-    def require_text(self) -> Any:
-        """Return the tower's parts of CLIP, or refuse it where it has no text tower."""
-        if self.tower.clip is None:
-            raise no_text(self.tower)
-        return self.tower.clip
-
     @property
     def text_weights(self) -> str:
         """Digest of the text tower's weights."""
-        return weights_digest(self.require_text().model.text.state_dict())
+        return weights_digest(self.tower.require_clip().model.text.state_dict())
 
     def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
         """Embed pictures as ``transform`` makes them as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
@@ -278,7 +271,7 @@ class Encoder:
 
         Return unit vectors (n, D), None if none can be embedded, and why some rows mean nothing, by position.
         """
-        clip = self.require_text()
+        clip = self.tower.require_clip()
         rows, wrong = dict[int, Tensor](), dict[int, str]()
         for place, text in enumerate(texts):
             try:

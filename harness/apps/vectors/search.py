@@ -88,7 +88,7 @@ def query_vector(
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     features, wrong = encoder.texts([query.strip()])
-    if say is not None and isinstance(encoder.require_text().model.text, CompactText):
+    if say is not None and isinstance(encoder.tower.require_clip().model.text, CompactText):
         say(
             f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
             "with a model such as clip_vit_b16.openai"
@@ -189,12 +189,9 @@ def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray
 
 
 def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:
-    """Draw the hits on a contact sheet, a PNG, each with its rank, score and path.
+    """Draw the hits on a contact sheet, a PNG, each with its rank, score and path; ValueError if a picture has changed.
 
     A picture that can't be read any more is drawn as an empty frame.
-
-    Raises:
-        ValueError: a picture isn't the one that was embedded.
     """
     font, wide, high = ImageFont.load_default(13), SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
     rows = math.ceil(len(found.hits) / ACROSS)

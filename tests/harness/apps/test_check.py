@@ -25,6 +25,7 @@ from harness.cli.apps import run_check
 from harness.cli.entry import parse
 from harness.measure.plan import Plan
 from harness.measure.timing import BusyError
+from harness.models.towers import Tower
 from harness.records.metrics import pack
 from harness.records.record import MEASURED, Record, Times, read_records, write_records
 from harness.report.changes import EXACT, Movement, Tolerances, find_movements
@@ -214,8 +215,8 @@ Run = Callable[..., Shown]
 @pytest.fixture
 def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run ``check`` on the toy tower and dataset, whatever the names."""
-    told = (parts, "clip_vit_b16", "openai")
-    monkeypatch.setattr("harness.apps.check.load_clip", lambda name: told)
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    monkeypatch.setattr("harness.apps.check.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.apps.check.get_dataset", lambda name: toy)
 
     def call(*words: str) -> Shown:

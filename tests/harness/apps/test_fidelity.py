@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from harness.apps import fidelity
-from harness.apps.fidelity import COSINE, OVERLAP, Pictures, SetupBounds
+from harness.apps.fidelity import Pictures, SetupBounds
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.folder import ImageFolder
 from harness.measure.rows import rows_of, run
@@ -20,7 +20,6 @@ ARCH, TAG = "clip_vit_b16", "openai"
 
 
 @pytest.mark.parametrize(("bounds", "quoted"), [
-    ({"speed_up": 2}, "--min-cosine"),
     ({"min_cosine": 99}, r"min_cosine=99: expected a number in \(0, 1\)"),
     ({"min_cosine": math.nan}, "min_cosine=nan"),
     ({"speed_up": 0.5, "min_cosine": 0.9}, r"speed_up=0\.5"),
@@ -31,13 +30,10 @@ def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quot
 
 
 def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
-    values = {COSINE: [0.99, 0.98, 0.97, 1.0], OVERLAP: [0.9, 0.9, 0.9, 0.9]}
-    low = np.mean(values[COSINE]) - 1.96 * np.std(values[COSINE], ddof=1) / math.sqrt(50)
-    assert SetupBounds(min_cosine=float(low)).share(values, 50) == pytest.approx(1)
-    both = SetupBounds(min_cosine=float(low), min_overlap=0.8)
-    assert both.share(values, 50) == pytest.approx(1)  # the worse of the two
-    assert SetupBounds(min_overlap=0.8).share(values, 50) == pytest.approx(0.5)
-    assert SetupBounds(min_cosine=0.9).share({}, 50) == math.inf
+    cosines = [0.99, 0.98, 0.97, 1.0]
+    low = np.mean(cosines) - 1.96 * np.std(cosines, ddof=1) / math.sqrt(50)
+    assert SetupBounds(min_cosine=float(low)).share(cosines, 50) == pytest.approx(1)
+    assert SetupBounds(min_cosine=0.9).share([], 50) == math.inf
 
 
 class Series(Dataset):
@@ -98,15 +94,14 @@ def test_values_are_those_of_the_plain_way(dense: Any, tower: Tower, named: Data
     pictures = Pictures(split, np.arange(len(split)), rows[0], tower.preprocess)
     distances = pictures.distances(rows)
     for row in rows:
-        own = pictures.values(row)
-        assert set(own) == {COSINE}
+        own = pictures.cosines(row)
         for at, example in enumerate(split):
             image = tower.preprocess(example.image)[None]
             with torch.inference_mode():
                 (ours,), (dense,) = (run([each], image)[each.key].features for each in (row, rows[0]))
-            assert own[COSINE][at] == pytest.approx(float(ours @ dense), abs=1e-5)
-        np.testing.assert_allclose(1 - distances[row.key], own[COSINE], atol=1e-6)
-    assert pictures.values(rows[0])[COSINE] == pytest.approx([1.0] * len(split))
+            assert own[at] == pytest.approx(float(ours @ dense), abs=1e-5)
+        np.testing.assert_allclose(1 - distances[row.key], own, atol=1e-6)
+    assert pictures.cosines(rows[0]) == pytest.approx([1.0] * len(split))
 
 
 def test_intervals_are_over_photographs():
@@ -118,7 +113,7 @@ def test_intervals_are_over_photographs():
         groups = np.repeat(np.arange(30), times)
         split = Split(np.zeros(len(groups), dtype=np.int64), str, lambda *_: None)
         pictures = Pictures(split, groups, None, None)
-        figures = pictures.figures({COSINE: means[groups].tolist()}, 0)
-        return figures[COSINE]["high"] - figures[COSINE]["low"]
+        found = pictures.summarise(means[groups].tolist(), 0)
+        return found["high"] - found["low"]
 
     assert width(1) == pytest.approx(width(8), rel=0.1)

@@ -36,7 +36,7 @@ def small(count: int = 3, **facts: Any) -> Rankings:
     """Return rankings of six patches that know no more than the small file."""
     ids = tuple(f"fashion/ü-{i}" for i in range(count))
     importance = np.random.default_rng(0).random((count, 6)).astype(np.float16)
-    return Rankings(image_ids=ids, importance=importance, provenance=replace(PROVENANCE, **facts))
+    return Rankings.small(ids, importance, replace(PROVENANCE, **facts))
 
 
 @pytest.fixture
@@ -149,6 +149,8 @@ def test_another_provenance_is_refused_with_the_command():
     with pytest.raises(ValueError, match=re.escape(match)) as error:
         small().require(model=PROVENANCE.model, split="val")
     assert "--split val" in str(error.value)
+    with pytest.raises(ValueError, match="action='merge': expected 'remove'; rank again"):
+        small(action="merge")
 
 
 def test_files_that_hold_no_rankings(tmp_path):
