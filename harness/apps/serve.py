@@ -37,11 +37,7 @@ app = FastAPI(title="clip-patchrank")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """How a model is served.
-
-    Raises:
-        ValueError: a number below its least, a route without slash, or GPUs that aren't there.
-    """
+    """How a model is served."""
 
     replicas: int = 1  # Ray actors with the model each
     threads: int | None = None  # of each replica; None: this machine's cores shared among them

@@ -52,17 +52,11 @@ class Setup:
 
     @classmethod
     def of(cls, name: str, *, method: str | None = None, keep: float | None = None, **more: Any) -> "Setup":
-        """Return the setup of a model's name, dense or reduced, or of a dense name with a method.
-
-        Raises:
-            ValueError: a reduced name with another method, a method without keep rate, or a keep rate without method.
-        """
+        """Return the setup of a model's name, dense or reduced, or of a dense name with a method and keep rate."""
         dense, own, percent = split_method(name)
         if own is not None:
             if method is not None:
-                raise ValueError(
-                    f"model {name!r} with method {method!r}: the name says its method, give one of the two"
-                )
+                raise ValueError(f"model {name!r} with method {method!r}: the name says its method, give one of them")
             method, keep = own, percent if keep is None else keep
         method = None if method == DENSE else method
         if (method is None) != (keep is None):
@@ -110,9 +104,7 @@ class Setup:
     def load(self, *, random_weights: bool = False) -> Tower:
         """Load the tower with its reduction, in evaluation mode and float32; all else is the dense tower's.
 
-        Raises:
-            ValueError: what the tower or the method refuses.
-            FileNotFoundError: weights, predictor or recovery are missing.
+        Raise what the tower or the method refuses; FileNotFoundError for weights, predictor or recovery.
         """
         if self.method is not None and not random_weights:
             require_rows(self.model, [(self.method, self.options["keep"])])

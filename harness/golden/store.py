@@ -42,6 +42,10 @@ class Provenance(Origin):
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
 
+    def __post_init__(self) -> None:
+        if self.action != "remove":
+            raise ValueError(f"action={self.action!r}: expected 'remove'; rank again")
+
     def describe(self) -> str:
         """Return the settings in words."""
         return GoldenConfig(**self._config).describe()
@@ -226,7 +230,7 @@ def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Pat
 def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
     """Find a dense tower's rankings by preservation: shipped ones or, of more images, the user's own."""
     name = store_name(model, dataset, split)
-    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-*"))]
+    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-b*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
     fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == block]

@@ -128,17 +128,6 @@ def test_r_per_block_and_at_most_half(tower: zoo.ReducedViT, images: Tensor):
         model.reducer.counts(37)  # rounds to 18, and 18 pairs leave 19
 
 
-@pytest.mark.parametrize("merge_from", [0, 6])
-def test_the_pairs_of_tofu_are_those_of_tome(merge_from: int, tower: zoo.ReducedViT, images: Tensor):
-    ours = zoo.reduce(tower, method="tofu", keep=0.5, reduce_at=2, merge_from=merge_from)
-    tome = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=2)
-    [one], [other] = ours.trace(images).reductions, tome.trace(images).reductions
-    assert torch.equal(one.after, other.after)
-    assert torch.equal(one.into.where(one.into >= 0, other.into), other.into)
-    assert (one.into < 0).any() == (merge_from > 2)
-    assert not torch.allclose(ours(images), tome(images), atol=1e-4)
-
-
 @pytest.mark.parametrize("metric", ["keys", "residual"])
 def test_pitome_merges_the_same_share_in_every_block(metric: str, tower: zoo.ReducedViT, images: Tensor):
     model = zoo.reduce(tower, method="pitome", keep=0.5, energy_from=0, metric=metric)

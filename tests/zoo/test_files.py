@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from lively import Build
 from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
@@ -173,20 +171,16 @@ SCHEDULE = ScheduleFile(
 NUMBERS = {"reduce_at": (1, 2, 5), "schedule": (0.75, 0.5), "keep": 0.25}
 
 
-def test_any_tower_takes_the_numbers_and_saves_them(tiny: Build, images: Tensor, tmp_path: Path):
+def test_any_tower_takes_the_numbers(tiny: Build, tmp_path: Path):
     path = tmp_path / "new" / "s.json"
     SCHEDULE.write(path)
     assert ScheduleFile.read(path) == SCHEDULE
     assert read_schedule(path) == read_schedule(str(path)) == NUMBERS
     named = tiny("clip_vit_b16_rankmerge60", **read_schedule(path))
     reduced = zoo.reduce(tiny("deit_small_patch16_224"), method="rankmerge", **read_schedule(path)).eval()
-    for at, model in enumerate((named, reduced)):
-        save_for_hf(model, tmp_path / str(at))
-        back = timm.create_model(f"local-dir:{tmp_path / str(at)}", pretrained=True).eval()
-        assert asdict(back.reducer.config).items() >= NUMBERS.items()
-        assert back.reducer.counts(64) == {1: 48, 2: 32, 5: 16}
-        with torch.no_grad():
-            torch.testing.assert_close(back(images), model(images))
+    for model in (named, reduced):
+        assert asdict(model.reducer.config).items() >= NUMBERS.items()
+        assert model.reducer.counts(64) == {1: 48, 2: 32, 5: 16}
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_refused(options: dict, names: tuple, match: str, tower: nn.Module, text
         golden_importance(tower, torch.zeros(3, 3, 64, 64), GoldenConfig(**options), **arguments)
 
 
-def test_engines_that_are_refused(tower: nn.Module, tiny: Build):
+def test_engines_that_are_refused(tower: nn.Module, tiny: Build, text: Tensor):
     prune.l1_unstructured(tower.blocks[2].mlp.fc1, "weight", 0.5)
     GoldenEngine(tower, GoldenConfig(block=3))
     averaged = tiny("clip_vit_b16", global_pool="avg")
@@ -145,6 +145,8 @@ def test_engines_that_are_refused(tower: nn.Module, tiny: Build):
     ):
         with pytest.raises(ValueError, match=match):
             GoldenEngine(model, GoldenConfig(**config), **options)
+    with pytest.raises(ValueError, match="label 4: there are classes 0 to 3"):
+        GoldenEngine(averaged, GoldenConfig(score="label"), text=text[:4]).importance(torch.zeros(3, 3, 64, 64), LABELS)
 
 
 SIDE = 4  # of patches of 16 pixels

@@ -188,9 +188,8 @@ def test_other_heads_and_sizes():
 
 @torch.no_grad()
 def test_a_named_model_with_options_is_reduced_anew_and_saved(tiny: Build, images: Tensor, tmp_path: Path):
-    model = zoo.reduce(
-        tiny("clip_vit_b16_rankmerge50.openai", distance=0.3), method="rankmerge", keep=0.4, distance=0.2
-    )
+    model = tiny("clip_vit_b16_rankmerge50.openai", distance=0.3)
+    model = zoo.reduce(model, method="rankmerge", keep=0.4, distance=0.2, reduce_at=(1, 2), schedule=(0.6,))
     save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert again.reducer.config == model.reducer.config

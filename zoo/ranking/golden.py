@@ -112,6 +112,9 @@ class GoldenEngine:
         if config.score == "label":
             if labels is None or len(labels) != len(images):
                 raise ValueError("score='label' needs labels: (B,) class indices")
+            assert self.text is not None
+            if wrong := [label for label in labels.tolist() if not 0 <= label < len(self.text)]:
+                raise ValueError(f"label {wrong[0]}: there are classes 0 to {len(self.text) - 1}")
             labels = labels.to(suffix.device)
         embedded = self.model.embed(images.to(suffix.device, torch.float32))
         start, _ = self.model.advance(embedded, stop=config.block)
@@ -155,7 +158,7 @@ class GoldenEngine:
         tokens, count = start, start.patch_count
         while (left := tokens.patch_count) > 0:
             importance = torch.zeros_like(tokens.patch_idx, dtype=torch.float32)
-            if left > 1:  # the last one has none to go into
+            if left > 1:  # the last one goes unjudged
                 cells = torch.arange(left, device=start.x.device).unsqueeze(1)
                 importance = -self._judge(*self._encode(tokens, cells), labels)
             tokens = tokens.select(0, importance, top(importance, max(0, left - step)))

@@ -59,11 +59,7 @@ def join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
 
 
 def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
-    """Read, decode and transform pictures.
-
-    Raises:
-        MemoryError: too little memory, which says nothing about a picture.
-    """
+    """Read, decode and transform pictures; raise MemoryError for too little memory, which says nothing about one."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata

@@ -124,10 +124,7 @@ class EmbeddedBatch(NamedTuple):
 
 
 class LaneRing:
-    """Sends batches through a tower. Memory for them is taken with the first one.
-
-    Where the tower runs as a CUDA graph, smaller batches are filled up to ``batch`` pictures.
-    """
+    """Sends batches through a tower; for one that runs as a CUDA graph they are filled up to ``batch`` pictures."""
 
     def __init__(self, forward: Forward, finish: Finish, route: Route, *, batch: int, width: int) -> None:
         self._forward, self._finish, self._route = forward, finish, route
@@ -138,7 +135,7 @@ class LaneRing:
     def run(self, batches: Iterable[DecodedChunk]) -> Iterator[EmbeddedBatch]:
         """Yield what comes of each batch, in order, when the next one is on its way.
 
-        Seconds are ``decoding_s`` of the batch, ``copying_s`` on the way there, and ``model_s`` with the way back.
+        Seconds are ``decoding_s``, ``copying_s`` on the way there, and ``model_s`` with the way back.
         """
         sent = deque[tuple[EmbeddedBatch, _Lane | None]]()
         for batch in batches:

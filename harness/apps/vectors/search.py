@@ -189,12 +189,9 @@ def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray
 
 
 def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:
-    """Draw the hits on a contact sheet, a PNG, each with its rank, score and path.
+    """Draw the hits on a contact sheet, a PNG, each with its rank, score and path; ValueError if a picture has changed.
 
     A picture that can't be read any more is drawn as an empty frame.
-
-    Raises:
-        ValueError: a picture isn't the one that was embedded.
     """
     font, wide, high = ImageFont.load_default(13), SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
     rows = math.ceil(len(found.hits) / ACROSS)

@@ -149,6 +149,8 @@ def test_another_provenance_is_refused_with_the_command():
     with pytest.raises(ValueError, match=re.escape(match)) as error:
         small().require(model=PROVENANCE.model, split="val")
     assert "--split val" in str(error.value)
+    with pytest.raises(ValueError, match="action='merge': expected 'remove'; rank again"):
+        small(action="merge")
 
 
 def test_files_that_hold_no_rankings(tmp_path):

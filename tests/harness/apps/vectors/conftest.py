@@ -87,16 +87,6 @@ def run(job: Callable[..., EmbedJob]) -> Callable[..., Embedded]:
 
 
 @pytest.fixture(scope="session")
-def files() -> Callable[[Path], dict[str, bytes]]:
-    """Return the content of a folder's shards by name, and whatever else lies there but its lock."""
-
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
-
-    return contents
-
-
-@pytest.fixture(scope="session")
 def whole(pictures: Path, tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embeddings of an undisturbed run that decodes in its own process."""
     out = tmp_path_factory.mktemp("whole") / "vectors"

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from killing import kill_when
-from packing import tarred
+from packing import contents, tarred
 from PIL import Image
 from rich.console import Console
 
@@ -30,7 +30,6 @@ from harness.models.towers import load_tower
 from zoo.core.files import digest
 
 Run = Callable[..., Embedded]
-Files = Callable[[Path], dict[str, bytes]]
 BROKEN = {
     "bomb.png": "too large to be trusted",
     "cut.jpg": "can't be read",
@@ -78,14 +77,12 @@ def lives(session: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes in /proc")
-def test_killed_the_same_command_brings_the_same_bytes(
-    pictures: Path, tower: str, tmp_path: Path, files: Files, capsys
-):
+def test_killed_the_same_command_brings_the_same_bytes(pictures: Path, tower: str, tmp_path: Path, capsys):
     command = ["embed", str(pictures), "--model", tower, "--batch", "1", "--shard-size", "2"]
     command += ["--embedding-dtype", "int8"]
     assert main([*command, "--output", str(tmp_path / "whole"), "--decoders", "0"]) == 0
     capsys.readouterr()
-    whole, out = files(tmp_path / "whole"), tmp_path / "vectors"
+    whole, out = contents(tmp_path / "whole"), tmp_path / "vectors"
     command += ["--output", str(out)]
     words = [sys.executable, "-m", "harness", *command, "--decoders", "2"]
     parents, limit = set[int](), time.monotonic() + 300
@@ -102,7 +99,7 @@ def test_killed_the_same_command_brings_the_same_bytes(
     assert 0 < len(done) < 22
     assert done.items() <= whole.items()
     assert main([*command, "--decoders", "1"]) == 0
-    assert files(out) == whole
+    assert contents(out) == whole
     output, errors = capsys.readouterr()
     assert f"{2 * len(done)} of 44 images are there" in errors
     assert f"wrote {out}: 40 of 44 images; 4 can't be embedded; {errors_path(out)} lists them\n" in output
@@ -142,16 +139,14 @@ def flat(shade: int) -> bytes:
     (lambda folder: (folder / "a.heic").touch(), "5 then, 6 now"),
     (lambda folder: (folder / "0.bmp").unlink(), "5 then, 4 now, '1.bmp' is in the place of '0.bmp'"),
 ])  # fmt: skip
-def test_what_changed_since_the_shards_were_made_is_told(
-    run: Run, changing: Path, change: Any, told: str, files: Files
-):
-    before = files(run(source=open_source([str(changing)]), shard_size=2).path)
+def test_what_changed_since_the_shards_were_made_is_told(run: Run, changing: Path, change: Any, told: str):
+    before = contents(run(source=open_source([str(changing)]), shard_size=2).path)
     change(changing)
     with pytest.raises(
         ValueError, match=f"have changed since they were embedded: {told}. Use another --output"
     ) as error:
         run(source=open_source([str(changing)]), shard_size=2)
-    assert files(Path(re.findall("'(.*?)'", str(error.value))[0])) == before
+    assert contents(Path(re.findall("'(.*?)'", str(error.value))[0])) == before
 
 
 def test_a_tar_that_was_made_again_is_told(run: Run, tmp_path: Path):
@@ -166,10 +161,10 @@ def test_a_tar_that_was_made_again_is_told(run: Run, tmp_path: Path):
         run(source=open_source([str(tar)]))
 
 
-def test_a_touched_folder_goes_on_with_the_same_bytes(job: Any, changing: Path, files: Files, capsys):
+def test_a_touched_folder_goes_on_with_the_same_bytes(job: Any, changing: Path, capsys):
     (changing / "bad.png").write_bytes(b"no picture")
     arguments = {"source": open_source([str(changing)]), "shard_size": 2}
-    whole = files(embed(job(**arguments), Progress()).path)
+    whole = contents(embed(job(**arguments), Progress()).path)
     out = job().out
     (out / "part-00001.parquet").unlink()
     (out / "part-00002.parquet").write_bytes(b"cut off")
@@ -177,7 +172,7 @@ def test_a_touched_folder_goes_on_with_the_same_bytes(job: Any, changing: Path, 
     console = Console(record=True, width=300)
     done = embed(job(**arguments | {"source": open_source([str(changing)])}), Progress(console))
     assert "other times than when it was embedded, and the same content" in console.export_text()
-    assert files(done.path) == whole
+    assert contents(done.path) == whole
 
 
 def test_a_change_while_it_runs_is_an_error(run: Run, changing: Path):
@@ -230,11 +225,11 @@ def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_workers_that_decode_in_processes_change_no_byte(
-    pictures: Path, tower: str, whole: Path, tmp_path: Path, files: Files, capsys
+    pictures: Path, tower: str, whole: Path, tmp_path: Path, capsys
 ):
     words = ["embed", str(pictures), "--model", tower, "--batch", "6", "--shard-size", "10"]
     assert main([*words, "--output", str(tmp_path / "out"), "--workers", "1", "--decoders", "1"]) == 0
-    assert files(tmp_path / "out") == files(whole)
+    assert contents(tmp_path / "out") == contents(whole)
     output = capsys.readouterr().out
     assert f"wrote {tmp_path / 'out'}: 40 of 44 images; 4 can't be embedded" in output
     assert re.search(
