@@ -214,6 +214,7 @@ def test_latency_times_the_embedded_model_in_every_way_of_the_device(device: str
         assert ("cudnn_benchmark" in record.machine) == (device == "cuda")
         if record.load is None:
             assert record.stopwatch == "wall clock after 2 calls"
+            assert record.peak_mib is not None
             assert len(record.attention) == 1
 
 
@@ -232,3 +233,24 @@ def test_a_stopwatch_times_what_the_device_does_and_not_its_launch(device: str):
         watch.time_ms(call, matrix)
     one = min(watch.time_ms(lambda images: images @ matrix, matrix) for _ in range(5))
     assert 0 < 10 * one < watch.time_ms(many, matrix)
+
+
+MATRIX = torch.zeros(1, 256, 1024)  # 1 MiB
+
+
+def three_of_which_two(images: Tensor) -> Tensor:
+    """Allocate 2, 4 and 1 MiB, and let go of the first before the last."""
+    first = images.repeat(2, 1, 1)
+    second = images.repeat(4, 1, 1)
+    del first
+    third = images + 1
+    return second[:1] + third
+
+
+@both
+def test_the_peak_is_what_is_held_at_a_time_not_the_sum(device: str, capfd: pytest.CaptureFixture[str]):
+    # First and second, or second, third and the result.
+    assert timing.peak_mib(three_of_which_two, MATRIX.to(device)) == pytest.approx(6, abs=0.1)
+    assert timing.peak_mib(lambda images: images, MATRIX.to(device)) == pytest.approx(0, abs=0.01)
+    assert timing.peak_mib(lambda images: images, MATRIX.to("meta")) is None
+    assert capfd.readouterr() == ("", "")  # the profiler is silent

@@ -106,11 +106,7 @@ def get_dataset(name: str) -> Dataset:
     """Return a dataset, prepared as ``names_of`` was told.
 
     Its name has one instance; ``PREFIX:PATH`` with a prefix of ``KINDS`` is read anew, and from then on its own name
-    means it, too.
-
-    Raises:
-        ValueError: no dataset has that name, the nearest is told; or what is there is none.
-        FileNotFoundError: files are missing; the message holds the command that gets them.
+    means it, too. ValueError if no dataset has that name, or what is there is none; OSError if files are missing.
     """
     options, (prefix, colon, path) = _State.options, name.partition(":")
     if colon and prefix in KINDS:
@@ -144,12 +140,7 @@ def forget() -> None:
 
 
 def names_of(datasets: Sequence[str], options: Options | None = None) -> list[str]:
-    """Return names for what the command line gives; nothing goes by a path from then on.
-
-    Raises:
-        ValueError: two of one name; or see ``get_dataset``.
-        FileNotFoundError: a dataset that isn't shipped, and no root.
-    """
+    """Return names for what the command line gives; nothing goes by a path from then on. Raises as ``get_dataset``."""
     forget()
     _State.options = options or Options()
     names = []

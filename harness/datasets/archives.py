@@ -58,8 +58,7 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
     """Have in a dataset's folder what its archives hold; of processes that start together, one works.
 
     Raises:
-        FileNotFoundError: something is missing; says what, where it was looked for and what to do.
-        ValueError, OSError: see ``fetch`` and ``unpack``.
+        FileNotFoundError: something is missing; says what and how to get it.
     """
 
     def missing(archive: Archive) -> bool:
@@ -91,10 +90,6 @@ def fetch(archive: Archive, to: Path, update: Callable[..., object]) -> None:
     """Download a file; it is there whole, with the sum it should have, or not at all.
 
     ``update`` receives how many bytes are there, and of how many (0 where nobody says).
-
-    Raises:
-        ValueError: it has another sum, or a web page came in its place.
-        OSError: the server can't be reached, says no, or stops too early; or there is no room.
     """
     part = to.with_name(to.name + PART)
     headers = {"User-Agent": "clip-patchrank", "Accept-Encoding": "identity"}
@@ -138,12 +133,7 @@ def unpack(archive: Archive, file: Path, folder: Path) -> None:
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
     Members stay inside, see ``tarfile.data_filter``; all together may have ``RATIO`` times the archive's bytes. What is
-    there already stays as it is.
-
-    Raises:
-        ValueError: it has another sum, is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or
-            holds something that leaves the folder: a path, a link, a device.
-        OSError: not enough room.
+    there already stays as it is. A ValueError refuses all else.
     """
     require_file(file)
     require_sum(archive, file)

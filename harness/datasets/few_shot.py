@@ -61,11 +61,7 @@ def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
 
     Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of images is in both, see
     ``Dataset.group_of``. One seed gives nested sets to train on. With ``draws="coop"`` they are those that CoOp
-    (2109.01134) itself draws, see ``_draw_as_coop``.
-
-    Raises:
-        ValueError: shots < 1, a class with fewer than K training images, a class without validation images, or what
-            ``_draw_as_coop`` refuses.
+    (2109.01134) itself draws, see ``_draw_as_coop``. ValueError if a class has too few images.
     """
     if draws == COOP:
         return _draw_as_coop(dataset, shots, seed)
@@ -188,7 +184,7 @@ def _require_shots(dataset: Dataset, shots: int) -> None:
 
 
 def require_labels(dataset: Dataset, what: str) -> None:
-    """Refuse, by a ValueError, a dataset without classes; ``what`` asks for some."""
+    """Refuse a dataset without classes; ``what`` asks for some."""
     if not dataset.labelled:
         raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
 

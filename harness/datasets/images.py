@@ -56,13 +56,10 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def decode_image(content: bytes, where: str, *, behind: str | None = None) -> Image.Image:
-    """Decode the bytes of an image file as RGB, turned as its EXIF says.
+    """Decode the bytes of an image file as RGB, turned as its EXIF says; ValueError if that can't be.
 
-    Transparent pixels get the colour ``behind`` them, or as towers see them the colour that they have without alpha.
-
-    Raises:
-        ValueError: they can't be decoded, or take more to decode than is trusted, see ``open_image``.
-        MemoryError: memory doesn't suffice, which says nothing of the image.
+    Transparent pixels get the colour ``behind`` them, or as towers see them the colour that they have without alpha. A
+    MemoryError says nothing of the image.
     """
     pixels = 0
     try:
@@ -207,6 +204,8 @@ class ImageList:
         path = self.root / self.paths[index]
         if not path.is_file():
             raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
+        if not (self.by_content or path.resolve().is_relative_to(self.root.resolve())):
+            raise ValueError(f"image {str(path)!r} is a link out of {str(self.root)!r}; put it there")
         return decode_image(path.read_bytes(), repr(str(path))), None
 
     @cached_property
@@ -273,10 +272,6 @@ def folder_images(path: Path | str, *, flag: str = "--images ") -> ImageList:
     """List the images below a folder in the order of their names, without labels (-1); ids are hashes of files.
 
     ``flag`` is how the folder was asked for, for messages.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: no image is below it; or, later on, an image is damaged or oversized.
     """
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")

@@ -164,8 +164,7 @@ def fit(
     early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` is
     what the rankings must be of, and ``out`` None is for the user's cache.
 
-    Returns:
-        The path of the result, and the mean Kendall tau of predicted and golden on ``val``.
+    Returns the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
         ValueError: rankings of several reduction points or scores, images that are in both, or

@@ -240,7 +240,7 @@ def _time(
 def _complete(
     blank: LatencyRecord, ready: timing.ReadyModel, own: Timing | Load | None, dense: Timing | Load | None
 ) -> LatencyRecord:
-    fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "attention")}
+    fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "peak_mib", "attention")}
     if isinstance(own, Load):
         assert blank.bound_ms is not None
         fields |= {"load": own, "verdict": own.verdict(blank.bound_ms)}

@@ -1,12 +1,15 @@
 """Time calls against each other, interleaved; the ways to run a model, and making one ready to be timed."""
 
 import gc
+import json
 import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +37,7 @@ OUT_OF_MEMORY = "out of memory"
 # most images, so that features of compiled models differ by about as much as those of float32.
 ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 CHECKED = 8  # images, at least
+MIB = 2**20
 
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
@@ -255,6 +259,7 @@ class ReadyModel:
     failed: str | None = None  # why it can't be timed
     first_call_s: float | None = None  # preparing and the first call
     deviation: float | None = None  # of its features from eager's, largest over images
+    peak_mib: float | None = None  # most that a call holds beside weights and images
     attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
@@ -314,19 +319,31 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -
 
 
 def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
-    """Prepare and call once, which is timed; take the kernels of a call."""
-    wait = synchronizer(images.device)
+    """Prepare and call once, which is timed; take the memory and kernels of a call."""
+    wait, calls, peak = synchronizer(images.device), list[Call](), None
+
+    def first(batch: Tensor) -> None:
+        calls.append(as_run(vit, way, batch, dtype))
+        calls[0](batch)
+        wait()
+
     wait()
     begun = time.perf_counter()
     with warnings.catch_warnings():
         # The compiler's advice on TF32; what precision products have is part of the record.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-        call = as_run(vit, way, images, dtype)
-        call(images)
-    wait()
+        if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
+            peak = peak_mib(first, images)
+        else:
+            first(images)
     first_call_s = time.perf_counter() - begun
-    kernels = None if way in EXPORTED else attention_kernels(call if way == OPTIMIZED else vit, images)
-    return ReadyModel(call=call, first_call_s=first_call_s, attention=kernels)
+    [call] = calls
+    if way in EXPORTED:
+        return ReadyModel(call=call, first_call_s=first_call_s)
+    if way != CUDA_GRAPHS:
+        peak = peak_mib(call, images)
+    kernels = attention_kernels(call if way == OPTIMIZED else vit, images)
+    return ReadyModel(call=call, first_call_s=first_call_s, peak_mib=peak, attention=kernels)
 
 
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
@@ -424,13 +441,44 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}"
 
 
+def peak_mib(call: Call, images: Tensor) -> float | None:
+    """Return the most that torch's allocators give a call at a time; None on devices other than a CPU and CUDA."""
+    device = images.device
+    if device.type == "cpu":
+        return _cpu_peak(call, images)
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call(images)
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / MIB
+
+
+def _cpu_peak(call: Call, images: Tensor) -> float:
+    profiler = _profile(call, images)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text("utf-8"))["traceEvents"]
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    most: int = max(accumulate((count for _, count in moves), initial=0))
+    return most / MIB
+
+
 def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
     """Return the kernels that fused attention takes in a call, by aten's names; none if it isn't called."""
+    prefix, names = "aten::_scaled_dot_product_", {event.key for event in _profile(call, images).key_averages()}
+    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))
+
+
+def _profile(call: Call, images: Tensor) -> Any:
     # Else the profiler tells the terminal when it starts and stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call(images)
-    prefix, names = "aten::_scaled_dot_product_", {event.key for event in profiler.key_averages()}
-    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))
+    return profiler

@@ -400,6 +400,11 @@ def _tau(sample: Sample) -> Found:
     return sample.taus
 
 
+@metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, **RANKING)
+def _weighted_tau(sample: Sample) -> Found:
+    return None if sample.taus is None else sample.ranked(statistics.weighted_tau)
+
+
 @metric("match_at_k", heading="Match at k (chance), %", **SHARE | RANKING)
 def _match_at_k(sample: Sample) -> Found:
     """Share golden's k best patches, k being as many as the row keeps."""

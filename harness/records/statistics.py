@@ -327,6 +327,18 @@ def kendall_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]
     return np.asarray(kendalltau(a, b, variant="b", axis=1).statistic, dtype=np.float64)
 
 
+def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:
+    """Return the top-weighted Kendall tau of every image, (B,) in [-1, 1], of two (B, N) scores; NaN likewise.
+
+    A pair of patches counts by 1 / (1 + rank) of the one plus that of the other (Vigna, 2015), ranked by a and by b.
+    """
+    from scipy.stats import weightedtau
+
+    a, b = _require_pair(scores_a, scores_b)
+    with np.errstate(invalid="ignore"):  # scipy adds infinities up
+        return np.asarray(weightedtau(a, b, axis=1).statistic, dtype=np.float64)
+
+
 def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.float64]:
     """Return the share, (B,), of the k best patches by a, (B, N), that are among the k best by b, k in 1..N.
 

@@ -189,6 +189,7 @@ class LatencyRecord(RowRecord):
     final_tokens: int  # patch tokens left at the end
     first_call_s: float | None = None  # preparing, compiling and the first call
     deviation: float | None = None  # of features from eager's, largest over images
+    peak_mib: float | None = None  # most that a call holds beside weights and images
     others_cores: float | None = None  # that other processes kept busy meanwhile
     attention: tuple[str, ...] | None = None  # kernels of fused attention that an eager call ran
     gpu: dict[str, float] | None = None  # right after the timing, see `read_gpu`
@@ -267,6 +268,7 @@ NARROW = ("batch", "ms", "ratio", "queries/s", "x dense", "p99, ms")  # figures 
 ABOUT = {  # columns, for captions
     "ms": "ms: median [quartiles] of whole calls",
     "p99": "p90, p99: ms that 90 and 99 % of the calls did not exceed",
+    "MiB": "MiB: the most that a call holds beside weights and images",
     "first, s": "first: preparing, compiling and the first call",
     "off": "off: largest difference of features from eager's, by their length",
     "queries/s": "queries/s: arrivals per second; batch: queries that share a call, at most",
@@ -352,6 +354,7 @@ def _cells(row: LatencyRecord) -> dict[str, Cell]:
         "images/s": figure(None if times is None else times.images_per_s, ".1f"),
         "ratio": estimate_cell(row.ratio, "{:.3f}".format),
         "verdict": _verdict(row),
+        "MiB": figure(row.peak_mib, ".1f"),
     }
     if row.way != EAGER:
         cells |= {"first, s": figure(row.first_call_s, ".1f"), "off": figure(row.deviation, ".0e")}

@@ -202,7 +202,7 @@ def test_checkpoints_of_another_fit(tmp_path: Path):
         fit_predictor(**fit)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_it():
+def test_the_best_epoch_is_kept_and_patience_ends_it_also_over_breaks(tmp_path: Path):
     """Nothing can be learnt here: validation is best early, training goes on getting better."""
     train, val = noise(16, 0), noise(32, 1)
     config = FitConfig(arch="mlp", loss="listnet", learning_rate=1e-2, epochs=60, patience=6)
@@ -216,6 +216,19 @@ def test_the_best_epoch_is_kept_and_patience_ends_it():
     each = [slow("listnet", p, t.tolist()) for p, t in zip(predicted, normalised(val.importance), strict=True)]
     assert sum(each) / len(each) == pytest.approx(losses[best], abs=1e-5)
     assert losses[-1] > losses[best] + 1e-3
+    again: list[tuple[float, float]] = []
+
+    def stop(epoch: int, *both: float) -> None:
+        again.append(both)
+        if epoch in (len(epochs) - 2, 1):
+            raise Stopped
+
+    options: dict[str, Any] = {"on_epoch": stop, "checkpoint": tmp_path / "fit.pt"}
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            fit_predictor(train, val, config, **options)
+    assert same(fit_predictor(train, val, config, **options), predictor)
+    assert again == epochs
 
 
 def test_really_killed(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Weights and towers of open_clip give its features here, and our models theirs there."""
+"""Weights of open_clip, loaded through our path, give its features, for every size and tag."""
 
 import json
 import os
@@ -8,9 +8,11 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from lively import lively
 from open_clip.model import CLIP
+from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
@@ -20,6 +22,35 @@ from torch import Tensor, nn
 import zoo
 from zoo.loading.clip import class_features, image_transform
 from zoo.loading.open_clip import from_open_clip, load_open_clip
+from zoo.loading.sizes import SIZES
+
+MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
+PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
+# One tag of each size and activation: nothing else of a tag reaches the features.
+DIFFERENT = list({(size, SIZES[size].tags[tag].quick_gelu): (size, tag) for size, tag in PAIRS}.values())
+TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
+
+
+@pytest.mark.parametrize(("size", "tag"), DIFFERENT)
+@torch.no_grad()
+def test_features_are_open_clips(size: str, tag: str, tmp_path: Path):
+    """Exact with the activation of the tag, and clearly different with the other one; narrow towers of 2 blocks."""
+    torch.manual_seed(3)
+    config = open_clip.get_model_config(MODELS[size])
+    vision = {**config["vision_cfg"], "width": 64, "layers": 2, "head_width": 16}
+    quick = bool(get_pretrained_cfg(MODELS[size], SIZES[size].tags[tag].open_clip).get("quick_gelu"))
+    same, other = (CLIP(config["embed_dim"], vision, TEXT, quick_gelu=q).eval() for q in (quick, not quick))
+    lively(same, 0.05)
+    other.load_state_dict(same.state_dict(), assign=True)
+    file = tmp_path / "open_clip.safetensors"
+    save_file({k: v.contiguous() for k, v in same.state_dict().items()}, file)
+    options = {"pretrained_cfg_overlay": {"file": str(file)}, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    model = timm.create_model(f"clip_vit_{size}.{tag}", pretrained=True, **options).eval()
+    images = torch.randn(1, 3, 224, 224)
+    features = model(images)
+    assert torch.allclose(features, same.encode_image(images), atol=1e-4)
+    assert (features - other.encode_image(images)).abs().max() > 1e-3
+
 
 NAME = "clip_vit_b32_clsattn50"
 

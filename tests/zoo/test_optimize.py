@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from lively import Build
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import zoo
+from harness.measure.timing import peak_mib
 from zoo.core.learned import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
 from zoo.towers.lean import Product
@@ -138,6 +140,16 @@ def test_of_no_images_there_are_no_features(half: zoo.ReducedViT, images: Tensor
     """As timm's towers have it."""
     for model in (half, zoo.optimize(half), zoo.optimize(half, dtype="bfloat16")):
         assert model(images[:0]).shape == (0, 7)
+
+
+@torch.no_grad()
+def test_takes_no_more_memory_than_timm():
+    """At 8 images and the widths of a real tower."""
+    tower = timm.create_model("vit_small_patch16_224", depth=2, num_classes=0, global_pool="token").eval()
+    images = torch.randn(8, 3, 224, 224)
+    dense = peak_mib(tower, images)
+    for dtype in ("float32", "bfloat16"):
+        assert peak_mib(zoo.optimize(tower, dtype=dtype), images) < dense
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
-from timm.data import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+from timm.data import constants
 from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
@@ -48,7 +41,6 @@ _APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
 _CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
-_SMALL = {"embed_dim": 384, "depth": 9, "num_heads": 6, "init_values": 1e-5}
 _LAION400M = Tag(False, "mit", "laion400m_e32")
 _DFN2B = Tag(True, _APPLE, "dfn2b")
 
@@ -82,7 +74,7 @@ SIZES = {
         "large", 14, 768, _LARGE, "laion2b_s32b_b82k", dfn2b=_DFN2B, dfn2b_s39b=Tag(False, _APPLE, "dfn2b_s39b")
     ),
     "s14": Size(
-        vit_args={"patch_size": 14, **_SMALL},
+        vit_args={"patch_size": 14, "embed_dim": 384, "depth": 9, "num_heads": 6, "init_values": 1e-5},
         features=256,
         weights=None,
         open_clip=None,
@@ -95,11 +87,11 @@ SIZES = {
 def weights_cfg(size: str, tag: str) -> dict[str, Any]:
     """Describe the weights ``tag`` of ``size`` to timm."""
     spec = SIZES[size]
-    mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    mean, std = constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD
     if spec.weights is None:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        mean, std = constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
     elif (size, tag) == ("l14", "laion2b"):
-        mean, std = IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+        mean, std = constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD
     source = {"hf_hub_id": f"timm/{spec.weights}.{tag}"}
     if spec.weights is None:
         source = {"file": str(EMBEDDED / f"clip_vit_{size}.safetensors")}

@@ -5,18 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    CLIPModel,
-    CLIPVisionModelWithProjection,
-    Siglip2Model,
-    Siglip2VisionModel,
-    SiglipModel,
-)
 
 from zoo.core.host import FeatureTower, give_features
 from zoo.loading.adopt import reduce
@@ -43,8 +34,8 @@ class Preprocess:
     """
 
     def __init__(self, folder: Path, model: Any) -> None:
-        self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        self.square = isinstance(model, (Siglip2Model, Siglip2VisionModel))
+        self.processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.square = isinstance(model, (transformers.Siglip2Model, transformers.Siglip2VisionModel))
         if self.square:
             vision = getattr(model.config, "vision_config", model.config)
             self.rows, self.size = math.isqrt(vision.num_patches), vision.patch_size
@@ -76,16 +67,16 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         raise FileNotFoundError(f"{named}: no config.json there; save_pretrained writes one")
     try:
         how = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        model: Any = AutoModel.from_pretrained(folder, **how).eval()
+        model: Any = transformers.AutoModel.from_pretrained(folder, **how).eval()
         preprocess = Preprocess(folder, model)
     except OSError as error:
         raise ValueError(f"{named}: {error}") from error
     tower = model
-    if isinstance(model, CLIPModel):
+    if isinstance(model, transformers.CLIPModel):
         with torch.device("meta"):
-            tower = CLIPVisionModelWithProjection(model.config.vision_config)
+            tower = transformers.CLIPVisionModelWithProjection(model.config.vision_config)
         tower.vision_model, tower.visual_projection = model.vision_model, model.visual_projection
-    elif isinstance(model, (SiglipModel, Siglip2Model)):
+    elif isinstance(model, (transformers.SiglipModel, transformers.Siglip2Model)):
         tower = model.vision_model
     try:
         visual: Any = give_features(reduce(tower.eval(), method=None)).eval()
@@ -94,7 +85,7 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         raise ValueError(f"{named}: {error}") from error
     if tower is model:
         return visual, preprocess, None
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     length = model.config.text_config.max_position_embeddings
     pad = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
 

@@ -47,8 +47,8 @@ class LeanBlock(ViTBlock):
     """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
 
     ``dtype`` is that of the matrix products; the residual stream stays float32. Rounding of patch tokens averages out
-    in the class token's attention, that of the class token's own row doesn't: ``cls`` spares it half of that by
-    projection and MLP in float32, which costs little in large batches.
+    in the class token's attention, that of the class token's own row doesn't: with ``cls`` whole blocks spare it half
+    of that by projection and MLP in float32, which costs little in large batches.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class LeanBlock(ViTBlock):
 
     def run(self, x: Tensor, bias: Tensor | None = None) -> None:
         """Run the block on tokens (S, T, D) float32, contiguous, in place."""
-        cls, attended = self._class_row(x), []
+        cls = x[:, 0].clone() if self.low is not None and self.cls else None
+        attended = []
         for part in parts(x, self.weights.dtype):
             one = bias[part] if bias is not None and bias.ndim == 4 and len(bias) == len(x) else bias
             attended.append(self._attention(x[part], one)[3])
@@ -93,11 +94,7 @@ class LeanBlock(ViTBlock):
 
     def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         x = tokens.x.contiguous()
-        cls = self._class_row(x)
-        query, key, value, attended = self._attention(x, bias)
-        if cls is not None:
-            self.fp32.proj.add_to(cls, attended.float())
-            x[:, 0] = cls
+        query, key, value, _ = self._attention(x, bias)
         return Attended(x, query, key, value, self.scale)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
@@ -105,12 +102,8 @@ class LeanBlock(ViTBlock):
 
     def add_mlp(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        cls = self._class_row(x)
         for part in parts(x, self.weights.dtype):
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
-        if cls is not None:
-            self._mlp(self.fp32, cls)
-            x[:, 0] = cls
         return x
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
@@ -120,10 +113,6 @@ class LeanBlock(ViTBlock):
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
         pooling = super().pooling_query(tokens, attended)
         return pooling._replace(query=pooling.query.float(), key=pooling.key.float())
-
-    def _class_row(self, x: Tensor) -> Tensor | None:
-        """Copy the class tokens (S, D) before the products of all tokens change them; None without low precision."""
-        return x[:, 0].clone() if self.low is not None and self.cls else None
 
     def _attention(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the attention's result to tokens (S, T, D) in place.

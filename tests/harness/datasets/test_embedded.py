@@ -98,17 +98,21 @@ def frames() -> Photos:
     return get_dataset("frames").released()  # type: ignore[return-value]
 
 
-def test_frames_are_whole_photographs_in_the_splits_of_their_crops(photos: Photos, frames: Photos):
-    file = io.BytesIO((DATA_DIR / "frames.pack").read_bytes())
+def test_packs_hold_what_their_indexes_say_and_frames_are_whole(photos: Photos, frames: Photos):
     splits = {row["group"]: row["split"] for row in photos.photos}
-    for row in frames.photos:
-        assert splits.setdefault(row["group"], row["split"]) == row["split"]
-        [(left, top, right, bottom, size)] = row["crops"]
-        assert right - left == bottom - top == min(row["size"])
-        with Image.open(io.BytesIO(file.read(size))) as image:
-            assert image.size == (min(448, right - left),) * 2
-            assert measure_detail(image, (224, 224)) == pytest.approx(row["detail"], abs=0.1)
-    assert not file.read()
+    for dataset, side in ((photos, 224), (frames, 448)):
+        file = io.BytesIO((DATA_DIR / dataset.files[0]).read_bytes())
+        for row in dataset.photos:
+            assert splits.setdefault(row["group"], row["split"]) == row["split"]
+            for left, top, right, bottom, size in row["crops"]:
+                assert 0 <= left < right <= row["size"][0]
+                assert 0 <= top < bottom <= row["size"][1]
+                with Image.open(io.BytesIO(file.read(size))) as image:
+                    assert image.size == (min(side, right - left),) * 2 == (min(side, bottom - top),) * 2
+                    if dataset is frames:
+                        assert right - left == min(row["size"])
+                        assert measure_detail(image, (224, 224)) == pytest.approx(row["detail"], abs=0.1)
+        assert not file.read()
     assert {row["name"] for row in photos.photos} < {row["name"] for row in frames.photos}
 
 
@@ -117,17 +121,6 @@ def test_notice_names_every_photograph(frames: Photos):
     for row in frames.photos:
         assert f"  {row['name']} | {row['author']} | {row['licence']}\n" in notice
         assert row["package"] in notice
-
-
-def test_the_pack_holds_what_the_index_says(photos: Photos):
-    file = io.BytesIO((DATA_DIR / "photos.pack").read_bytes())
-    for row in photos.photos:
-        for left, top, right, bottom, size in row["crops"]:
-            assert 0 <= left < right <= row["size"][0]
-            assert 0 <= top < bottom <= row["size"][1]
-            with Image.open(io.BytesIO(file.read(size))) as image:
-                assert image.size == (min(224, right - left),) * 2 == (min(224, bottom - top),) * 2
-    assert not file.read()
 
 
 def lies_in(part: np.ndarray, whole: np.ndarray) -> bool:

@@ -219,14 +219,14 @@ N, KEPT = 20, 8
 def agreement(scores: np.ndarray | None, golden: np.ndarray | None) -> dict[str, Any]:
     features = torch.zeros(1 if golden is None else len(golden), 2)
     facts = measurements(Sample(features=features, scores=scores, golden=golden, final_tokens=KEPT))
-    means = {name: own.mean for name, own in facts["metrics"].items() if name in ("tau", "match_at_k")}
+    means = {name: own.mean for name, own in facts["metrics"].items() if name in ("tau", "weighted_tau", "match_at_k")}
     return means | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
 
 
 def test_the_golden_ranking_agrees_with_itself_and_what_has_none_does_not_count():
     golden = np.random.default_rng(0).random((30, N)).astype(np.float32)
     counts = {"golden_images": 30, "tau_undefined": 0}
-    same = {"tau": 1, "match_at_k": 1}
+    same = {"tau": 1, "weighted_tau": 1, "match_at_k": 1}
     assert agreement(golden.copy(), golden) == pytest.approx(same | counts)
     turned = agreement(-golden, golden)
     assert (turned["tau"], turned["match_at_k"]) == (pytest.approx(-1), 0.0)  # 8 best of 20, 8 worst

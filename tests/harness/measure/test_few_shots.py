@@ -100,7 +100,6 @@ def test_known_prompts_are_not_judged_again_and_others_are(tuner, runs, tmp_path
 @pytest.mark.parametrize(("change", "match"), [
     ({"tokens": "tv"}, "tokens='tv': did you mean 'v'? expected one of t, v, vt, probe"),
     ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),
-    ({"seeds": 0}, "seeds=0: expected an integer in [1, inf)"),
     ({"num_tokens": 0}, "num_tokens=0: expected an integer in [1, inf)"),
     ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
 ])  # fmt: skip

@@ -225,8 +225,6 @@ RANDOM = "latency --model clip_vit_b16_random60 --batches 1 --rounds 6 --seconds
     ("clip_vit_s14 --seconds nan", "seconds=nan"),
     ("clip_vit_s14 --dtypes float23", "did you mean 'float32'"),
     ("clip_vit_s14 --methods golden", "--methods 'golden'"),
-    ("clip_vit_s14 --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
-    ("clip_vit_s14 --device cudda", "--device 'cudda' isn't available"),
     ("clip_vit_s14 --rate 30", "--rate 30 with --scenario calls: give --scenario server"),
     ("clip_vit_s14 --scenario server --rate 0", "--rate 0: expected queries a second, above 0"),
     ("clip_vit_s14 --scenario server --bound-ms -5", "bound_ms=-5.0: expected a number in (0, inf)"),

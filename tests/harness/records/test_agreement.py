@@ -37,6 +37,32 @@ def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(pair: Pair):
     np.testing.assert_allclose(statistics.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
 
 
+def slow_weighted_tau(a: list[float], b: list[float]) -> float:
+    """Sum over pairs as printed; rank r, by one side and then the other, weighs 1 / (1 + r)."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    results = []
+    for first, second in ((a, b), (b, a)):
+        order = sorted(range(len(a)), key=lambda i: (first[i], second[i]), reverse=True)
+        weight = {patch: 1 / (1 + rank) for rank, patch in enumerate(order)}
+
+        def product(x: list[float], y: list[float], weight: dict[int, float] = weight) -> float:
+            signs = ((x[i] > x[j]) - (x[i] < x[j]) for i, j in pairs)
+            others = ((y[i] > y[j]) - (y[i] < y[j]) for i, j in pairs)
+            terms = zip(pairs, signs, others, strict=True)
+            return sum((weight[i] + weight[j]) * s * o for (i, j), s, o in terms)
+
+        scale = math.sqrt(product(a, a) * product(b, b))
+        results.append(product(a, b) / scale if scale else math.nan)
+    return sum(results) / 2
+
+
+@given(score_pairs())
+def test_weighted_tau_equals_its_formula_on_every_row(pair: Pair):
+    found = statistics.weighted_tau(*pair)
+    rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
+    np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
+
+
 @given(score_pairs(), st.data())
 def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
     a, b = pair

@@ -142,8 +142,8 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
     late = row("evit", 1.0, batch=8, failed="out of memory")
     table = times.latency_table([latency_record(dense), row("tome", 0.8), row("evit", 1.0), late])
     ratio, unknown = "0.800 [0.800, 0.800]", ["–"] * 5
-    assert table.rows[1] == ["1", "tome50", "32", "1.50", "8.12 [8.08, 8.16]", "–", "–", "123.2", ratio, "faster"]
-    assert table.rows[3] == ["8", "evit50", "32", "1.50", *unknown, "not timed"]
+    assert table.rows[1] == ["1", "tome50", "32", "1.50", "8.12 [8.08, 8.16]", "–", "–", "123.2", ratio, "faster", "–"]
+    assert table.rows[3] == ["8", "evit50", "32", "1.50", *unknown, "not timed", "–"]
     assert table.notes == [
         "batch 8: out of memory",
         "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
