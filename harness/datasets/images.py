@@ -204,6 +204,8 @@ class ImageList:
         path = self.root / self.paths[index]
         if not path.is_file():
             raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
+        if not (self.by_content or path.resolve().is_relative_to(self.root.resolve())):
+            raise ValueError(f"image {str(path)!r} is a link out of {str(self.root)!r}; put it there")
         return decode_image(path.read_bytes(), repr(str(path))), None
 
     @cached_property

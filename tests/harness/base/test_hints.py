@@ -29,8 +29,3 @@ def test_the_command_of_a_hint_is_one(kind: str, facts: dict, path: str, values:
     args = vars(parse(shlex.split(line)))
     assert args["command"] == path
     assert {name: args[name] for name in values} == values
-
-
-def test_without_facts_a_hint_is_short():
-    assert describe_error(wanting(ValueError("bad"), "predictor")).startswith("bad; ")
-    assert describe_error(ValueError("bad")) == "bad"

@@ -23,7 +23,6 @@ from harness.base.store import (
     Shard,
     ShardKind,
     Store,
-    claim,
     from_lists,
     seal,
     shard_path,
@@ -186,14 +185,6 @@ def test_shards_that_may_hold_the_same_are_refused(folder: Path):
     shard_path(folder, 3).write_bytes(KIND.encode(other))
     with pytest.raises(ValueError, match=r"part-00003\.parquet has shard size 2 there, 4 wanted"):
         list(KIND.shards(folder))
-
-
-def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
-    for _ in range(2):
-        with claim(tmp_path / "new"):
-            with pytest.raises(ValueError, match=r"another run is writing to .*new"):
-                claim(tmp_path / "new").__enter__()
-            assert shard_paths(tmp_path / "new") == {}
 
 
 def test_what_cannot_be_read_stays_until_it_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch):

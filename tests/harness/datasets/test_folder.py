@@ -91,6 +91,15 @@ def test_names_and_revisions_stay_when_a_folder_moves_and_tell_other_content(sho
     assert len(set(revisions)) == 4
 
 
+@pytest.mark.parametrize("link", ["dog/out.png", "bird"])
+def test_links_that_leave_the_folder(link: str, shop: Make, tmp_path: Path):
+    folder = shop(PLAIN)
+    write_images(tmp_path / "secret", ["x.png"])
+    (folder / link).symlink_to(tmp_path / "secret" / ("x.png" if "." in link else ""))
+    with pytest.raises(ValueError, match=f"{link}.*' is a link out of '{folder}'"):
+        list(FolderDataset(folder).split("test"))
+
+
 FOUR = [f"{name}/1.png" for name in NAMES]
 
 
