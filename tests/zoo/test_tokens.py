@@ -157,14 +157,6 @@ def test_histories_of_merging_and_fusing():
     assert scores.argsort(dim=1, descending=True).tolist() == [[0, 2, 3, 1]]
 
 
-CASES = [
-    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
-    ("clsattn", {"reduce_at": [1, 3]}),
-    ("evit", {"reduce_at": [1, 3], "fuse": True}),
-    ("tome", {}),
-]
-
-
 def state(model: nn.Module) -> list[tuple[Any, ...]]:
     """List every attribute of every module by identity, and every tensor by value."""
     entries: list[tuple[Any, ...]] = []
@@ -175,7 +167,14 @@ def state(model: nn.Module) -> list[tuple[Any, ...]]:
     return entries + [(name, v.double().sum().item()) for name, v in model.state_dict().items()]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
+        ("evit", {"reduce_at": [1, 3], "fuse": True}),
+        ("tome", {}),
+    ],
+)
 @torch.no_grad()
 def test_a_trace_is_consistent_and_leaves_nothing_on_the_model(name: str, options: dict, tiny: Build, images: Tensor):
     model = tiny(f"clip_vit_b16_{name}50", **options)
@@ -237,17 +236,6 @@ def test_counts_fall_to_the_end(patches: int, keep: float, points: tuple[int, ..
     assert values[-1] == final_count(patches, keep)
 
 
-@given(patches=st.integers(100, 1024), keep=st.floats(0.3, 0.9), stages=st.integers(2, 6))
-def test_schedules_do_what_their_names_say(patches: int, keep: float, stages: int):
-    points = tuple(range(stages))
-    values = [patches, *spread(patches, keep, points, "linear").values()]
-    drops = [a - b for a, b in pairwise(values)]
-    assert max(drops) - min(drops) <= 2
-    values = [patches, *spread(patches, keep, points, "geometric").values()]
-    shares = [b / a for a, b in pairwise(values)]
-    assert max(shares) - min(shares) < 2 / (keep * patches)
-
-
 def test_stored_schedules():
     assert spread(196, 0.6, (3,), "geometric") == {3: 118}
     assert spread(196, 0.6, (3, 6, 9), "geometric") == {3: 165, 6: 139, 9: 118}
@@ -280,7 +268,6 @@ def test_stored_schedules():
         ("avit", {"reduce_at": [0, 3]}, "reduce_at=0"),
         ("avit", {"channel": 48}, "channel=48"),
         ("evit", {"keep": None}, "keep or stage_rate, got none of them"),
-        ("evit", {"stage_rate": 0.7}, "got keep=0.5, stage_rate=0.7"),
         ("evit", {"keep": None, "stage_rate": 0}, "stage_rate=0:"),
         ("patchrank", {"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
         ("atc", {"linkage": "ward"}, "linkage='ward'"),
@@ -288,9 +275,7 @@ def test_stored_schedules():
         ("pitome", {"proportional": 1}, "proportional=1"),
         ("pitome", {"reduce_at": 2, "keep": 0.4}, "block 2 to merge 38 of 64 patch tokens, at most half can"),
         ("rankmerge", {"rank": "cls", "reduce_at": [0, 2]}, "rank_at=3: expected a block up to the last"),
-        ("tome", {"keep": None}, "keep or r, got none of them"),
         ("tome", {"r": 8}, "got keep=0.5, r=8"),
-        ("tome", {"keep": 0.2, "reduce_at": [0, 1]}, "at most half can"),
     ],
 )
 def test_settings_out_of_range_are_refused(method: str, options: dict[str, Any], quoted: str, tower: zoo.ReducedViT):
