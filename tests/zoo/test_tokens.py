@@ -167,14 +167,11 @@ def state(model: nn.Module) -> list[tuple[Any, ...]]:
     return entries + [(name, v.double().sum().item()) for name, v in model.state_dict().items()]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
-        ("evit", {"reduce_at": [1, 3], "fuse": True}),
-        ("tome", {}),
-    ],
-)
+@pytest.mark.parametrize(("name", "options"), [
+    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
+    ("evit", {"reduce_at": [1, 3], "fuse": True}),
+    ("tome", {}),
+])  # fmt: skip
 @torch.no_grad()
 def test_a_trace_is_consistent_and_leaves_nothing_on_the_model(name: str, options: dict, tiny: Build, images: Tensor):
     model = tiny(f"clip_vit_b16_{name}50", **options)
@@ -251,33 +248,30 @@ def test_stored_schedules():
     assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "quoted"),
-    [
-        ("random", {"keep": 0}, "keep=0: expected a number in (0, 1]"),
-        ("random", {"keep": float("nan")}, "keep=nan: expected"),
-        ("random", {"keep": None}, "expected exactly one of keep"),
-        ("random", {"reduce_at": -1}, "reduce_at=-1: expected block indices, integers from 0"),
-        ("random", {"reduce_at": [3, 1]}, "reduce_at=[3, 1]: expected at least one index, ascending"),
-        ("random", {"reduce_at": [1, 17]}, "reduce_at=17: this tower has blocks 0 to 5"),
-        ("random", {"schedule": "cosine"}, "schedule='cosine': expected one of geometric, linear"),
-        ("random", {"schedule": (0.5, 0.8)}, "schedule=(0.5, 0.8): expected keep rates in (0, 1], none larger"),
-        ("random", {"schedule": [0.7, 0.6], "reduce_at": [1, 3]}, "schedule=(0.7, 0.6): expected 1 keep rates, one"),
-        ("random", {"seed": True}, "seed=True: expected an integer in [0, inf)"),
-        ("random", {"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
-        ("avit", {"reduce_at": [0, 3]}, "reduce_at=0"),
-        ("avit", {"channel": 48}, "channel=48"),
-        ("evit", {"keep": None}, "keep or stage_rate, got none of them"),
-        ("evit", {"keep": None, "stage_rate": 0}, "stage_rate=0:"),
-        ("patchrank", {"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
-        ("atc", {"linkage": "ward"}, "linkage='ward'"),
-        ("pitome", {"energy_from": 2.5}, "energy_from=2.5"),
-        ("pitome", {"proportional": 1}, "proportional=1"),
-        ("pitome", {"reduce_at": 2, "keep": 0.4}, "block 2 to merge 38 of 64 patch tokens, at most half can"),
-        ("rankmerge", {"rank": "cls", "reduce_at": [0, 2]}, "rank_at=3: expected a block up to the last"),
-        ("tome", {"r": 8}, "got keep=0.5, r=8"),
-    ],
-)
+@pytest.mark.parametrize(("method", "options", "quoted"), [
+    ("random", {"keep": 0}, "keep=0: expected a number in (0, 1]"),
+    ("random", {"keep": float("nan")}, "keep=nan: expected"),
+    ("random", {"keep": None}, "expected exactly one of keep"),
+    ("random", {"reduce_at": -1}, "reduce_at=-1: expected block indices, integers from 0"),
+    ("random", {"reduce_at": [3, 1]}, "reduce_at=[3, 1]: expected at least one index, ascending"),
+    ("random", {"reduce_at": [1, 17]}, "reduce_at=17: this tower has blocks 0 to 5"),
+    ("random", {"schedule": "cosine"}, "schedule='cosine': expected one of geometric, linear"),
+    ("random", {"schedule": (0.5, 0.8)}, "schedule=(0.5, 0.8): expected keep rates in (0, 1], none larger"),
+    ("random", {"schedule": [0.7, 0.6], "reduce_at": [1, 3]}, "schedule=(0.7, 0.6): expected 1 keep rates, one"),
+    ("random", {"seed": True}, "seed=True: expected an integer in [0, inf)"),
+    ("random", {"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
+    ("avit", {"reduce_at": [0, 3]}, "reduce_at=0"),
+    ("avit", {"channel": 48}, "channel=48"),
+    ("evit", {"keep": None}, "keep or stage_rate, got none of them"),
+    ("evit", {"keep": None, "stage_rate": 0}, "stage_rate=0:"),
+    ("patchrank", {"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
+    ("atc", {"linkage": "ward"}, "linkage='ward'"),
+    ("pitome", {"energy_from": 2.5}, "energy_from=2.5"),
+    ("pitome", {"proportional": 1}, "proportional=1"),
+    ("pitome", {"reduce_at": 2, "keep": 0.4}, "block 2 to merge 38 of 64 patch tokens, at most half can"),
+    ("rankmerge", {"rank": "cls", "reduce_at": [0, 2]}, "rank_at=3: expected a block up to the last"),
+    ("tome", {"r": 8}, "got keep=0.5, r=8"),
+])  # fmt: skip
 def test_settings_out_of_range_are_refused(method: str, options: dict[str, Any], quoted: str, tower: zoo.ReducedViT):
     with pytest.raises(ValueError, match=re.escape(quoted)):
         zoo.reduce(tower, method=method, **{"keep": 0.5, **options})

@@ -134,12 +134,9 @@ def test_weights_are_shared_not_copied(tiny: Build, images: Tensor):
     theirs, ours = dict(tower.named_parameters()), dict(model.named_parameters())
     assert all(ours[name] is theirs[name] for name in theirs)
     assert all(name.startswith("reducer.") for name in ours.keys() - theirs.keys())
-    state = {name: value.clone() for name, value in tower.state_dict().items()}
-    with torch.no_grad():
-        before = model(images)
-        torch.testing.assert_close(dict(tower.state_dict()), state, rtol=0, atol=0)
-        tower.head.bias.add_(1.0)
-        assert torch.allclose(model(images), before + 1.0, atol=1e-5)
+    before = model(images)
+    tower.head.bias.add_(1.0)
+    assert torch.allclose(model(images), before + 1.0, atol=1e-5)
     model.reset_classifier(0)
     assert (tower(images).shape, model(images).shape) == ((3, 7), (3, 48))
     assert (tower.num_classes, model.num_classes) == (7, 0)
@@ -152,24 +149,19 @@ PATCHRANK = {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16}
 
 
 @pytest.mark.parametrize("safe", [True, False])
-@pytest.mark.parametrize(
-    ("name", "method", "options"),
-    [
-        ("clip_vit_b16.laion2b", "", {}),
-        ("clip_vit_b16_patchrank60.openai", "", PATCHRANK),
-        ("deit_small_patch16_224", "tome", {"keep": 0.5}),
-        ("clip_vit_b16_tome50", "evit", {"stage_rate": 0.7, "fuse": True, "reduce_at": [0, 2, 4]}),
-        ("vit_base_patch16_clip_quickgelu_224.openai", None, {}),
-    ],
-)
-@torch.no_grad()
+@pytest.mark.parametrize(("name", "own", "method", "options"), [
+    ("clip_vit_b16.laion2b", {}, "", {}),
+    ("clip_vit_b16_patchrank60.openai", PATCHRANK, "", {}),
+    ("deit_small_patch16_224", {}, "tome", {"keep": 0.5}),
+    ("clip_vit_b16_rankmerge50", {"distance": 0.3}, "rankmerge", {"keep": 0.4, "distance": 0.2, "reduce_at": (1, 2)}),
+    ("vit_base_patch16_clip_quickgelu_224.openai", {}, None, {}),
+])  # fmt: skip
 def test_round_trip(
-    name: str, method: str | None, options: dict, safe: bool, tiny: Build, images: Tensor, tmp_path: Path
+    name: str, own: dict, method: str | None, options: dict, safe: bool, tiny: Build, images: Tensor, tmp_path: Path
 ):
-    if method == "":
-        model = tiny(name, **options)
-    else:
-        first = zoo.reduce(tiny(name), method="random", keep=0.3)  # reducing again keeps the first base
+    model = tiny(name, **own)
+    if method != "":
+        first = zoo.reduce(model, method="random", keep=0.3)  # reducing again keeps the first base
         model = zoo.reduce(first, method=method, **options).eval()
     save_for_hf(model, tmp_path, safe_serialization=safe)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
