@@ -59,7 +59,6 @@ def slow_merge(
 
 
 def in_order(left: Left) -> list[int]:
-    """Return what is left of the odd places, then the even ones."""
     return sorted(left, key=lambda place: (place % 2 == 0, place))
 
 

@@ -74,7 +74,6 @@ def test_halting_is_the_slow_loop(options: dict, left: dict[int, int], tower: zo
 
 
 def test_cls_attention_and_the_rest_on_what_is_left(tower: zoo.ReducedViT, images: Tensor):
-    """Slowly: dense blocks, pick tokens by hand, dense blocks."""
     model = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=[2, 4])
     x, reductions = tower.blocks[0](tower.embed(images).x), model.trace(images).reductions
     for index in range(1, 6):

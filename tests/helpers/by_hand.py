@@ -63,7 +63,6 @@ def replace(thing: T, **changes: Any) -> T:
 
 
 def make(**values: Any) -> Record:
-    """Return a record of fields and metrics."""
     fields, metrics = apart(values, {})
     return Record(**fields, metrics=metrics)
 
@@ -77,6 +76,5 @@ def part(record: Record, name: str) -> Any:
 
 
 def per_image(name: str, values: Any) -> dict[str, Measured]:
-    """Return a metric with its (n,) values, as it is measured."""
     found = dataclasses.replace(METRICS[name], function=lambda _: np.asarray(values)).measure(NOTHING)
     return {} if found is None else {name: found}

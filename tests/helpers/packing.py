@@ -24,7 +24,6 @@ def encoded(key: str, kind: str = "png") -> bytes:
 
 
 def write_images(folder: Path, paths: Iterable[str]) -> Path:
-    """Write images at paths below a folder, each with the noise of its path."""
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(path)).save(folder / path)
@@ -57,6 +56,5 @@ def zipped(members: Iterable[tuple[str | zipfile.ZipInfo, bytes]]) -> bytes:
 
 
 def contents(folder: Path) -> Mapping[str, bytes]:
-    """Map the files below a folder to what they hold."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -63,7 +63,6 @@ ORDERED = ("atc", "tome", "tofu", "rankmerge")
 
 
 def build(kind: str, **overrides: Any) -> nn.Module:
-    """Build a tower of 3 blocks with 16 patches."""
     if kind in OPEN_CLIP:
         return lively(VisionTransformer(**{**TINY, **OPEN_CLIP[kind], **overrides}))
     name, own = TIMM[kind]
@@ -77,7 +76,6 @@ def reduced(tower: nn.Module, method: str | None, **options: Any) -> Host:
 
 
 def images_of(tower: nn.Module, count: int) -> Tensor:
-    """Return random images of the tower's size."""
     size = reduced(tower, None).input_size
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3))
 

@@ -20,7 +20,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 import zoo
-from zoo.loading.clip import class_features, image_transform
+from zoo.loading.clip import image_transform
 from zoo.loading.open_clip import from_open_clip, load_open_clip
 from zoo.loading.sizes import SIZES
 
@@ -223,17 +223,13 @@ def checkpoint(model: nn.Module, folder: Path) -> Path:
 @torch.no_grad()
 def test_a_file_or_folder_gives_both_towers(theirs: Any, tmp_path: Path, images: Tensor):
     file = checkpoint(theirs, tmp_path)
-    (model, preprocess, tokenizer), name = load_open_clip(f"tiny/{file}")
+    (model, _, tokenizer), name = load_open_clip(f"tiny/{file}")
     assert name == f"tiny/{file.name}"
     assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
     assert not model.training
     tokens = tokenizer(["a cat", "a dog"])
     torch.testing.assert_close(model.encode_text(tokens), theirs.encode_text(tokens))
     assert torch.equal(model.logit_scale, theirs.logit_scale)
-    classes = class_features(model, tokenizer, ["cat", "dog", "house"], ["a photo of a {}."])
-    assert torch.allclose(classes.norm(dim=1), torch.ones(3))
-    image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
-    assert torch.equal(preprocess(image), open_clip.create_model_and_transforms("tiny")[2](image))
     # A folder that open_clip wrote.
     facts = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(facts))
@@ -254,10 +250,8 @@ def test_a_tag_brings_its_activation(theirs: Any, tmp_path: Path, images: Tensor
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, arch, tags)
     other = build(B16, quick=True)
     for arch in ("tiny", "tiny-quickgelu"):
-        (model, preprocess, tokenizer), _ = load_open_clip(f"{arch}/openai")
+        (model, preprocess, _), _ = load_open_clip(f"{arch}/openai")
         assert torch.allclose(model.encode_image(images), other.encode_image(images), atol=1e-5)
-        tokens = tokenizer(["a cat"])
-        assert torch.allclose(model.encode_text(tokens), other.encode_text(tokens), atol=1e-5)
         white = preprocess(Image.new("RGB", (40, 40), "white"))
         assert torch.allclose(white[:, 0, 0], torch.tensor([0.5, 0.6, 0.7]))
     (model, *_), name = load_open_clip("tiny/LAION2B-s1")
@@ -270,7 +264,6 @@ def test_a_tag_brings_its_activation(theirs: Any, tmp_path: Path, images: Tensor
 
 
 def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any):
-    """Files are read as ours are (test_weights.py): what could run code isn't run."""
     torch.save({"state_dict": evil}, tmp_path / "evil.pt")
     save_file({"x": torch.zeros(1)}, tmp_path / "x.pt")
     for name, why in (("evil.pt", "could run code"), ("x.pt", "")):

@@ -137,7 +137,6 @@ def test_tokens_that_others_read_are_not_written_and_low_precision_is_close(half
 
 @torch.no_grad()
 def test_of_no_images_there_are_no_features(half: zoo.ReducedViT, images: Tensor):
-    """As timm's towers have it."""
     for model in (half, zoo.optimize(half), zoo.optimize(half, dtype="bfloat16")):
         assert model(images[:0]).shape == (0, 7)
 

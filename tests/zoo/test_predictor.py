@@ -106,7 +106,6 @@ def test_the_pooled_mixer_averages_channels_and_scores_linearly():
 
 
 def test_the_transformer_attends_to_class_token_and_patches():
-    """One head of 16 channels, written out."""
     net = lively(TokenTransformer(12, 16, GRID), 0.3)
     tokens, cls = torch.randn(6, 12), torch.randn(1, 12)
     x = net.token(torch.cat((cls, tokens)))
@@ -153,7 +152,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tower(tiny: Build, tmp_path: Path) -> dict[str, Any]:
-    """Save a dense tower; return what makes a patchrank model load it."""
     save_file(tiny(f"{NAME}.{TAG}").state_dict(), tmp_path / "tower.safetensors")
     source = {"file": str(tmp_path / "tower.safetensors"), "num_classes": 7}
     return {"pretrained": True, "pretrained_cfg_overlay": source, "noise": 0}

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def slow_costs(x: Tensor, places: Tensor, weight: list[float]) -> list[list[float]]:
-    """Write one image's costs down pair by pair."""
     n, cosine = len(x), torch.nn.functional.cosine_similarity
     cost = [[math.inf] * n for _ in range(n)]
     for i, j in itertools.permutations(range(n), 2):
@@ -44,7 +43,6 @@ def greedy(cost: list[list[float]], r: int) -> float:
 
 
 def some(n: int, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Random tokens in clusters, places and weights."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(batch, 4, 6, generator=generator)
     x = centres[:, torch.randint(4, (n,), generator=generator)] + 0.5 * torch.randn(batch, n, 6, generator=generator)
@@ -145,7 +143,6 @@ def test_a_mask_on_a_gpu_has_the_queries_dtype_and_rows_that_begin_at_multiples_
 
 
 def test_towers_attend_by_channels_or_by_a_mask(tower: zoo.ReducedViT, images: Tensor, monkeypatch):
-    """A mask has the queries' dtype."""
     masks = []
 
     def attend(query: Tensor, *others: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:

@@ -88,8 +88,6 @@ def test_cfgs_agree_with_timms_and_open_clips(size: str):
     ("b16_evit60", {"kep": 0.5}, "b16_evit60 has no argument 'kep': did you mean 'keep'"),
     ("b16", {"keep": 0.5}, "no argument 'keep': the method and its keep rate are part of the name"),
     ("b16_random60", {"predictor": "x"}, "has no argument 'predictor'"),
-    ("s14_evit60", {"reduce_at": [3, 6, 9]}, "reduce_at=9: this tower has blocks 0 to 8"),
-    ("b16_tome30", {"reduce_at": [3]}, "at most half can; raise keep or add reduction points"),
 ])  # fmt: skip
 def test_refusals(name: str, kwargs: dict, match: str):
     error = TypeError if "has no argument" in match else ValueError  # the first is both

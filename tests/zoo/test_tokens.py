@@ -203,15 +203,6 @@ def test_a_trace_is_consistent_and_leaves_nothing_on_the_model(name: str, option
     assert (trace.scores.gather(1, trace.ranking).diff() <= 0).all()
 
 
-@torch.no_grad()
-def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Tensor):
-    """The harness runs the dense blocks once for all methods; ``first_block`` says which."""
-    dense = zoo.reduce(half, method=None)
-    shared, _ = dense.advance(dense.embed(images), stop=half.reducer.first_block)
-    tokens, _ = half.advance(shared, start=half.reducer.first_block)
-    assert torch.equal(half.finish(tokens), half(images))
-
-
 SCHEDULE = st.sampled_from(["geometric", "linear", "delayed"])
 POINTS = st.sets(st.integers(0, 23), min_size=1, max_size=12).map(lambda s: tuple(sorted(s)))
 

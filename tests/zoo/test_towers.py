@@ -206,7 +206,6 @@ def test_rotations_follow_places(kind: str):
 
 
 def features(model: Host, tokens: Tokens) -> Tensor:
-    """Run tokens that enter block 1 through the rest."""
     for index in (1, 2):
         tokens = tokens._replace(x=model.block(index).whole(tokens))
     return F.normalize(model.finish(tokens), dim=-1)
@@ -214,7 +213,6 @@ def features(model: Host, tokens: Tokens) -> Tensor:
 
 @pytest.mark.parametrize("kind", FEW)
 def test_golden_rankings_watch_the_pooled_output(kind: str):
-    """Against windows removed one by one."""
     model = zoo.reduce(build(kind), method=None)
     images = images_of(model, 2)
     found = GoldenEngine(model, GoldenConfig(block=1, stride=2)).importance(images)

@@ -46,7 +46,6 @@ QUICK = {"count": 3, "rounds": 3, "steps": 4, "batch": 4, "dtype": "float32"}
 
 @pytest.fixture
 def parts(tiny: Build) -> ClipParts:
-    """Join a pruned tiny tower with a text tower of three words."""
     vit = tiny("clip_vit_b16_patchrank60.openai", arch="mlp", width=8)
     known = TOKENIZE([t.format(name) for t in TEMPLATES for name in CLASSES]).unique().tolist()
     geometry = {"context_length": LENGTH, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
@@ -135,7 +134,6 @@ def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
 
 
 def test_the_papers_parameter_counts():
-    """B/16, 16 tokens: 8,192 for T, 401,408 for V+T."""
     config = open_clip.get_model_config("ViT-B-16")
     text = TextTransformer(**{**config["text_cfg"], "layers": 1}, output_dim=config["embed_dim"])
     vit = zoo.ReducedViT(embed_dim=768, depth=1, num_heads=12, num_classes=512)
@@ -274,7 +272,6 @@ def with_tokens(model: Any) -> zoo.ReducedViT:
 
 
 def by_hand(model: Any, images: Tensor) -> Tensor:
-    """Compute a dense prompted tower with timm's own parts, token by token list."""
     prompts = model.prompts()
     x = model._pos_embed(model.patch_embed(images))
     x = torch.stack([torch.stack([row[0], *prompts, *row[1:]]) for row in x])
@@ -367,11 +364,6 @@ def test_saved_and_loaded(tiny: Build, images: Tensor, method: str, tmp_path: Pa
     assert isinstance(again.head, CosineHead)
     features = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     torch.testing.assert_close(features(images), model.forward_head(model.forward_features(images), True))
-    other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=9).eval()
-    assert other(images).shape == (3, 9)
-    assert torch.equal(other.prompts(), model.prompts())
-    model.reset_classifier(0)
-    assert model(images).shape == (3, 48)
 
 
 @torch.no_grad()
@@ -384,8 +376,6 @@ def test_timm_creates_a_tuned_model(tmp_path: Path):
     torch.testing.assert_close(model(images), zoo.add_prompts(plain, file)(images))
     assert torch.equal(model.prompts(), tensors()["visual"])
     assert "prompts.safetensors" not in json.dumps(model._model_args)
-    features = timm.create_model(name, prompts=str(file.path), num_classes=0).eval()
-    assert features(images).shape == (2, 384)
     with pytest.raises(ValueError, match=r"num_classes=7: .* has 3; leave it out"):
         timm.create_model(name, prompts=file.path, num_classes=7)
 

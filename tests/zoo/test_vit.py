@@ -190,7 +190,6 @@ def layer(request: pytest.FixtureRequest) -> Attention:
 
 
 def block_of(layer: Attention) -> ViTBlock:
-    """Return a block whose norm does nothing."""
     return ViTBlock(SimpleNamespace(attn=layer, norm1=nn.Identity()))
 
 

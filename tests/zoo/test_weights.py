@@ -146,7 +146,6 @@ def test_files_cut_short_or_changed_give_tensors_or_an_error(save: Callable[...,
 
 @torch.no_grad()
 def test_a_file_of_a_custom_text_model_serves_as_well(small_clip, tmp_path: Path):
-    """The tag decides the activation of both towers."""
     state, towers = small_clip.original().half().state_dict(), ("visual.", "logit_scale")
     file, images = tmp_path / "weights.pt", torch.randn(1, 3, 224, 224)
     torch.save({k if k.startswith(towers) else f"text.{k}": v for k, v in state.items()}, file)

@@ -67,7 +67,6 @@ def page(report: Path, request: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def script(name: str) -> str:
-    """Read a script beside this file."""
     return (Path(__file__).parent / name).read_text("utf-8")
 
 
