@@ -60,8 +60,6 @@ def test_no_machine_path_and_no_registry_host_in_any_file():
     assert occurrences(MACHINE_PATH) == occurrences(REGISTRY_HOST) == []
     for line in ("cd {}/x", 'open("{}/x")', "at={}", "PATH=a:{}/b"):
         assert all(MACHINE_PATH.search(line.format("/" + folder)) for folder in ("work", "home/ann"))
-    for line in ("a/{}/b", "{{dir}}/{}", "../{}/x", "/{}ers", "x / {}", "/"):
-        assert not MACHINE_PATH.search(line.format("work"))
 
 
 @pytest.mark.parametrize(("marker", "end"), [("main-command", "-m harness compare"), ("test-command", "tox")])

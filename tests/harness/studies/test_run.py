@@ -53,7 +53,6 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
 
     begins = {row.group: row for row in reversed(table.rows)}
     assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
-    assert table.dense == records[0]
     if plot := list_studies()[name].plot:
         assert sum(map(len, table.chart(*plot).series.values())) > 1
     for row in table.rows:
@@ -63,7 +62,6 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
         if golden:
             assert row.average.mean("tau") > 0.95  # in several steps, ties are broken otherwise
     assert len({tuple(row.labels.values()) for row in table.rows}) == len(table.rows)
-    assert {len(row) for row in table.table().rows} == {len(table.table().heads)}
 
     work["done"] = 1
     after = stock_of(name, few)
@@ -142,8 +140,6 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyC
     assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0), seed=0)
     assert pruned.difference("over_seeds") == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.difference("over_seeds") is table.rows[1].difference("over_seeds") is None
-    plain = table.rows[0].average.mean("gflops")
-    assert dense.average.mean("gflops") > plain == table.rows[2].average.mean("gflops")
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
@@ -229,7 +225,6 @@ def test_each_column_is_a_family_judged_by_holm_and_marked():
     marked = [cell for row in one.table().rows for cell in row if cell.mark]
     assert len(marked) == 3 + 1
     assert [line["to_dense_p_holm"] for line in one.lines()] == [float(f"{p:.6g}") for p in holm(dense)]
-    assert [line["line"] for line in one.lines()] == ["l0", "l1", "l2", "l3"]
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
