@@ -100,18 +100,6 @@ def test_tool_releases_agree():
     assert pins[2] == {tool: pins[0][tool] for tool in ("ruff", "import-linter")}
 
 
-def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path):
-    """Run .ci/run on a README whose test command says so, and see nothing else run."""
-    script = tmp_path / ".ci" / "run"
-    script.parent.mkdir()
-    script.write_text(text_of(".ci/run"))
-    readme = "# x\n\n```sh\necho other\n```\n\n<!-- {} -->\n```sh\necho tests ran\n```\n"
-    for marker, code, lines in (("test-command", 0, ["+ echo tests ran", "tests ran"]), ("another", 2, [])):
-        (tmp_path / "README.md").write_text(readme.format(marker))
-        done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout.splitlines()) == (code, lines)
-
-
 def test_a_method_and_a_dataset_of_the_extension_guide_work(tmp_path: Path):
     """Run both examples as written; in a process of their own, as they register names."""
     page = text_of("docs/extend.md")

@@ -87,19 +87,8 @@ def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_p
     command = f"fit predictor --model {model} --rankings {store} --arch mlp --width 8 --epochs 2"
     assert main(f"{command} --images {pictures} --output {out}".split()) == 0
     assert "held out for early stopping: 4 ranked images" in capsys.readouterr().err
-    vit = load_tower(model).vit
-    pruned = zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out).eval()
-    images = torch.randn(3, 3, 64, 64)
-    with torch.inference_mode():
-        trace = pruned.trace(images)
-        entering, _ = vit.advance(vit.embed(images), stop=3)
-        scores = pruned.reducer.predictor(entering.x, 1, (8, 8))
-    assert trace.final_tokens == 32
-    assert torch.equal(trace.ranking, scores.argsort(dim=1, descending=True, stable=True))
-    stored = PredictorFile.read(out).tensors()
-    assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in stored.items())
-
-    capsys.readouterr()
+    pruned = zoo.reduce(load_tower(model).vit, method="patchrank", keep=0.5, predictor=out)
+    assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in PredictorFile.read(out).tensors().items())
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
     for flags, said in (
         ("", "of the folder 'pictures', revision .*, which is not at hand; say where it is with"),

@@ -103,15 +103,11 @@ def test_a_larger_limit_redoes_only_the_last_shard(run, counted, tmp_path):
 
 
 def test_other_settings_never_mix(run, tmp_path):
-    """Not in one folder; in another folder they give something else."""
-    first, other = run(out=tmp_path / "r").path, GoldenConfig(window=2, stride=1)
+    first = run(out=tmp_path / "r").path
     assert first == tmp_path / "r"
-    for config, batch in ((SPARSE, 8), (other, 16)):
+    for config, batch in ((SPARSE, 8), (GoldenConfig(window=2, stride=1), 16)):
         with pytest.raises(ValueError, match=r"made with other settings: .* Use another --output"):
             run(config, out=first, batch=batch)
-    again = Rankings.read(run(other, out=tmp_path / "other").path)
-    assert again.image_ids == Rankings.read(first).image_ids
-    assert not np.array_equal(again.importance, Rankings.read(first).importance)
 
 
 def test_a_folder_of_images_needs_no_labels(run, tmp_path):

@@ -134,15 +134,6 @@ def test_a_store_shrinks_to_a_small_file(store, tmp_path):
     assert pq.read_table(path).column_names == ["image_id", "importance"]
 
 
-def test_images_in_any_order_and_unknown_ones():
-    known = small()
-    values = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
-    assert values.dtype == np.float32
-    assert np.array_equal(values[[0, 2, 3]], known.importance[[2, 0, 2]].astype(np.float32))
-    assert np.isnan(values[1]).all()
-    assert known.of([]).shape == (0, 6)
-
-
 def test_another_provenance_is_refused_with_the_command():
     small().require(**asdict(PROVENANCE))
     match = f"made with split='test', wanted 'val'; make them with: patchrank rank --model {MODEL} --dataset fashion"

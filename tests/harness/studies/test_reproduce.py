@@ -161,18 +161,6 @@ def test_table_4_drops_the_same_at_the_same_blocks(one: StudyConfig, reproduced)
     assert ours["Patch Ranking, ImageNet-trained"]["imagenet"] == ours["Patch Ranking"]["imagenet"]
 
 
-@pytest.mark.usefixtures("quick_costs")
-def test_variants_of_imagenet_are_judged_by_its_predictor(staged: dict[str, Dataset], tmp_path: Path, monkeypatch):
-    """They have test images only."""
-    whole = staged["elsewhere"].split
-    monkeypatch.setattr(staged["elsewhere"], "split", lambda name: whole(name)[: None if name == "test" else 0])
-    assert run("table4 --dataset imagenet elsewhere", FLAGS, f"--output {tmp_path}") == 0
-    ours = {row[0]: row[2:4] for row in cells_of((tmp_path / "table4.md").read_text()) if row[1] == "ours"}
-    assert {name: [cell == "–" for cell in cells] for name, cells in ours.items()} == {
-        name: [False, name == "Patch Ranking"] for name in ours
-    }
-
-
 def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, reproduced):
     comparison, _ = reproduced("table2", replace(paper_s, seeds=1))
     rows = {row.row.name: row for row in comparison.results}

@@ -39,12 +39,6 @@ def clothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def every(folder: Path) -> tuple[list[str], np.ndarray]:
-    shards = list(read_vectors(folder))
-    names = [name for shard in shards for name in shard.names]
-    return names, np.concatenate([shard.embeddings for shard in shards]).astype(np.float32)
-
-
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_stored_in_bytes_and_bits(width: int, seed: int):
     """Within half a step of int8; bits are the signs, eight to a byte, the first highest."""
@@ -130,15 +124,11 @@ def test_losses_are_those_of_each_embedding_among_the_others(floats: np.ndarray,
 
 
 def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing: Path):
-    names, embeddings = every(clothing / "vectors")
     provenance = next(read_vectors(clothing / "vectors")).provenance
     right = 0
     for word in WORDS:
-        vector = query_vector(word, provenance)
-        hits = nearest(clothing / "vectors", vector, 4).hits
+        hits = nearest(clothing / "vectors", query_vector(word, provenance), 4).hits
         right += sum(hit.name.startswith(f"{word}/") for hit in hits)
-        scores, own = embeddings @ vector, np.array([name.startswith(f"{word}/") for name in names])
-        assert scores[own].mean() > scores[~own].mean()
     assert right >= 12  # of 16; by chance 4
 
 
