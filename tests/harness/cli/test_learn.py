@@ -5,13 +5,11 @@ import re
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
-import timm
 import torch
+from packing import write_images
 from PIL import Image
 from safetensors import safe_open
-from timm.models import save_for_hf
 
 import zoo
 from harness.cli.entry import main
@@ -65,29 +63,16 @@ def test_without_shipped_rankings_images_are_ranked_first(capsys):
     assert main([*again.split(), "--arch", "mlp", "--epochs", "1"]) == 0
 
 
-@pytest.fixture(scope="module")
-def ranked_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
-    """A saved tower of timm's, a folder of 20 pictures, and the store of their rankings."""
-    folder = tmp_path_factory.mktemp("small")
-    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
-    torch.manual_seed(15)
-    save_for_hf(timm.create_model("deit_small_patch16_224", **shape), folder / "tower")
-    (folder / "pictures").mkdir()
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)):
-        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
-    model, store = f"local-dir:{folder / 'tower'}", folder / "rankings"
-    command = f"rank --model {model} --images {folder / 'pictures'} --full --window 4 --stride 4"
-    assert main([*command.split(), "--output", str(store)]) == 0
-    return model, folder / "pictures", store
-
-
-def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_path, capsys):
-    model, pictures, store = ranked_folder
+@pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
+def test_from_a_folder_to_a_pruned_model_of_another_library(foreign: str, tmp_path: Path, capsys):
+    pictures, store = write_images(tmp_path / "pictures", [f"{i}.png" for i in range(20)]), tmp_path / "rankings"
+    rank = f"rank --model {foreign} --images {pictures} --full --window 2 --stride 2 --output {store}"
+    assert main(rank.split()) == 0
     out = tmp_path / "p.safetensors"
-    command = f"fit predictor --model {model} --rankings {store} --arch mlp --width 8 --epochs 2"
+    command = f"fit predictor --model {foreign} --rankings {store} --arch mlp --width 8 --epochs 2"
     assert main(f"{command} --images {pictures} --output {out}".split()) == 0
     assert "held out for early stopping: 4 ranked images" in capsys.readouterr().err
-    pruned = zoo.reduce(load_tower(model).vit, method="patchrank", keep=0.5, predictor=out)
+    pruned = zoo.reduce(load_tower(foreign).vit, method="patchrank", keep=0.5, predictor=out)
     assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in PredictorFile.read(out).tensors().items())
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
     for flags, said in (
