@@ -39,7 +39,6 @@ def tree() -> tuple[str, ...]:
 
 @cache
 def text_of(name: str) -> str | None:
-    """Return a file's text, or None when it isn't text."""
     raw = (ROOT / name).read_bytes()
     try:
         return None if b"\0" in raw[:4096] else raw.decode()

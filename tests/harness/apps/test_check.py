@@ -203,7 +203,6 @@ Run = Callable[..., Shown]
 
 @pytest.fixture
 def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run ``check`` on the toy tower and dataset, whatever the names."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.apps.check.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.apps.check.get_dataset", lambda name: toy)

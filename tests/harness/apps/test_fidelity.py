@@ -101,7 +101,6 @@ def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
 
 
 def test_values_are_those_of_the_plain_way(dense: Any, tower: Tower, named: Dataset):
-    """The slow way, picture by picture."""
     rows = rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
     assert tower.clip is not None
     split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)

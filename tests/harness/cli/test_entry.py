@@ -70,7 +70,6 @@ def document(capsys) -> Any:
 
 @pytest.fixture
 def command(monkeypatch) -> Any:
-    """Let `list` run something else."""
     return lambda run: monkeypatch.setitem(COMMANDS, "list", replace(COMMANDS["list"], run=run))
 
 

@@ -39,7 +39,6 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
 
 @pytest.fixture
 def miniature_command(miniature: None, tower: Tower, toy: Dataset, monkeypatch) -> None:
-    """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.models.towers.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
@@ -56,11 +55,7 @@ def test_without_shipped_rankings_images_are_ranked_first(capsys):
     assert facts["block"] == 4
     assert (facts["recipe"]["loss"], facts["options"]["arch"]) == ("bce", "linear")
     assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
-    stores = sorted((cache_folder() / "rankings").iterdir())
-    assert len(stores) == 2  # train and val
-    # The stores that it made are there for another fit.
-    again = f"fit predictor --model clip_vit_b16 --rankings {stores[0]} --val {stores[1]}"
-    assert main([*again.split(), "--arch", "mlp", "--epochs", "1"]) == 0
+    assert len(list((cache_folder() / "rankings").iterdir())) == 2  # train and val
 
 
 @pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)

@@ -185,7 +185,6 @@ PATHS = [path for entries in lists().values() for path, _, _ in entries]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Write a split file and its images; return the file."""
 
     def call(folder: str = "oxford_pets", images: str = "images") -> Path:
         write_images(tmp_path / folder / images, PATHS)

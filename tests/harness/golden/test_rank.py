@@ -30,7 +30,6 @@ SPARSE = GoldenConfig(window=2, stride=2)
 
 @pytest.fixture
 def run(tower: Tower, toy: Dataset, monkeypatch) -> Run:
-    """Rank ten toy images with the miniature tower, in shards of four."""
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
 
     def call(config: GoldenConfig = SPARSE, **facts: Any) -> Ranked:
@@ -49,7 +48,6 @@ def named(toy: Dataset, monkeypatch) -> None:
 
 @pytest.fixture
 def counted(monkeypatch) -> list[int]:
-    """Count the images of each call of the engine."""
     calls: list[int] = []
     importance = GoldenEngine.importance
 

@@ -36,7 +36,6 @@ def images() -> Tensor:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Saved:
-    """Save a model as timm does and return the name that loads it."""
 
     def save(model: Any) -> str:
         save_for_hf(model, tmp_path / "mine", safe_serialization=True)

@@ -33,9 +33,6 @@ def cells_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
-# What the paper printed
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_make_the_printed_mean_and_rows_are_compared_with_earlier_ones(name: str):
     config = TABLES[name].conditions(StudyConfig(datasets=paper(name)["columns"]))
@@ -56,9 +53,6 @@ def test_a_mean_over_some_datasets_needs_each_of_them():
     assert rows["unpruned"].mean_over(["dtd", "ucf101"]) == pytest.approx((45.1 + 67.0) / 2)
     assert rows["unpruned"].mean_over(["dtd", "fashion"]) == 67.9  # others: as printed
     assert rows["golden, preservation, keep 60"].mean_over(["dtd"]) is None
-
-
-# What ours promise
 
 
 @pytest.fixture
@@ -185,9 +179,6 @@ def test_a_mean_over_datasets_is_as_sure_as_independent_ones_make_it():
     assert mean == 15.0
     assert mean - low == pytest.approx((3**2 + 4**2) ** 0.5 / 2)
     assert high - mean == pytest.approx((2**2 + 1**2) ** 0.5 / 2)
-
-
-# Conditions
 
 
 def test_conditions_are_the_paper_s_with_a_root_and_the_embedded_ones_without():

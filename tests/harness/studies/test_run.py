@@ -75,9 +75,6 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     assert [replace(r, created=now) for r in again] == [replace(r, created=now) for r in records]
 
 
-# What some studies compare
-
-
 @pytest.mark.usefixtures("quick_costs")
 def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
     """The second dataset's predictors are loaded into the tower that the first was judged in, in half precision."""
@@ -116,9 +113,6 @@ def test_schedules_stay_in_the_tower():
     assert four_points(12) == [(3, 5, 7, 9), (1, 2, 3, 4), (3, 4, 5, 6), (0, 2, 4, 6)]
     with pytest.raises(ValueError, match="this tower has 4"):
         four_points(4)
-
-
-# Learned tokens
 
 
 @pytest.fixture
@@ -168,9 +162,6 @@ def test_longer_sequences_cost_more_on_the_final_split_too(tuned: StudyConfig, s
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
 
 
-# What is kept
-
-
 def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(toy: Dataset, ranked):
     model, made = "clip_vit_b16.openai", ranked("test", 5)
     path = own_store(model, "toy", "test", GoldenConfig())
@@ -195,9 +186,6 @@ def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_
     kept.mkdir()
     assert list(answer(list_studies()["baselines"], replace(few, seeds=1), [], Progress(), folder=tmp_path))
     assert list(tmp_path.iterdir()) == [kept]
-
-
-# The table
 
 
 def make_record(lost: int, won: int = 0, **changes: object) -> Record:
@@ -256,9 +244,6 @@ def test_lines_of_other_conditions_are_refused():
         make_table([make_record(3)], [make_record(3, dtype="bfloat16")])
     tuned = [make_record(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
     assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
-
-
-# The command
 
 
 @pytest.mark.usefixtures("staged")

@@ -27,7 +27,6 @@ WORDS = ("t-shirt", "trousers", "ankle boot", "bag")
 
 @pytest.fixture(scope="module")
 def clothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embed four pictures each of four kinds of clothing, in a folder of the kind."""
     folder, dataset = tmp_path_factory.mktemp("clothing"), get_dataset("fashion")
     split = dataset.split("val")
     for word in WORDS:
