@@ -132,7 +132,6 @@ def test_a_folder_of_images_needs_no_labels(run, tmp_path):
 
 @pytest.mark.parametrize(("facts", "match"), [
     ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
-    ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
     ({"limit": 0}, "--limit 0: expected a number from 1"),
     # The posterior would be NaN, and so would every importance.
     ({"config": GoldenConfig(score="label")}, "score='label' needs every class named, and --skip-unknown-classes"),
