@@ -21,7 +21,6 @@ from harness.records.record import (
     SCHEMA_VERSION,
     Record,
     Times,
-    earlier,
     fitting,
     halves,
     images_digest,
@@ -209,17 +208,6 @@ def test_agreement_and_closeness_are_measured_where_they_were_not():
     assert fitting(row(**BLANK | BY_TEXT), [row(cosine_distance=None, **BY_TEXT)], []) is None
     alone = row(cosine_distance=None)  # tuned, and maybe judged without a dense row beside it
     assert fitting(blank, [alone], []) is alone
-
-
-def test_a_command_that_was_killed_goes_on_from_its_last_whole_line(tmp_path: Path):
-    path = tmp_path / "it's.jsonl"
-    write_records(path, [row(), row(seed=1)])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-5])
-    with pytest.warns(UserWarning, match=r"it's\.jsonl: the last line is torn"):
-        assert earlier(path, fresh=False) == [row()]
-    write_records(path, [row(seed=1)])
-    assert path.read_bytes() == whole
 
 
 def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):

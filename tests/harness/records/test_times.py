@@ -33,13 +33,6 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
     assert len(times.read_latencies(path)) == 4
 
 
-def test_what_follows_from_times(latency_record: Make):
-    samples, dense = (6.0, 6.6, 6.0, 6.0, 6.0, 6.0), (10.0, 11.0) + (10.0,) * 4
-    short = latency_record(samples, dense)
-    assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), FASTER)
-    assert short.times.images_per_s == pytest.approx(1000 / 6)
-
-
 @pytest.mark.parametrize(
     ("factors", "verdict"),
     [((0.9, 0.99) * 3, FASTER), ((1.01, 1.3) * 3, SLOWER), ((0.9, 1.0) * 3, OPEN), ((0.5, 1.4) * 3, OPEN)],

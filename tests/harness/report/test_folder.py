@@ -18,11 +18,10 @@ from by_hand import part, per_image, replace
 from markupsafe import Markup
 from rich.console import Console
 
-from harness.base.terminal import Progress
 from harness.cli.entry import main, parse
 from harness.records.metrics import METRICS
 from harness.records.record import UNITS, Record, Times, read_run, write_records
-from harness.report.folder import latex, markdown, records_csv, write_report
+from harness.report.folder import latex, markdown, records_csv
 from harness.report.highlights import headline, standings
 from harness.report.tables import group_records, sections
 
@@ -86,16 +85,6 @@ def test_lines_of_csv_say_which_run_they_are_from(tmp_path: Path, records: list[
     assert main(["report", *map(str, [*runs, runs[0]]), "--output", str(out)]) == 0
     lines = csv.DictReader(io.StringIO((out / "table.csv").read_text("utf-8")))
     assert [line["run"] for line in lines] == [str(run) for run in runs for _ in range(2)]
-
-
-TEXT = (Path(__file__).parents[3] / "docs" / "compare.md").read_text("utf-8")
-
-
-def test_the_files_of_the_docs(records: list[Record], tmp_path: Path):
-    shown = write_report({"run": records}, tmp_path / "report", Progress(), drawn=())
-    written = [Path(name).name for name in shown.data["files"]]
-    told = re.findall(r"^\| `([\w.]+)`", TEXT.partition("\n## Files of a report\n")[2].partition("\n## ")[0], re.M)
-    assert sorted(told) == sorted(written)
 
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
