@@ -46,9 +46,11 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
 
 def test_the_same_run_gives_the_same_bytes(records: list[Record], tmp_path):
     write_records(tmp_path / "records.jsonl", records)
-    args = parse(["report", str(tmp_path), "--output", str(tmp_path / "out")])
+    again = str(tmp_path / "records.jsonl")  # a run that is named twice is read once
+    args = parse(["report", str(tmp_path), again, "--output", str(tmp_path / "out")])
     data = json.loads(json.dumps(args.run(args, Console(quiet=True)).data, allow_nan=False))
     assert all(Path(name).exists() for name in data["files"])
+    assert (data["runs"], data["records"]) == ([str(tmp_path)], len(records))
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / "report.html").write_text("older")
     args.run(args, Console(quiet=True))
