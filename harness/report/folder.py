@@ -18,7 +18,7 @@ from markupsafe import Markup
 from harness.base.table import Shown, Table
 from harness.base.terminal import Progress, printable
 from harness.records.metrics import METRICS
-from harness.records.record import UNITS, Record, Times, halves, read_run
+from harness.records.record import RECORDS, UNITS, Record, Times, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
