@@ -42,9 +42,11 @@ _UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a colum
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, list[Record]]:
-    """Read runs, each once; raises what `read_run` does."""
-    files = {(run / RECORDS if run.is_dir() else run).resolve(): run for run in reversed(paths)}
-    return {str(run): read_run(run) for run in paths if run in files.values()}
+    """Read runs, each once, by the path that names it first; raises what `read_run` does."""
+    unique: dict[Path, Path] = {}
+    for run in paths:
+        unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
+    return {str(run): read_run(run) for run in unique.values()}
 
 
 def write_report(
