@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import Pictures, SetupBounds, split_pictures
+from harness.apps.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
-from harness.base.table import UNMEASURED, Cell, Table
+from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, usual_methods
-from harness.models.towers import load_tower, split_method
+from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
-from harness.records.statistics import LEAST_ROUNDS, median_interval
+from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
 from harness.records.times import Timing, describe_machine
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
@@ -39,6 +39,7 @@ RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that 
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
+WORDS = {COSINE: "cosine", CHANGE: "top-1, points"}  # what metrics are called, as columns
 # Ratios of times: to the dense tower in eager float32, and as it is run in the setup's precision.
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 
@@ -98,7 +99,7 @@ class Assessment:
 
     candidate: Candidate
     passed: bool  # whether it meets the bounds
-    cosine: dict[str, Any]  # mean to dense with its interval, see `Pictures.summarise`
+    fidelity: dict[str, Any]  # see `Pictures.figures`
     time: dict[str, Any] = field(default_factory=dict)  # see `Lab.measure_times`; empty where it wasn't timed
 
     @property
@@ -136,11 +137,18 @@ class Lab:
         ids = [one.split.image_ids for one in (self.search, self.held_out)]
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
         identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
-        identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
+        identity += [
+            self.dataset.name,
+            self.dataset.condition,
+            self.bounds.max_loss is None,
+            *ids,
+            config.device,
+            torch.get_num_threads(),
+        ]
         identity += [digest(path) for path in self.predictors]
         self._path, known = cached_json("choices", *identity)
         # Values on the pictures of each name, by candidate.
-        blank = dict[str, dict[str, list[float]]](search={}, held_out={})
+        blank = dict[str, dict[str, Values]](search={}, held_out={})
         self.known = known if isinstance(known, dict) and not fresh else blank
 
     def _is_optimised(self, dtype: str) -> bool:
@@ -177,9 +185,19 @@ class Lab:
                 learned |= set(dataset_names(facts.get("rankings", []), "dataset"))
             except ValueError as error:
                 raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
+        classifier, clip = None, self.tower.clip
+        if (loss := self.bounds.max_loss) is not None:
+            if not self.dataset.labelled or clip is None:
+                lack = (
+                    f"dataset {self.dataset.name!r} has no classes" if clip else f"{self.tower.name} has no text tower"
+                )
+                raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
+            classifier, _ = text_classifier(clip, self.dataset)
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
-        preprocess = self.tower.preprocess
-        return split_pictures(self.dataset, sizes, seed, learned=learned, dense=self.eager, preprocess=preprocess)
+        dense, preprocess = self.eager, self.tower.preprocess
+        return split_pictures(
+            self.dataset, sizes, seed, learned=learned, dense=dense, preprocess=preprocess, classifier=classifier
+        )
 
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
@@ -212,30 +230,30 @@ class Lab:
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
         return dataclasses.replace(self.eager, what=str(one), vit=vit)
 
-    def measure(self, one: Candidate, pictures: str) -> list[float]:
-        """Return cosines of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
+    def measure(self, one: Candidate, pictures: str) -> Values:
+        """Return values of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
         known = self.known[pictures]
         if str(one) not in known:
             try:
                 row = self.serve(one)
             except ValueError:
-                known[str(one)] = []
+                known[str(one)] = {}
             else:
-                known[str(one)] = getattr(self, pictures).cosines(row)
+                known[str(one)] = getattr(self, pictures).values(row)
                 keep_json(self._path, self.known)
         return known[str(one)]
 
     def share(self, one: Candidate) -> float:
-        """Return how much of what the bound allows a candidate uses up, by the pictures to search by."""
+        """Return how much of what the bounds allow a candidate uses up, by the pictures to search by."""
         return self.bounds.share(self.measure(one, "search"), self.held_out.photographs)
 
     def assess(self, one: Candidate) -> Assessment:
-        """Judge a candidate by the bound on fidelity, on the pictures held out."""
+        """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
-        if not (cosines := self.measure(one, "held_out")):
+        if not (values := self.measure(one, "held_out")):
             raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --dtypes")
-        found = self.held_out.summarise(cosines, self.config.seed)
-        return Assessment(candidate=one, passed=found["low"] >= self.bounds.min_cosine, cosine=found)
+        figures = self.held_out.figures(values, self.config.seed)
+        return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
@@ -283,7 +301,7 @@ class Lab:
         chosen = judged[-1]
         certificate = {
             "bounds": dataclasses.asdict(self.bounds),
-            "fidelity": {"cosine": chosen.cosine},
+            "fidelity": chosen.fidelity,
             "time": chosen.time,
             "judged": [
                 {"name": one.candidate.name, "dtype": one.candidate.dtype, "passed": one.passed} for one in judged
@@ -383,9 +401,12 @@ def _judge(lab: Lab) -> list[Assessment]:
 
 def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
     """Say which bound the ends of a setup's intervals miss, nothing if none."""
-    if not one.passed:
-        words = f"{one.cosine['estimate']:.5f}, by its interval at least {one.cosine['low']:.5f}"
-        return f"--min-cosine {bounds.min_cosine} is missed: the mean cosine on pictures held out is {words}"
+    for metric, least in bounds.floors.items():
+        figures = one.fidelity[metric]
+        flag = f"--max-loss {bounds.max_loss}" if metric == CHANGE else f"--min-cosine {least}"
+        if figures["low"] < least:
+            words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
+            return f"{flag} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
     ratio = one.time[TOTAL]
     if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
         words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
@@ -400,21 +421,22 @@ def selection_table(selection: Selection) -> Table:
         mean, low, high = (f"{figures[end]:.{digits}f}" for end in ("estimate", "low", "high"))
         return Cell(mean if low == high else f"{mean} [{low}, {high}]", figures["estimate"])
 
-    rows = []
+    metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
     for one in selection.judged:
+        means = [points(Interval(**own)) if m == CHANGE else interval(own, 4) for m, own in one.fidelity.items()]
         ratios = [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
         met = "yes" if one.passed else "no"
-        rows.append([one.candidate.name, one.candidate.dtype, interval(one.cosine, 4), *ratios, met])
+        rows.append([one.candidate.name, one.candidate.dtype, *means, *ratios, met])
     facts = selection.setup.certificate["dataset"]
     held = facts["held_out"]
     return Table.of(
         f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {facts['name']} "
         f"({held['photographs']} photographs)",
-        ["setup", "dtype", "cosine", "x dense", "x dense alike", "met"],
+        ["setup", "dtype", *(WORDS[metric] for metric in metrics), "x dense", "x dense alike", "met"],
         rows,
         words=("setup", "dtype", "met"),
-        caption="setup: method and keep rate in %; cosine: mean to dense in float32, with 95 % interval over "
+        caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
         "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
-        "same precision and runtime; met: whether it meets the bound on fidelity; the last setup is "
+        "same precision and runtime; met: whether it meets the bounds on fidelity; the last setup is "
         f"{'the nearest' if selection.why else 'chosen'}",
     )

@@ -1,7 +1,7 @@
 """How faithful reductions are to their dense tower: pictures to search by, others held out to judge by, and bounds."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,55 +15,96 @@ from torch import Tensor
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
-from harness.records.metrics import cosine_distance
+from harness.models.towers import nameable
+from harness.records.metrics import cosine_distance, predicted
 from harness.records.statistics import over_images
 from zoo.core.messages import check_fields
 from zoo.deploy.optimized import OptimizedHost
 
+COSINE, CHANGE = "cosine", "diff_to_dense"  # of the features to dense, and of answers that are right
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
 
 
+Values = Mapping[str, Sequence[float]]  # by metric, one per picture
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetupBounds:
-    """What a setup must meet.
+    """What a setup must meet; None where nothing is asked.
 
     Raises:
-        ValueError: a bound out of range.
+        ValueError: no bound on fidelity, or a bound out of range.
     """
 
-    min_cosine: float  # mean cosine to the dense tower's features
-    speed_up: float | None = None  # times as fast as the dense tower in float32; None where nothing is asked
+    min_cosine: float | None = None  # mean cosine to the dense tower's features
+    max_loss: float | None = None  # points of top-1 that may be lost; the pictures need classes
+    speed_up: float | None = None  # times as fast as the dense tower in float32
 
     def __post_init__(self) -> None:
-        check_fields(self, min_cosine="(0, 1)", speed_up="(1, inf)")
+        if not self.floors:
+            raise ValueError("no bound on fidelity: expected --min-cosine, --max-loss or both")
+        check_fields(self, min_cosine="(0, 1)", max_loss="(0, 100)", speed_up="(1, inf)")
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The least that means may be, by metric that is bounded."""
+        loss = None if self.max_loss is None else -self.max_loss / 100
+        return {metric: least for metric, least in ((COSINE, self.min_cosine), (CHANGE, loss)) if least is not None}
 
     @property
     def words(self) -> str:
-        """The bounds in words."""
-        faster = "" if self.speed_up is None else f", {self.speed_up} times as fast as dense in eager float32"
-        return f"mean cosine at least {self.min_cosine}{faster}"
+        """All bounds in words."""
+        words = {
+            f"mean cosine at least {self.min_cosine}": self.min_cosine,
+            f"at most {self.max_loss} points of top-1 lost": self.max_loss,
+            f"{self.speed_up} times as fast as dense in eager float32": self.speed_up,
+        }
+        return ", ".join(text for text, value in words.items() if value is not None)
 
-    def share(self, cosines: Sequence[float], count: int) -> float:
+    def share(self, values: Values, count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
 
         What counts there is the lower end of the mean's interval, which is foretold from the spread here.
         """
-        if not len(cosines):
+        if not values:
             return math.inf
-        low = float(np.mean(cosines) - _NORMAL * np.std(cosines, ddof=1) / math.sqrt(count))
-        return (1.0 - low) / (1.0 - self.min_cosine)
+        shares = []
+        for metric, least in self.floors.items():
+            sample, best = _pad(metric, values[metric]), 0.0 if metric == CHANGE else 1.0
+            low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
+            shares.append((best - low) / (best - least))
+        return max(shares)
+
+    def meets(self, figures: Mapping[str, Any]) -> bool:
+        """Tell whether the lower ends of all intervals in `Pictures.figures` meet the bounds on fidelity."""
+        return all(figures[metric]["low"] >= least for metric, least in self.floors.items())
+
+
+def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
+    """Return values; of changes of top-1 with a picture more that is won and one that is lost.
+
+    Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
+    """
+    return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
 
 
 def split_pictures(
-    dataset: Dataset, sizes: tuple[int, int], seed: int, *, learned: Collection[str], dense: Variant, preprocess: Any
+    dataset: Dataset,
+    sizes: tuple[int, int],
+    seed: int,
+    *,
+    learned: Collection[str],
+    dense: Variant,
+    preprocess: Any,
+    classifier: Tensor | None = None,
 ) -> "list[Pictures]":
     """Return pictures to search by and others held out, about so many of each, that share no group.
 
     All of a user's own pictures are shared out, whole groups at a time. Of other datasets, and of those with a name in
     ``learned``, from which something learned its weights, pictures to search by are from train and val and those held
-    out from test.
+    out from test. With a classifier pictures are of classes that it has.
 
     Raises:
         ValueError: too few pictures or groups.
@@ -77,9 +118,10 @@ def split_pictures(
         halves = [whole.subset(np.flatnonzero(half)) for half in (first, ~first)]
     parts = []
     for half, size, least, what in zip(halves, sizes, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
-        groups = _number_groups(dataset, half)
+        split = nameable(half, classifier)
+        groups = _number_groups(dataset, split)
         places = np.sort(turns(groups)[:size])  # groups give in turn, so that few pictures show many of them
-        part = Pictures(half.subset(places), groups[places], dense, preprocess)
+        part = Pictures(split.subset(places), groups[places], dense, preprocess, classifier)
         if part.photographs < least:
             raise ValueError(
                 f"dataset {dataset.asked_as!r} has {len(part)} pictures {what}, of {part.photographs} photographs: "
@@ -116,6 +158,7 @@ class Pictures:
     groups: NDArray[np.int64]  # (n,) number of each one's photograph
     dense: Variant
     preprocess: Any
+    classifier: Tensor | None = None
     _kept: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -164,12 +207,23 @@ class Pictures:
         """Return each row's 1 - cosine to dense, (n,), by key."""
         return {key: cosine_distance(each, self._truth) for key, each in self.features(rows).items()}
 
-    def cosines(self, row: Variant) -> list[float]:
-        """Return a row's cosine to dense of each picture, none if its features overflowed."""
-        cosines = 1 - self.distances([row])[row.key]
-        return cosines.tolist() if np.isfinite(cosines).all() else []
+    def values(self, row: Variant) -> dict[str, list[float]]:
+        """Return a row's values, with a classifier those of top-1, too; none if its features overflowed."""
+        features = self.features([row])[row.key]
+        if not features.isfinite().all():
+            return {}
+        values = {COSINE: (1 - cosine_distance(features, self._truth)).tolist()}
+        if self.classifier is not None:
+            now, before = (predicted(own, self.classifier) == self.split.labels for own in (features, self._truth))
+            values[CHANGE] = (now.astype(float) - before).tolist()
+        return values
 
-    def summarise(self, cosines: Sequence[float], seed: int) -> dict[str, Any]:
-        """Return the mean of cosines with its 95 % interval over photographs."""
-        _, low, high = over_images(cosines, seed, self.groups) or (None, None, None)
-        return {"estimate": float(np.mean(cosines)), "low": low, "high": high}
+    def figures(self, values: Values, seed: int) -> dict[str, Any]:
+        """Return each metric's mean with its 95 % interval over photographs."""
+        figures = {}
+        for metric, each in values.items():
+            padded = _pad(metric, each)
+            more = self.groups.max() + 1 + np.arange(len(padded) - len(each))
+            _, low, high = over_images(padded, seed, np.append(self.groups, more)) or (None, None, None)
+            figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
+        return figures

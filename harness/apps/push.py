@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from harness.datasets.images import EXTENSIONS, upright_rgb
 from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
-from harness.records.record import DENSE, RECOVERY, lacking
-from zoo.core.files import read_facts, write_whole
+from harness.records.record import DENSE, RECOVERY, Record, lacking
+from harness.report.folder import markdown
+from harness.report.tables import conditions_of, group_records, sections
+from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.learned import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
@@ -193,7 +195,8 @@ class Publishable:
 
     Attributes:
         provenance: metadata of the files that the weights came from, as JSON values, in ``predictor``, ``prompts`` and
-            ``recovery``; empty where nobody wrote that down.
+            ``recovery``; hashes of these files, in ``digests``, and the tower's fingerprint before a recovery, in
+            ``weights``. Empty where nobody wrote that down.
     """
 
     vit: TimmHost
@@ -223,6 +226,36 @@ class Publishable:
     def predicted(self) -> bool:
         """Whether a predictor ranks its patches."""
         return self.vit.reducer is not None and self.vit.reducer.config.predictor_block(self.vit.depth) is not None
+
+    def find_rows(self, records: Sequence[Record], path: Path) -> list[Record]:
+        """Return what was measured of this model and of its dense tower; ValueError if ``path`` has nothing of it."""
+        weights = self.provenance.get("weights") or _tower_fingerprint(self.vit)
+        settings = {} if self.vit.reducer is None else self.vit.reducer.config.plain()
+        settings |= self.provenance.get("digests", {})
+        wanted = (self.arch, self.tag, weights, RECOVERY in self.provenance, bool(self.classes))
+        mine = [
+            one
+            for one in records
+            if (one.model, one.tag, one.weights_sha256, one.recovered, one.shots > 0) == wanted
+            and settings.items() <= one.method_config.items()
+        ]
+        if not mine:
+            raise ValueError(
+                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights ({weights}) and settings; "
+                "measure it with `compare`, or leave --records out"
+            )
+        same = {conditions_of(one) for one in mine}
+        dense = [one for one in records if one.method == DENSE and conditions_of(one) in same and one not in mine]
+        return [*dense, *mine]
+
+
+def _tower_fingerprint(vit: TimmHost) -> str:
+    """Return the fingerprint of a tower as records keep it: without what was tuned."""
+    tower: TimmHost = reduce(vit, method=None)
+    tower.prompts = None
+    if isinstance(tower.head, CosineHead):
+        tower.head = tower.head.projection
+    return fingerprint(tower)
 
 
 def load_publishable(
@@ -255,9 +288,12 @@ def load_publishable(
     block = None if vit.reducer is None else vit.reducer.config.predictor_block(vit.depth)
     if block is not None and predictor is None:
         files["predictor"] = find_predictor(tower, tag, block).path
+    weights = _tower_fingerprint(vit)
     if addition is not None:
         vit, files[RECOVERY] = add_recovery(vit, addition), addition.path
-    provenance = {what: read_facts(path, what) for what, path in files.items() if path is not None}
+    used = {what: path for what, path in files.items() if path is not None}
+    provenance: dict[str, Any] = {what: read_facts(path, what) for what, path in used.items()}
+    provenance |= {"digests": {what: digest(path) for what, path in used.items()}, "weights": weights}
     return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
@@ -278,10 +314,13 @@ def _load_saved(name: str) -> Publishable:
     return Publishable(vit=vit.eval(), arch=arch, tag=str(facts.get("tag") or ""), provenance=provenance)
 
 
-def model_card(model: Publishable, repo: str, sentence: SentenceTower | None = None) -> str:
+def model_card(
+    model: Publishable, repo: str, records: Sequence[Record] = (), sentence: SentenceTower | None = None
+) -> str:
     """Write the card of a model for ``OWNER/NAME`` on the hub; it says only what is recorded or computed.
 
-    ``sentence`` is what sentence-transformers opens, None in timm's format.
+    ``records`` are as of `Publishable.find_rows`; ``sentence`` is what sentence-transformers opens, None in timm's
+    format.
     """
     known = MODELS.get(model.arch)
     weights = None if known is None else SIZES[known.size].weights
@@ -299,6 +338,8 @@ def model_card(model: Publishable, repo: str, sentence: SentenceTower | None = N
         embedded=known is not None and weights is None,
         facts=facts,
         uncounted=uncounted,
+        table=markdown([one.wide(summary=True) for one in sections(group_records(records))]).strip() if records else "",
+        records=records,
         **{what: model.provenance.get(what) for what in ("predictor", "prompts", RECOVERY)},
     )
 
@@ -334,7 +375,9 @@ def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
     return facts, lacking(cost.unsupported)
 
 
-def write_folder(model: Publishable, folder: Path, repo: str, format: str = TIMM_FORMAT) -> str:
+def write_folder(
+    model: Publishable, folder: Path, repo: str, records: Sequence[Record] = (), format: str = TIMM_FORMAT
+) -> str:
     """Write weights, config and card, which ``local-dir:`` loads, and return the card.
 
     In the format of sentence-transformers these are joined by what ``SentenceTransformer`` opens.
@@ -348,7 +391,7 @@ def write_folder(model: Publishable, folder: Path, repo: str, format: str = TIMM
     if strange := sorted(others.difference(allowed)):
         raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
     sentence = None if format == TIMM_FORMAT else _sentence_tower(model)
-    card = model_card(model, repo, sentence)
+    card = model_card(model, repo, records, sentence)
     config = {PROVENANCE: model.provenance} if model.provenance else {}
     if sentence is None:
         save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)

@@ -147,7 +147,7 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
     images, golden, left = images.to(device), config.golden, config.left
     rankings = dict[str, NDArray[np.floating]]()  # (n, N) importance
     if not left or GOLDEN in left:
-        rankings[GOLDEN] = golden_importance(tower.vit, images, golden).numpy()
+        rankings[GOLDEN] = golden_importance(tower.vit, images, golden).cpu().numpy()
         sheet.notes[0] += f" Golden rankings: {golden.describe()}."
     if not left:
         rankings |= _rank_by_methods(tower, images, golden.block, sheet.notes)

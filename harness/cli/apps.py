@@ -331,14 +331,17 @@ def run_check(args: Namespace, status: Console) -> Shown:
 def run_push(args: Namespace, status: Console) -> Shown:
     """Write a model with its card, and upload it unless only a folder is asked for."""
     from harness.apps import push
+    from harness.records.record import read_run
 
     push.check_repo(args.to)
+    records = [] if args.records is None else read_run(args.records)
     model = push.load_publishable(args.model, args.predictor, args.prompts, args.recovery)
     uploads = args.folder is None and not args.dry_run
     push.check_license(model, args.accept_license, uploads=uploads)
+    rows = [] if args.records is None else model.find_rows(records, args.records)
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
-        card = push.write_folder(model, folder, args.to, args.format)
+        card = push.write_folder(model, folder, args.to, rows, args.format)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         where = None if args.folder is None else str(args.folder)
         if uploads:

@@ -89,7 +89,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     """
     newest: dict[tuple[Hashable, str], dict[int, Record]] = {}  # by row and seed
     for record in records:
-        own = newest.setdefault((_conditions(record), Average(records=(record,)).identity), {})
+        own = newest.setdefault((conditions_of(record), Average(records=(record,)).identity), {})
         known = own.setdefault(record.seed, record)
         if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
             own[record.seed] = record
@@ -107,7 +107,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     ]
 
 
-def _conditions(record: Record) -> tuple[Hashable, ...]:
+def conditions_of(record: Record) -> tuple[Hashable, ...]:
     """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
     return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in (*_NAMED, *_APART))
 

@@ -161,7 +161,7 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     for pair in itertools.product(config.methods, RATES):
         with contextlib.suppress(ValueError):  # which can't keep so few
             rows += rows_of(tower.vit, ARCH, TAG, [pair])
-    share = {(row.method, row.keep): lab.bounds.share(lab.search.cosines(row), 40) for row in rows}
+    share = {(row.method, row.keep): lab.bounds.share(lab.search.values(row), 40) for row in rows}
     last = choice.judged[-1]
     assert choice.judged[0].candidate.method is None
     assert all(share[one.candidate.method, one.candidate.keep] <= 1 for one in choice.judged[1:])
@@ -208,13 +208,13 @@ from harness.measure import timing
 timing.watch_others, timing.why_busy = lambda seconds: None, lambda dense: ""
 main({command})"""
     kill_when(lambda _: len(read_known()) >= 2, [sys.executable, "-P", "-c", code], env=own_threads)
-    kept, cosines = read_known(), Pictures.cosines
+    kept, values = read_known(), Pictures.values
 
     def counted(pictures: Pictures, row: Any) -> Any:
         asked.extend([row.what] * (len(pictures) == 8))
-        return cosines(pictures, row)
+        return values(pictures, row)
 
-    monkeypatch.setattr(Pictures, "cosines", counted)
+    monkeypatch.setattr(Pictures, "values", counted)
     assert main(command) == 0
     assert read_known().items() >= kept.items()
     assert kept.keys().isdisjoint(asked)
@@ -239,13 +239,26 @@ def test_under_noise_no_answer_is_slower_than_dense_run_alike(clock: Clock, over
 @pytest.mark.usefixtures("small", "clock")
 def test_rungs_after_the_first_that_fails_are_not_judged(monkeypatch):
     """Of rungs that pass, pass, fail the second is chosen: the order is fixed beforehand, and a failure ends it."""
-    lows = iter((1.0, 1.0, 0.0))
-    monkeypatch.setattr(Pictures, "summarise", lambda *_: {"estimate": 1.0, "low": next(lows), "high": 1.0})
+    met = iter((True, True, False))
+    monkeypatch.setattr(SetupBounds, "meets", lambda *_: next(met))
     choice = chosen(SetupBounds(min_cosine=0.96))
     assert [one.passed for one in choice.judged] == [True, False, True]
     dense, failed, last = (one.candidate for one in choice.judged)
     assert dense.method is None
     assert failed.keep < last.keep
+
+
+@pytest.mark.usefixtures("small", "clock")
+def test_answers_meet_a_bound(named: Dataset, tower: Tower, monkeypatch):
+    monkeypatch.setattr(module, "get_dataset", lambda name: named)
+    for split, count in (("train", 80), ("test", 60)):
+        monkeypatch.setitem(type(named)._split.__globals__["COUNTS"], split, count)
+    choice = chosen(SetupBounds(max_loss=30))
+    assert choice.setup.certificate["fidelity"]["diff_to_dense"]["low"] >= -0.3
+    assert "top-1, points" in module.selection_table(choice).heads
+    monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
+    with pytest.raises(ValueError, match=r"--max-loss 30: clip_vit_b16\S* has no text tower"):
+        chosen(SetupBounds(max_loss=30))
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -274,6 +287,7 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     (lambda: ChooseConfig(methods=("golden",)), "--methods 'golden' is a control"),
     (lambda: ChooseConfig(seconds=-1.0), "seconds=-1"),
     (lambda: ChooseConfig(held_out=1), "held_out=1: expected an integer in .20"),
+    (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled' has no classes"),
     (lambda: choose("clip_vit_s14_tome60", "toy", SetupBounds(min_cosine=0.9), progress=Progress()), "'clip_vit_s14'"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("small")

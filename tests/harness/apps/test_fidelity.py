@@ -10,16 +10,18 @@ import torch
 from PIL import Image
 
 from harness.apps import fidelity
-from harness.apps.fidelity import Pictures, SetupBounds
+from harness.apps.fidelity import CHANGE, COSINE, Pictures, SetupBounds
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.folder import ImageFolder
 from harness.measure.rows import rows_of, run
-from harness.models.towers import Tower
+from harness.models.towers import Tower, text_classifier
 
 ARCH, TAG = "clip_vit_b16", "openai"
 
 
 @pytest.mark.parametrize(("bounds", "quoted"), [
+    ({"speed_up": 2}, "expected --min-cosine, --max-loss or both"),
+    ({"max_loss": 0}, "max_loss=0"),
     ({"min_cosine": 99}, r"min_cosine=99: expected a number in \(0, 1\)"),
     ({"min_cosine": math.nan}, "min_cosine=nan"),
     ({"speed_up": 0.5, "min_cosine": 0.9}, r"speed_up=0\.5"),
@@ -30,10 +32,23 @@ def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quot
 
 
 def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
-    cosines = [0.99, 0.98, 0.97, 1.0]
-    low = np.mean(cosines) - 1.96 * np.std(cosines, ddof=1) / math.sqrt(50)
-    assert SetupBounds(min_cosine=float(low)).share(cosines, 50) == pytest.approx(1)
-    assert SetupBounds(min_cosine=0.9).share([], 50) == math.inf
+    values = {COSINE: [0.99, 0.98, 0.97, 1.0], CHANGE: [0.0] * 4}
+    low = np.mean(values[COSINE]) - 1.96 * np.std(values[COSINE], ddof=1) / math.sqrt(50)
+    assert SetupBounds(min_cosine=float(low)).share(values, 50) == pytest.approx(1)
+    assert SetupBounds(min_cosine=float(low), max_loss=99).share(values, 50) == pytest.approx(1)  # the worse of the two
+    assert SetupBounds(min_cosine=0.9).share({}, 50) == math.inf
+
+
+def test_no_loss_among_few_pictures_is_not_taken_for_none():
+    """With no flip among n pictures, what may be lost is about 1.96 times the root of 2, by n."""
+    none = {CHANGE: [0.0] * 98}
+    assert SetupBounds(max_loss=2).share(none, 98) == pytest.approx(1.96 * math.sqrt(2) / 98 / 0.02, rel=0.03)
+    split = Split(np.zeros(98, dtype=np.int64), str, lambda *_: None)
+    figures = Pictures(split, np.arange(98), None, None).figures(none | {COSINE: [1.0] * 98}, 0)
+    assert figures[CHANGE]["estimate"] == 0
+    assert -0.035 < figures[CHANGE]["low"] < -0.02
+    assert SetupBounds(max_loss=4, min_cosine=0.999).meets(figures)
+    assert not SetupBounds(max_loss=1.5).meets(figures)
 
 
 class Series(Dataset):
@@ -90,18 +105,21 @@ def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
 def test_values_are_those_of_the_plain_way(dense: Any, tower: Tower, named: Dataset):
     """The slow way, picture by picture."""
     rows = rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
-    split = named.split("test")
-    pictures = Pictures(split, np.arange(len(split)), rows[0], tower.preprocess)
+    assert tower.clip is not None
+    split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)
+    pictures = Pictures(split, np.arange(len(split)), rows[0], tower.preprocess, classifier)
     distances = pictures.distances(rows)
     for row in rows:
-        own = pictures.cosines(row)
+        own = pictures.values(row)
         for at, example in enumerate(split):
             image = tower.preprocess(example.image)[None]
             with torch.inference_mode():
                 (ours,), (dense,) = (run([each], image)[each.key].features for each in (row, rows[0]))
-            assert own[at] == pytest.approx(float(ours @ dense), abs=1e-5)
-        np.testing.assert_allclose(1 - distances[row.key], own, atol=1e-6)
-    assert pictures.cosines(rows[0]) == pytest.approx([1.0] * len(split))
+            answers = [int((classifier @ features).argmax()) for features in (ours, dense)]
+            assert own[COSINE][at] == pytest.approx(float(ours @ dense), abs=1e-5)
+            assert own[CHANGE][at] == (answers[0] == example.label) - (answers[1] == example.label)
+        np.testing.assert_allclose(1 - distances[row.key], own[COSINE], atol=1e-6)
+    assert pictures.values(rows[0])[COSINE] == pytest.approx([1.0] * len(split))
 
 
 def test_intervals_are_over_photographs():
@@ -113,7 +131,7 @@ def test_intervals_are_over_photographs():
         groups = np.repeat(np.arange(30), times)
         split = Split(np.zeros(len(groups), dtype=np.int64), str, lambda *_: None)
         pictures = Pictures(split, groups, None, None)
-        found = pictures.summarise(means[groups].tolist(), 0)
+        found = pictures.figures({COSINE: means[groups].tolist()}, 0)[COSINE]
         return found["high"] - found["low"]
 
     assert width(1) == pytest.approx(width(8), rel=0.1)

@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from by_hand import replace
 from safetensors.torch import load
 from torch import nn
 
@@ -14,6 +15,9 @@ import zoo
 from harness.apps.push import FILES, Publishable, load_publishable, model_card
 from harness.cli.entry import main
 from harness.measure.cost import gflops
+from harness.records.record import read_records
+from harness.report.folder import markdown
+from harness.report.tables import group_records, sections
 from zoo.core.files import blocks_fingerprint
 from zoo.loading.learned_files import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
@@ -126,6 +130,21 @@ def test_facts_are_computed():
     with torch.no_grad():
         trace = model.vit.trace(torch.zeros(1, 3, 196, 196))
     assert f"| {', '.join(map(str, trace.tokens_per_block))} |" in card
+
+
+def test_the_table_is_the_records_of_this_model_and_of_dense():
+    run, model = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl", load_publishable(PATCHRANK)
+    records = read_records(run)
+    rows = model.find_rows(records, run)
+    assert {row.model for row in rows} == {"clip_vit_s14", PATCHRANK}
+    assert {row.dataset for row in rows} == {"fashion", "emoji", "photos"}
+    assert markdown([one.wide(summary=True) for one in sections(group_records(rows))]).strip() in model_card(
+        model, "me/pruned", rows
+    )
+    mine = next(row for row in rows if row.model == PATCHRANK)
+    for change in ({"weights_sha256": "0" * 16}, {"model": "other"}, {"method_config": {"keep": 0.6}}):
+        with pytest.raises(ValueError, match=r"has no record of .*with these weights \(74efc4"):
+            model.find_rows([replace(mine, **change)], run)
 
 
 def test_licences_that_restrict_are_told_and_must_be_confirmed(tmp_path: Path, capsys, monkeypatch):
