@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.base.store import BrokenShardError, Shard, Store, shard_path
+from harness.datasets import get_dataset
 from harness.golden import store as module
-from harness.golden.store import RANKINGS, Provenance, Rankings
+from harness.golden.store import RANKINGS, Provenance, Rankings, ranked_revision
 from zoo.ranking.golden import GoldenConfig
 
 COLUMNS = ("labels", "importance", "least", "ranking")
@@ -46,6 +47,12 @@ def store(tmp_path: Path) -> Path:
         for index, count in enumerate((4, 4, 2)):
             made.write(index, exact(index, count).table(), PROVENANCE)
     return made.folder
+
+
+def test_rankings_go_by_images_and_by_prompts_where_these_matter():
+    dataset = get_dataset("fashion").with_templates(["a {}"])
+    assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
+    assert ranked_revision(dataset, "label") == ranked_revision(dataset, "confidence") == dataset.condition
 
 
 def test_columns_and_metadata_are_plain(store):
