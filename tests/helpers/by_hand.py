@@ -75,9 +75,11 @@ def answers(right: Any) -> dict[str, Any]:
     return told | {"top1": share, "top1_low": share / 2, "top1_high": 1.0}
 
 
-def timed(batch: int, median_ms: float = 8.0, *to_dense: float) -> Times:
-    """Return times, and their ratio to dense with its ends."""
-    ends = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
+def timed(
+    batch: int, median_ms: float = 8.0, ratio: float | None = None, low: float | None = None, high: float | None = None
+) -> Times:
+    """Return times, and their ratio to dense with its ends, which may be the ratio itself."""
+    ends = {"ratio_to_dense": ratio, "ratio_low": low or ratio, "ratio_high": high or ratio}
     quartiles = {"q1_ms": median_ms / 2, "q3_ms": 2 * median_ms}
     return Times(batch=batch, median_ms=median_ms, images_per_s=1000 * batch / median_ms, **quartiles, **ends)
 

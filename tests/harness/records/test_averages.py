@@ -106,9 +106,9 @@ def test_rows_at_equal_cost_by_hand():
         return record(method, 3, 0.5, **own, gflops=gflops, cosine_distance=gflops / 2, **more)
 
     rows = [made(*key, gflops) for key, gflops in costs.items()]
-    rows[1] = replace(rows[1], latency=(timed(8, 8.0, 0.5, 0.5, 0.5),))
+    rows[1] = replace(rows[1], latency=(timed(8, 8.0, 0.5),))
     rows += [
-        made(method, 0.2, 1.0, method_config={"matched": searched}, latency=(timed(8, 8.0, ratio, ratio, ratio),))
+        made(method, 0.2, 1.0, method_config={"matched": searched}, latency=(timed(8, 8.0, ratio),))
         for method, ratio in (("clsattn", 0.52), ("tome", 0.53))
     ]
     found = [

@@ -89,10 +89,6 @@ def test_nothing_is_written_when_a_record_is_no_json(tmp_path: Path, change: dic
     assert not list(tmp_path.iterdir())
 
 
-def without(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda values: values.pop(name)
-
-
 def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
     return lambda values: values.update(changes)
 
@@ -102,7 +98,7 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(("change", "complaint"), [
-    (without("golden_images"), "missing field 'golden_images'"),
+    (lambda values: values.pop("golden_images"), "missing field 'golden_images'"),
     (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
     (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
     (changed(schema_version=6), "schema_version is 6, this version reads 8"),

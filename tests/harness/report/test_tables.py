@@ -247,13 +247,13 @@ def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
     assert second.name.endswith("; seed 0, 1")
 
 
-def test_rows_of_equal_time_stand_beside_the_method_whose_time_they_take(row: Any, timed: Any, dense: Record):
+def test_rows_of_equal_time_stand_beside_the_method_whose_time_they_take(row: Any, dense: Record):
     """One that misses it by more than 5 % is named and left out."""
     setting = {"matched": {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}}
-    target = row("patchrank", 0.6, 60, latency=(timed(8, 0.7),))
+    target = row("patchrank", 0.6, 60, latency=(timed(8, 8.0, 0.7),))
     plain = row("evit", 0.6, 60)
-    rows = [row("evit", 0.45, 50, latency=(timed(8, 0.71),), method_config=setting)]
-    rows.append(row("tome", 0.5, 50, latency=(timed(8, 0.75),), method_config=setting))
+    rows = [row("evit", 0.45, 50, latency=(timed(8, 8.0, 0.71),), method_config=setting)]
+    rows.append(row("tome", 0.5, 50, latency=(timed(8, 8.0, 0.75),), method_config=setting))
     every, equal = sections(group_records([dense, target, plain, *rows]))
     assert every.cells("Method") == ["dense", "patchrank", "evit"]
     assert equal.cells("Method") == ["dense", "patchrank", "evit"]
