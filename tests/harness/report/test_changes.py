@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import ANOTHER, KNOWN, UNLABELLED, answers, part, per_image, replace, timed
+from by_hand import ANOTHER, KNOWN, UNLABELLED, answers, per_image, replace, timed
 
 from harness.base.table import Shown
 from harness.cli.entry import main
@@ -75,17 +75,6 @@ def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     assert found.other_images == reason
     assert found.change("top1") is found.change("tau") is None
     assert [one.quantity for one in find_changes(found)] == ["images"]
-
-
-TOLD = ("version", "torch", "timm", "device", "device_name", "dtype", "threads", "weights_sha256", "image_size")
-
-
-@pytest.mark.parametrize("name", TOLD)
-def test_every_condition_that_differs_is_told(name: str):
-    value = ANOTHER[name]
-    found = pair(record(), record(B, **{name: value}))
-    assert [one[:3] for one in found.conditions] == [(name, part(record(), name), value)]
-    assert found.change("top1") is not None
 
 
 def test_conditions_settings_costs_and_rows_of_one_run_are_told(tmp_path: Path):

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import ANOTHER, BY_TEXT, KNOWN, UNLABELLED, answers, per_image, replace, timed
+from by_hand import KNOWN, UNLABELLED, answers, per_image, replace, timed
 from rich.console import Console
 from scipy import stats
 
 from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric
-from harness.records.record import CONDITIONS, MEASURED, Record, read_run
+from harness.records.record import MEASURED, Record, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
 from harness.report.folder import latex, markdown, page, records_csv
@@ -207,20 +207,6 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
     assert list(find_movements(then, then, Tolerances())) == []
-
-
-@pytest.mark.parametrize("name", CONDITIONS)
-def test_rows_of_other_conditions_have_a_table_of_their_own(name: str, dense: Record, patchrank: Record):
-    known: dict[str, Any] = {"tuning": "t", "prompt_tokens": 16, "images_sha256": "ab" * 32, "image_size": (196, 196)}
-    known |= UNLABELLED | {"diff_to_dense": None}
-    if name == "seed":  # with shots it would be averaged over
-        known |= BY_TEXT
-    ours = [replace(record, **known) for record in (dense, patchrank)]
-    theirs = [replace(record, **(known | {name: ANOTHER[name]})) for record in (dense, patchrank)]
-    first, second = group_records([ours[0], theirs[0], ours[1], theirs[1]])
-    assert [row.first for row in first.rows] == ours
-    assert [row.first for row in second.rows] == theirs
-    assert first.name != second.name
 
 
 def test_what_differs_between_tables_of_one_heading_is_told(dense: Record):
