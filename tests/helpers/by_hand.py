@@ -1,15 +1,20 @@
 """Records made by hand: metrics and their parts are given by keyword, such as ``tau``, ``tau_low``, ``match_at``."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from harness.records.metrics import METRICS, Measured, Sample
-from harness.records.record import Record
+from harness.records.record import Record, read_records
 
 T = TypeVar("T")
+FROZEN = Path(__file__).parents[1] / "harness" / "schema" / "record.jsonl"
+[KNOWN] = read_records(FROZEN)
+BY_TEXT: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
+UNLABELLED: dict[str, Any] = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
 NOTHING = Sample(features=torch.zeros(1, 1))
 _OTHERS = {
     "cosine_distance": "cosine", "dense_agreement": "agreement", "kl_to_dense": "kl", "neighbour_overlap": "overlap",

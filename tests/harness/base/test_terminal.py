@@ -12,6 +12,16 @@ from harness.base.table import Table
 from harness.base.terminal import Progress, notes, printable, results
 
 
+def test_the_environment_colours_a_pipe_and_nothing_moves_its_cursor(monkeypatch):
+    for name, value, coloured in (("FORCE_COLOR", "1", True), ("NO_COLOR", "1", False)):
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        screen = results()
+        with screen.capture() as shown:
+            screen.print("[red]x[/]")
+        assert ("\x1b[31m" in shown.get(), screen.is_interactive) == (coloured, False)
+
+
 def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert results().width > 10_000

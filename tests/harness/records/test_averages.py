@@ -1,25 +1,21 @@
 """Means over seeds by hand, and records that don't belong in one table."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import part, replace
+from by_hand import BY_TEXT, KNOWN, part, replace
 from scipy import stats
 
 from harness.records.averages import averages, levels
 from harness.records.metrics import METRICS, pack
-from harness.records.record import MEASURED, Record, Times, read_records
+from harness.records.record import MEASURED, Record, Times
 from harness.records.statistics import bootstrap_mean, wilson_interval
 from harness.report.tables import comparison_table
 
 IMAGES = 60
 TOP1, DIFF = METRICS["top1"], METRICS["diff_to_dense"]
 SEEDS = (3, 4, 5)
-
-
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
 def record(method: str, seed: int, share: float, **changes: Any) -> Record:
@@ -84,16 +80,13 @@ def test_one_seed_is_the_record_as_it_stands():
     assert np.array_equal(row.hits, one.correct)
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"device_name": "another"}, "different device_name"),
-        ({"shots": 0, "tuning": None, "prompt_tokens": None}, "different shots, tuning"),
-        ({"seed": 9}, r"clip_vit_s14_patchrank60 lacks \[5\]|clip_vit_s14 lacks \[9\]"),
-        ({"method_config": {"reduce_at": [4]}}, r"seeds of one table must be the same for every"),
-        ({"seed": 4}, "clip_vit_s14_patchrank60 has seed 4 twice"),
-    ],
-)
+@pytest.mark.parametrize(("change", "match"), [
+    ({"device_name": "another"}, "different device_name"),
+    (BY_TEXT, "different shots, tuning"),
+    ({"seed": 9}, r"clip_vit_s14_patchrank60 lacks \[5\]|clip_vit_s14 lacks \[9\]"),
+    ({"method_config": {"reduce_at": [4]}}, r"seeds of one table must be the same for every"),
+    ({"seed": 4}, "clip_vit_s14_patchrank60 has seed 4 twice"),
+])  # fmt: skip
 def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], match: str):
     *rest, last = group()
     mixed = [*rest, replace(last, **change)]
@@ -101,7 +94,7 @@ def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], mat
         with pytest.raises(ValueError, match=match):
             show(mixed)
         with pytest.raises(ValueError, match="different seed"):  # by text there is none to average
-            show(group(shots=0, tuning=None, prompt_tokens=None))
+            show(group(**BY_TEXT))
 
 
 def test_rows_at_equal_cost_by_hand():
@@ -111,7 +104,7 @@ def test_rows_at_equal_cost_by_hand():
     searched = {"time_of": "patchrank", "keeps": [0.3], "batch": 8, "dtype": "float32"}
 
     def made(method: str, keep: float, gflops: float, **more: Any) -> Record:
-        own = {"keep": keep, "model": f"{method}{keep}", "shots": 0, "tuning": None, "prompt_tokens": None}
+        own = BY_TEXT | {"keep": keep, "model": f"{method}{keep}"}
         return record(method, 3, 0.5, **own, gflops=gflops, cosine_distance=gflops / 2, **more)
 
     def timed(ratio: float) -> dict[str, Any]:

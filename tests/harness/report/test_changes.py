@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import ANOTHER, part, per_image, replace
+from by_hand import ANOTHER, KNOWN, UNLABELLED, part, per_image, replace
 
 from harness.base.table import Shown
 from harness.cli.entry import main
@@ -30,9 +30,6 @@ def answers(correct: Any) -> dict[str, Any]:
 def timed(batch: int, median: float, *to_dense: float) -> Times:
     ends = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
     return Times(batch=batch, median_ms=median, q1_ms=median / 2, q3_ms=2 * median, images_per_s=1.0, **ends)
-
-
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
 def record(correct: Any = A, **changed: Any) -> Record:
@@ -75,21 +72,17 @@ def test_the_difference_is_b_minus_a_paired_by_image(tmp_path: Path):
 
 def test_a_run_beside_itself_has_not_changed(tmp_path: Path):
     near = per_image("cosine_distance", np.linspace(0.01, 0.02, 10))
-    unlabelled = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
-    rows = [record(), record(B, seed=1), record(dataset="photos", **unlabelled, **near)]
+    rows = [record(), record(B, seed=1), record(dataset="photos", **UNLABELLED, margin=None, **near)]
     shown = compared(rows, rows, tmp_path)
     assert shown.parts[2:] == ("3 rows are in both runs",)
     assert shown.data["moved"] == shown.data["only_in_a"] == shown.data["only_in_b"] == []
 
 
-@pytest.mark.parametrize(
-    ("other", "reason"),
-    [
-        (record(dataset_revision="99"), "dataset_revision '12ab34cd' and '99'"),
-        (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 and 4"),
-        (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' and '{'cd' * 32}'"),
-    ],
-)
+@pytest.mark.parametrize(("other", "reason"), [
+    (record(dataset_revision="99"), "dataset_revision '12ab34cd' and '99'"),
+    (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 and 4"),
+    (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' and '{'cd' * 32}'"),
+])  # fmt: skip
 def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     found = pair(record(), other)
     assert found.other_images == reason
