@@ -85,8 +85,6 @@ def test_a_known_dataset_is_judged_by_its_test_split():
         assert len(set(zip(names, part.groups.tolist(), strict=True))) == len(set(names)) == photographs
         assert part.photographs == photographs
     assert search.split[0].image.getpixel((0, 0))[0] == 5  # drawn by the split that it came from
-    few, _ = divide(dataset, (7, 40))
-    assert few.photographs == len(few) == 7
 
 
 def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
@@ -103,7 +101,6 @@ def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
 
 
 def test_values_are_those_of_the_plain_way(dense: Any, tower: Tower, named: Dataset):
-    """The slow way, picture by picture."""
     rows = rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
     assert tower.clip is not None
     split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)
