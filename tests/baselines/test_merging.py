@@ -14,7 +14,7 @@ from torch import Tensor
 import zoo
 from baselines.atc import LINKAGES, cluster
 from baselines.tome import merge
-from zoo.core.tokens import Tokens, tokens_of
+from zoo.core.tokens import Tokens
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Left = dict[int, tuple[float, Tensor]]  # what is left: size and token by place
@@ -198,20 +198,6 @@ def test_diffrate_is_the_slow_loop(pruned: float, stages: list[int], tower: zoo.
                 x, size = torch.stack(rows)[None], grown[head]
             x = x + block.mlp(block.norm2(x))
         assert torch.allclose(trace.output[image], tower.forward_head(tower.norm(x))[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("counts", [[9], [12, 7, 4]])
-def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
-    tokens = some_tokens(16, sized=False)
-    for block, count in enumerate(counts):
-        tokens = merge(block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count)
-    token = tokens_of(tokens.history, 16)
-    for image in range(2):
-        places = tokens.patch_idx[image].tolist()
-        inside = [int((token[image] == place).sum()) for place in places]
-        assert inside == tokens.size[image].tolist()
-        assert torch.arange(16)[token[image] == torch.arange(16)].tolist() == sorted(places)
-        assert (token[image, places] == torch.tensor(places)).all()
 
 
 @given(n=st.integers(2, 20), share=st.floats(0.0, 1.0), prefix=st.integers(1, 3), sized=st.booleans())

@@ -21,10 +21,6 @@ def tower(tiny: Build) -> zoo.ReducedViT:
     return tiny("clip_vit_b16")
 
 
-def entering(tower: zoo.ReducedViT, images: Tensor, block: int = 0) -> Tensor:
-    return tower.blocks[:block](tower.norm_pre(tower._pos_embed(tower.patch_embed(images))))
-
-
 def slow_heads(block: Block, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each head's attention (T, T) and values (T, d) for one image's tokens (T, D)."""
     q, k, v = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
@@ -49,7 +45,7 @@ def slow_halting(
     tower: zoo.ReducedViT, image: Tensor, left: dict[int, int], channel: int, gamma: float, beta: float
 ) -> tuple[Tensor, list[list[int]]]:
     """Run one image: after each block each token's score grows, before a point the largest go."""
-    x, places = entering(tower, image[None]), list(range(64))
+    x, places = tower.embed(image[None]).x, list(range(64))
     total, kept = dict.fromkeys(range(64), 0.0), []
     for index, block in enumerate(tower.blocks):
         if index in left:
@@ -62,14 +58,11 @@ def slow_halting(
     return tower.forward_head(tower.norm(x))[0], kept
 
 
-@pytest.mark.parametrize(
-    ("options", "left"),
-    [
-        ({"keep": 0.5}, {1: 58, 2: 51, 3: 45, 4: 38, 5: 32}),
-        ({"keep": 0.25, "reduce_at": [2, 4], "schedule": "geometric", "channel": 5}, {2: 32, 4: 16}),
-        ({"keep": 0.5, "reduce_at": 3, "gamma": 2.0, "beta": 1.0}, {3: 32}),
-    ],
-)
+@pytest.mark.parametrize(("options", "left"), [
+    ({"keep": 0.5}, {1: 58, 2: 51, 3: 45, 4: 38, 5: 32}),
+    ({"keep": 0.25, "reduce_at": [2, 4], "schedule": "geometric", "channel": 5}, {2: 32, 4: 16}),
+    ({"keep": 0.5, "reduce_at": 3, "gamma": 2.0, "beta": 1.0}, {3: 32}),
+])  # fmt: skip
 def test_halting_is_the_slow_loop(options: dict, left: dict[int, int], tower: zoo.ReducedViT, images: Tensor):
     model = zoo.reduce(tower, method="avit", **options)
     trace, config = model.trace(images), model.reducer.config
@@ -83,7 +76,7 @@ def test_halting_is_the_slow_loop(options: dict, left: dict[int, int], tower: zo
 def test_cls_attention_and_the_rest_on_what_is_left(tower: zoo.ReducedViT, images: Tensor):
     """Slowly: dense blocks, pick tokens by hand, dense blocks."""
     model = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=[2, 4])
-    x, reductions = entering(tower, images, 1), model.trace(images).reductions
+    x, reductions = tower.blocks[0](tower.embed(images).x), model.trace(images).reductions
     for index in range(1, 6):
         if index in (2, 4):
             seen = attention_of_cls(tower.blocks[index], x)
@@ -113,7 +106,7 @@ def test_stages_of_evit_are_the_slow_ones(fuse: bool, tower: zoo.ReducedViT, ima
     model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=points, fuse=fuse)
     assert list(model.reducer.counts(196).values()) == ([138, 98, 70] if fuse else [138, 97, 68])  # the paper's
     trace = model.trace(images)
-    x, positions = entering(tower, images), [list(range(64))] * 3
+    x, positions = tower.embed(images).x, [list(range(64))] * 3
     for index in range(6):
         if index not in points:
             x = tower.blocks[index](x)
@@ -193,18 +186,15 @@ def slow_condensation(score: Tensor, x: Tensor, count: int, centers: int) -> lis
     return [*(left[place] for place in sorted(left)), sum(score[place] * x[place] for place in tail)]
 
 
-@pytest.mark.parametrize(
-    ("options", "count"),
-    [
-        ({"keep": 0.5}, 32),
-        ({"keep": 0.5, "centers": 1}, 32),
-        ({"keep": 63 / 64, "centers": 7}, 63),
-        ({"keep": 0.04}, 3),
-    ],
-)
+@pytest.mark.parametrize(("options", "count"), [
+    ({"keep": 0.5}, 32),
+    ({"keep": 0.5, "centers": 1}, 32),
+    ({"keep": 63 / 64, "centers": 7}, 63),
+    ({"keep": 0.04}, 3),
+])  # fmt: skip
 def test_condensation_is_the_slow_loop(options: dict, count: int, tower: zoo.ReducedViT, images: Tensor):
     model = zoo.reduce(tower, method="tca", reduce_at=2, **options)
-    block, x = tower.blocks[2], entering(tower, images, 2)
+    block, x = tower.blocks[2], tower.blocks[:2](tower.embed(images).x)
     attended, seen = x + block.attn(block.norm1(x)), attention_of_cls(block, x)
     rows = []
     for image in range(3):

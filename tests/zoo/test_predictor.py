@@ -174,15 +174,12 @@ def holds(network: nn.Module, saved: Predictor) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
-@pytest.mark.parametrize(
-    ("facts", "options", "match"),
-    [
-        ({"tag": "laion2b"}, {}, "clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
-        ({"block": 5}, {}, "was fitted to clip_vit_b16.openai with block=5, this model has block=3"),
-        ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
-        ({}, {"pretrained": False}, "without the tower it was made for: add pretrained=True"),
-    ],
-)
+@pytest.mark.parametrize(("facts", "options", "match"), [
+    ({"tag": "laion2b"}, {}, "clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
+    ({"block": 5}, {}, "was fitted to clip_vit_b16.openai with block=5, this model has block=3"),
+    ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
+    ({}, {"pretrained": False}, "without the tower it was made for: add pretrained=True"),
+])  # fmt: skip
 def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
     save(tmp_path / "p", arch="mlp", **facts)
     with pytest.raises(ValueError, match=re.escape(match)):

@@ -82,9 +82,7 @@ def test_protection_changes_whose_turn_it_is_and_not_the_goal():
 
 @pytest.mark.parametrize("links", [0, 1, 4])
 @given(n=st.integers(2, 24), share=st.floats(0.0, 1.0), values=st.integers(1, 3), seed=st.integers(0, 99))
-def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(
-    links: int, n: int, share: float, values: int, seed: int
-):
+def test_so_many_go_and_none_into_one_that_goes(links: int, n: int, share: float, values: int, seed: int):
     """Of few different values, with many ties and zeros."""
     r = max(1, round(share * (n // 2)))
     x = torch.randint(values, (2, n, 2), generator=torch.Generator().manual_seed(seed)).float()
@@ -146,9 +144,8 @@ def test_a_mask_on_a_gpu_has_the_queries_dtype_and_rows_that_begin_at_multiples_
         assert attention.as_mask(bias, bias) is bias  # on a CPU nothing is copied
 
 
-def test_towers_attend_by_channels_or_by_a_mask_of_the_queries_dtype(
-    tower: zoo.ReducedViT, images: Tensor, monkeypatch
-):
+def test_towers_attend_by_channels_or_by_a_mask(tower: zoo.ReducedViT, images: Tensor, monkeypatch):
+    """A mask has the queries' dtype."""
     masks = []
 
     def attend(query: Tensor, *others: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:

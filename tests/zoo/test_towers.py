@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +73,19 @@ def test_a_reduced_tower_gives_what_the_whole_one_gives(kind: str):
     assert rough.output.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("kind", "overrides", "options", "quoted"),
-    [
-        ("averaged", {"block_fn": ResPostBlock, "init_values": 1.0}, {}, "ResPostBlock with Attention; expected"),
-        ("averaged", {"attn_layer": "diff"}, {}, "Block with DiffAttention"),
-        ("averaged", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0 loses patch positions; set it to 0"),
-        ("averaged", {}, {"method": "evit"}, ", ".join(sorted(set(zoo.METHODS) - set(NEEDS_QUERY)))),
-        ("averaged", {}, {"method": "rankmerge", "rank": "cls"}, "method 'rankmerge' with these settings"),
-        ("averaged", {"global_pool": "prr"}, {}, "pools by AttentionPoolPrr of global_pool='prr'"),
-        ("dinov3 s", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0"),
-        ("beit", {"use_shared_rel_pos_bias": True}, {}, "use_shared_rel_pos_bias=True"),
-        ("open_clip", {"patch_dropout": 0.5}, {}, "patch_dropout > 0"),
-        ("open_clip", {"pool_type": "none"}, {}, "pool_type='none'"),
-        ("open_clip", {"qk_norm": True}, {}, "CustomResidualAttentionBlock with Attention"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "overrides", "options", "quoted"), [
+    ("averaged", {"block_fn": ResPostBlock, "init_values": 1.0}, {}, "ResPostBlock with Attention; expected"),
+    ("averaged", {"attn_layer": "diff"}, {}, "Block with DiffAttention"),
+    ("averaged", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0 loses patch positions; set it to 0"),
+    ("averaged", {}, {"method": "evit"}, ", ".join(sorted(set(zoo.METHODS) - set(NEEDS_QUERY)))),
+    ("averaged", {}, {"method": "rankmerge", "rank": "cls"}, "method 'rankmerge' with these settings"),
+    ("averaged", {"global_pool": "prr"}, {}, "pools by AttentionPoolPrr of global_pool='prr'"),
+    ("dinov3 s", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0"),
+    ("beit", {"use_shared_rel_pos_bias": True}, {}, "use_shared_rel_pos_bias=True"),
+    ("open_clip", {"patch_dropout": 0.5}, {}, "patch_dropout > 0"),
+    ("open_clip", {"pool_type": "none"}, {}, "pool_type='none'"),
+    ("open_clip", {"qk_norm": True}, {}, "CustomResidualAttentionBlock with Attention"),
+])  # fmt: skip
 def test_refused_towers(kind: str, overrides: dict[str, Any], options: dict[str, Any], quoted: str):
     with pytest.raises(ValueError, match=re.escape(quoted)):
         zoo.reduce(build(kind, **overrides), **{"method": "random", "keep": 0.5, **options})
@@ -158,15 +154,12 @@ def test_the_first_token_alone_is_the_first_of_all(kind: str):
         assert torch.allclose(wanted, shares[:, 0, 1:], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("kind", "overrides"),
-    [
-        *((kind, {}) for kind in ("siglip b16", "averaged", "averaged with maximum", "maximum", "deit 3")),
-        ("registers averaged", {"pool_include_prefix": True}),
-        ("pe core", {"use_rot_pos_emb": False}),
-        ("beit v2", {"use_rel_pos_bias": False, "use_abs_pos_emb": True}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "overrides"), [
+    *((kind, {}) for kind in ("siglip b16", "averaged", "averaged with maximum", "maximum", "deit 3")),
+    ("registers averaged", {"pool_include_prefix": True}),
+    ("pe core", {"use_rot_pos_emb": False}),
+    ("beit v2", {"use_rel_pos_bias": False, "use_abs_pos_emb": True}),
+])  # fmt: skip
 def test_merging_equal_tokens_changes_nothing(kind: str, overrides: dict[str, Any]):
     """Every patch comes twice, and places don't matter: half of the tokens say the same."""
     tower = build(kind, **overrides)
@@ -235,19 +228,6 @@ def test_golden_rankings_watch_the_pooled_output(kind: str):
     assert torch.allclose(found, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "follows", "halves"),
-    [("dinov2", True, True), ("averaged", False, True), ("rope mixed", True, False), ("coca", False, False)],
-)
-def test_which_golden_rankings_a_tower_has(kind: str, follows: bool, halves: bool):
-    """docs/towers.md says so."""
-    model = zoo.reduce(build(kind), method=None)
-    for able, approximate, precision in ((follows, "follow:12", "float32"), (halves, None, "bfloat16")):
-        with nullcontext() if able else pytest.raises(ValueError, match=approximate or precision):
-            config = GoldenConfig(block=1, approximate=approximate)
-            assert GoldenEngine(model, config, precision=precision).importance(images_of(model, 2)).isfinite().all()
-
-
 def test_approximations_of_towers_with_places():
     """With all other patch tokens recomputed, following is exact; a bias by pairs of places is refused."""
     config = GoldenConfig(block=1, approximate="follow:12")
@@ -258,6 +238,8 @@ def test_approximations_of_towers_with_places():
         assert torch.allclose(GoldenEngine(model, config).importance(images), exact, atol=1e-5)
     with pytest.raises(ValueError, match=r"approximate='follow:12' knows no bias for pairs of places"):
         GoldenEngine(zoo.reduce(build("beit", global_pool="token"), method=None), config)
+    with pytest.raises(ValueError, match="precision='bfloat16': expected 'float32' for this tower"):
+        GoldenEngine(zoo.reduce(build("rope mixed"), method=None), GoldenConfig(block=1), precision="bfloat16")
 
 
 @torch.enable_grad()
@@ -279,20 +261,11 @@ def test_training_draws_the_same_random_numbers(kind: str):
 
 
 @torch.enable_grad()
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [
-        ("norm behind", "norm"),
-        ("coca", "norm"),
-        ("open_clip", "lora"),
-        ("open_clip", "head"),
-        ("siglip b16", "head+lora"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "what"), [("coca", "norm"), ("open_clip", "lora"), ("siglip b16", "head+lora")])
 def test_recovery_of_other_towers(kind: str, what: str, tmp_path: Path):
-    """What is saved brings the features as near to dense as training said, and fits no other tower."""
+    """What is saved brings the features as near to dense as training said."""
     with torch.no_grad():
-        tower, other = build(kind), build(kind)
+        tower = build(kind)
     images = [images_of(tower, 6)]
     options = {"method": "rankmerge", "keep": 0.3, "reduce_at": 0}
     config = RecoveryConfig(what=what, rounds=2, steps=8, batch=6, learning_rate=1e-3, crop=1, dtype="float32")
@@ -306,8 +279,6 @@ def test_recovery_of_other_towers(kind: str, what: str, tmp_path: Path):
         near, truth = parts(model(images[0]))[0].squeeze(1), parts(tower(images[0]))[0].squeeze(1)
     apart = (1 - F.cosine_similarity(near, truth, dim=-1)).mean()
     assert apart.item() == pytest.approx(recovered.after[0], abs=1e-6)
-    with pytest.raises(ValueError, match="was trained on"):
-        zoo.reduce(other, **options, recovery=path)
 
 
 def test_a_head_is_refused_where_no_linear_map_gives_the_features():

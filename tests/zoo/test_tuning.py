@@ -31,7 +31,6 @@ from zoo.learning.tuning import (
     TuneConfig,
     augment,
     encode,
-    frozen,
     text_parts,
     tune,
 )
@@ -135,15 +134,6 @@ def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
     assert not torch.equal(apart[0], apart[1])
 
 
-def test_rates_fall_as_a_cosine():
-    config, optimiser = TuneConfig(**QUICK), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.total_steps)
-    for done in range(config.total_steps):
-        assert config.rate(0.01, done) == pytest.approx(scheduler.get_last_lr()[0])
-        optimiser.step()
-        scheduler.step()
-
-
 def test_the_papers_parameter_counts():
     """B/16, 16 tokens: 8,192 for T, 401,408 for V+T."""
     config = open_clip.get_model_config("ViT-B-16")
@@ -184,22 +174,6 @@ def test_augmentation_mirrors_and_shifts():
     assert 0 < int(rising.sum()) < 40
     shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
     assert shifts == set(range(14, 19))
-
-
-@pytest.mark.parametrize("method", [None, "evitfuse", "patchrank", "rankmerge"])
-def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, method: str | None):
-    options = {} if method is None else {"keep": 0.5}
-    vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
-    images = data().images
-    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, TuneConfig(**QUICK), vit.mean_patch(images))
-    nn.init.normal_(learner.visual.projection.weight)
-    tower = type(vit).adopt(vit)
-    tower.prompts = learner.visual
-    with frozen(vit, parts.model.text):
-        F.cross_entropy(tower(images) @ learner.classifier().T, data().labels).backward()
-    assert (learner.text.context.grad.abs().amax(dim=-1) > 0).all()
-    assert (learner.visual.projection.weight.grad.abs().amax(dim=1) > 0).all()
-    assert all(p.grad is None for p in vit.parameters())
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
@@ -336,7 +310,6 @@ def test_coupled_tokens_are_a_linear_image_of_the_text():
     torch.nn.init.normal_(coupled.projection.weight)
     expected = torch.einsum("td,cd->tc", context[0], coupled.projection.weight)
     assert torch.allclose(coupled() - coupled.begin, expected, atol=1e-5)
-    assert sum(p.numel() for p in coupled.parameters()) == context.numel() + 7 * 48
     printed, again = (CoupledPrompts(context, torch.zeros(48), torch.Generator().manual_seed(1)) for _ in "12")
     assert torch.allclose(printed(), context[0] @ printed.projection.weight.T, atol=1e-6)
     assert torch.equal(again(), printed())
@@ -417,18 +390,15 @@ def test_timm_creates_a_tuned_model(tmp_path: Path):
         timm.create_model(name, prompts=file.path, num_classes=7)
 
 
-@pytest.mark.parametrize(
-    ("use", "match"),
-    [
-        (lambda file: timm.create_model("clip_vit_s14", prompts=file.path), "imgfocus_lit with weights='0{16}'"),
-        (lambda file: zoo.create_clip("clip_vit_s14", prompts=file.path), "a tuned model classifies"),
-        (lambda file: file.require_classes(CLASSES[:2]), "are for 3 classes of toy, not for 2"),
-        (lambda file: file.require_classes(("cat", "house", "dog")), "their class 1 is 'dog', not 'house'"),
-        (lambda file: PromptFile.read(file.path.with_name("none")), "no prompts at"),
-        (lambda file: PromptFile.read(file.path.with_name("other")), "lacks the 'prompts' metadata"),
-        (lambda file: timm.create_model("clip_vit_s14", prompts=file.path.with_name("wide")), "width=768, this model"),
-    ],
-)
+@pytest.mark.parametrize(("use", "match"), [
+    (lambda file: timm.create_model("clip_vit_s14", prompts=file.path), "imgfocus_lit with weights='0{16}'"),
+    (lambda file: zoo.create_clip("clip_vit_s14", prompts=file.path), "a tuned model classifies"),
+    (lambda file: file.require_classes(CLASSES[:2]), "are for 3 classes of toy, not for 2"),
+    (lambda file: file.require_classes(("cat", "house", "dog")), "their class 1 is 'dog', not 'house'"),
+    (lambda file: PromptFile.read(file.path.with_name("none")), "no prompts at"),
+    (lambda file: PromptFile.read(file.path.with_name("other")), "lacks the 'prompts' metadata"),
+    (lambda file: timm.create_model("clip_vit_s14", prompts=file.path.with_name("wide")), "width=768, this model"),
+])  # fmt: skip
 def test_refuses_other_towers_classes_and_files(use: Callable[[PromptFile], Any], match: str, tmp_path: Path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
     save_prompts(tmp_path / "wide", tensors(768), **{**FACTS, "width": 768})

@@ -1,6 +1,5 @@
 """timm's interfaces and attention stay what they are while tokens go; weights are shared, saved models come back."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +11,9 @@ from timm.layers import Attention, LayerNorm
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 import zoo
-from zoo.core.attention import cls_attention, is_plain
+from zoo.core.attention import is_plain
 from zoo.core.tokens import Tokens
 from zoo.towers.vit import ViTBlock
 
@@ -136,12 +134,9 @@ def test_weights_are_shared_not_copied(tiny: Build, images: Tensor):
     theirs, ours = dict(tower.named_parameters()), dict(model.named_parameters())
     assert all(ours[name] is theirs[name] for name in theirs)
     assert all(name.startswith("reducer.") for name in ours.keys() - theirs.keys())
-    state = {name: value.clone() for name, value in tower.state_dict().items()}
-    with torch.no_grad():
-        before = model(images)
-        torch.testing.assert_close(dict(tower.state_dict()), state, rtol=0, atol=0)
-        tower.head.bias.add_(1.0)
-        assert torch.allclose(model(images), before + 1.0, atol=1e-5)
+    before = model(images)
+    tower.head.bias.add_(1.0)
+    assert torch.allclose(model(images), before + 1.0, atol=1e-5)
     model.reset_classifier(0)
     assert (tower(images).shape, model(images).shape) == ((3, 7), (3, 48))
     assert (tower.num_classes, model.num_classes) == (7, 0)
@@ -154,25 +149,19 @@ PATCHRANK = {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16}
 
 
 @pytest.mark.parametrize("safe", [True, False])
-@pytest.mark.parametrize(
-    ("name", "method", "options"),
-    [
-        ("clip_vit_b16.laion2b", "", {}),
-        ("clip_vit_b16_patchrank60.openai", "", PATCHRANK),
-        ("clip_vit_b16_evit60.openai", "", {"reduce_at": [1, 3]}),
-        ("deit_small_patch16_224", "tome", {"keep": 0.5}),
-        ("clip_vit_b16_tome50", "evit", {"stage_rate": 0.7, "fuse": True, "reduce_at": [0, 2, 4]}),
-        ("vit_base_patch16_clip_quickgelu_224.openai", None, {}),
-    ],
-)
-@torch.no_grad()
+@pytest.mark.parametrize(("name", "own", "method", "options"), [
+    ("clip_vit_b16.laion2b", {}, "", {}),
+    ("clip_vit_b16_patchrank60.openai", PATCHRANK, "", {}),
+    ("deit_small_patch16_224", {}, "tome", {"keep": 0.5}),
+    ("clip_vit_b16_rankmerge50", {"distance": 0.3}, "rankmerge", {"keep": 0.4, "distance": 0.2, "reduce_at": (1, 2)}),
+    ("vit_base_patch16_clip_quickgelu_224.openai", {}, None, {}),
+])  # fmt: skip
 def test_round_trip(
-    name: str, method: str | None, options: dict, safe: bool, tiny: Build, images: Tensor, tmp_path: Path
+    name: str, own: dict, method: str | None, options: dict, safe: bool, tiny: Build, images: Tensor, tmp_path: Path
 ):
-    if method == "":
-        model = tiny(name, **options)
-    else:
-        first = zoo.reduce(tiny(name), method="random", keep=0.3)  # reducing again keeps the first base
+    model = tiny(name, **own)
+    if method != "":
+        first = zoo.reduce(model, method="random", keep=0.3)  # reducing again keeps the first base
         model = zoo.reduce(first, method=method, **options).eval()
     save_for_hf(model, tmp_path, safe_serialization=safe)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -216,20 +205,6 @@ def written_out(layer: Attention, x: Tensor) -> Tensor:
     return torch.stack(weights, dim=1)
 
 
-@pytest.mark.parametrize("prefix", [1, 4])
-def test_output_is_timms_and_cls_attention_the_first_row_of_the_softmax(layer: Attention, prefix: int):
-    tokens = Tokens.start(torch.randn(2, prefix + 6, 24), prefix, (2, 3))
-    attended = block_of(layer).attend(tokens)
-    assert torch.equal(attended.out, layer(tokens.x))
-    bias = torch.randn(2, 1, 1, prefix + 6)
-    assert torch.equal(block_of(layer).attend(tokens, bias).out, layer(tokens.x, attn_mask=bias))
-    wanted = written_out(layer, tokens.x)[:, :, 0, prefix:].mean(dim=1)
-    found = cls_attention(attended.query, attended.key, attended.scale, prefix)
-    assert found.shape == (2, 6)
-    assert torch.allclose(found, wanted, atol=1e-6)
-    assert torch.allclose(block_of(layer).cls_attention(tokens), wanted, atol=1e-6)
-
-
 class LowRank(nn.Module):
     """A LoRA adapter around a linear layer whose weights and bias it shows as its own."""
 
@@ -243,29 +218,17 @@ class LowRank(nn.Module):
         return self.inner(x) + x @ self.down.T @ self.up.T
 
 
-class Doubled(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
-
-
-CHANGES: dict[str, Callable[[Attention], None]] = {
-    "wrapped": lambda attn: setattr(attn, "qkv", LowRank(attn.qkv)),
-    "parametrized": lambda attn: parametrize.register_parametrization(attn.qkv, "weight", Doubled()),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
+def test_what_the_layer_computes_counts_not_its_weights(layer: Attention, tiny: Build):
     tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))
     assert is_plain(layer.qkv)
     before = block_of(layer).cls_attention(tokens)
-    CHANGES[change](layer)
+    layer.qkv = LowRank(layer.qkv)
     assert not is_plain(layer.qkv)
     wanted = written_out(layer, tokens.x)[:, :, 0, 1:].mean(dim=1)
     assert torch.allclose(block_of(layer).cls_attention(tokens), wanted, atol=1e-6)
     assert not torch.allclose(wanted, before, atol=1e-6)
     block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
-    CHANGES[change](block.attn)
+    block.attn.qkv = LowRank(block.attn.qkv)
     x = torch.randn(2, 10, 48)
     first = ViTBlock(block).first(Tokens.start(x, 1, (3, 3)))
     assert torch.allclose(first, block(x)[:, :1], atol=1e-5)

@@ -63,23 +63,20 @@ def test_the_content_decides_not_the_suffix(how: str, state: dict, tmp_path: Pat
         path.rename(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"", r"starts with b''"),
-        (b"<!DOCTYPE html><html>", r"is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid s", r"git lfs pull"),
-        (pickle.dumps({"a": 1}), r"can't be read .*safetensors"),
-        (b"\x08\x07\x12\x07pytorch", r"holds no weights .*safetensors"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", r"cut short"),
-        (b"PK\x03\x04", r"can't be read .*get it again"),
-        ({}, r"no state dict but dict"),
-        ({"a": torch.ones(1).to_sparse()}, r"'a' is Tensor"),
-        ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"'a' is dict"),
-        ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of torch.int8"),
-        ({"a.weight": torch.tensor([1.0, torch.nan])}, r"'a.weight' that are NaN or infinite"),
-    ],
-)
+@pytest.mark.parametrize(("content", "why"), [
+    (b"", r"starts with b''"),
+    (b"<!DOCTYPE html><html>", r"is a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid s", r"git lfs pull"),
+    (pickle.dumps({"a": 1}), r"can't be read .*safetensors"),
+    (b"\x08\x07\x12\x07pytorch", r"holds no weights .*safetensors"),
+    (b"\x10\x00\x00\x00\x00\x00\x00\x00{", r"cut short"),
+    (b"PK\x03\x04", r"can't be read .*get it again"),
+    ({}, r"no state dict but dict"),
+    ({"a": torch.ones(1).to_sparse()}, r"'a' is Tensor"),
+    ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"'a' is dict"),
+    ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of torch.int8"),
+    ({"a.weight": torch.tensor([1.0, torch.nan])}, r"'a.weight' that are NaN or infinite"),
+])  # fmt: skip
 def test_files_that_hold_no_weights(content: Any, why: str, tmp_path: Path):
     if isinstance(content, bytes):
         (tmp_path / "w.pt").write_bytes(content)
@@ -279,6 +276,8 @@ def test_the_embedded_towers_are_those_of_the_file():
     assert text.token_ids.tolist() == stored["token_ids"].tolist()
     assert all(torch.equal(v, stored[f"text.{k}"].float()) for k, v in text.state_dict().items())
     assert embedded.model.logit_scale.item() == stored["logit_scale"].item()
+    larger = timm.create_model("clip_vit_s14_random50", pretrained=True, img_size=224).eval()
+    assert larger.trace(torch.randn(1, 3, 224, 224)).final_tokens == 128
     white = embedded.preprocess(Image.new("RGB", (400, 300), "white"))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = ((1 - mean) / std)[:, None, None].expand(3, 196, 196)

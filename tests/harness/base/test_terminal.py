@@ -66,20 +66,6 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(clock):
     ]
 
 
-def test_only_the_outermost_task_has_lines(clock):
-    console = Console(file=io.StringIO(), width=20)
-    progress = Progress(console)
-    with progress.task("datasets", 4) as outer, progress.task("images", 10) as inner:
-        clock[0] = 40.0
-        inner(3)
-        clock[0] = 75.0
-        outer(1)
-    assert console.file.getvalue().splitlines() == [
-        "datasets: 0 of 4 (0 %), 0:00:40 so far; images: 3/10",
-        "datasets: 1 of 4 (25 %), 0:01:15 so far, about 0:03:45 left",
-    ]
-
-
 def test_bars_on_a_terminal_go_when_their_tasks_end():
     console = Console(file=io.StringIO(), width=99, force_terminal=True)
     progress = Progress(console)

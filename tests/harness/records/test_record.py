@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import ANOTHER, BY_TEXT, FROZEN, KNOWN, UNLABELLED, per_image, replace
+from by_hand import ANOTHER, BY_TEXT, FROZEN, KNOWN, UNLABELLED, answers, per_image, replace, timed
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
@@ -20,7 +20,6 @@ from harness.records.record import (
     MEASURED,
     SCHEMA_VERSION,
     Record,
-    Times,
     fitting,
     halves,
     images_digest,
@@ -32,8 +31,7 @@ from harness.records.record import (
 )
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
-ANSWERS = {"correct_bits": pack(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
-ANSWERS |= {"image_count": 10, "shots": 16, "tuning": "t", "prompt_tokens": 8}
+ANSWERS = answers(CORRECT) | {"shots": 16, "tuning": "t", "prompt_tokens": 8}
 CONFIG = {"reduce_at": [3], "name": "ü", "fuse": False, "rate": None}
 TODAY = {name: own for name, own in KNOWN.metrics.items() if name in METRICS}  # the line has one that is gone
 FULL = replace(KNOWN, **ANSWERS, metrics=TODAY, method_config=CONFIG, uncounted_operators=("aten::linalg_inv",))
@@ -91,10 +89,6 @@ def test_nothing_is_written_when_a_record_is_no_json(tmp_path: Path, change: dic
     assert not list(tmp_path.iterdir())
 
 
-def without(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda values: values.pop(name)
-
-
 def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
     return lambda values: values.update(changes)
 
@@ -104,7 +98,7 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(("change", "complaint"), [
-    (without("golden_images"), "missing field 'golden_images'"),
+    (lambda values: values.pop("golden_images"), "missing field 'golden_images'"),
     (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
     (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
     (changed(schema_version=6), "schema_version is 6, this version reads 8"),
@@ -169,8 +163,7 @@ def test_the_digest_of_images_tells_order_names_and_number():
 def row(**changes: Any) -> Record:
     """Return a row of random pruning without agreement, timed at batches 1 and 32."""
     named = {"model": "clip_vit_s14_random60", "method": "random", "method_config": {"keep": 0.6}}
-    latency = tuple(Times(batch=n, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0) for n in (1, 32))
-    measured = {"cosine_distance": FULL.metrics["cosine_distance"], "latency": latency, "gflops": 3.5}
+    measured = {"cosine_distance": FULL.metrics["cosine_distance"], "latency": (timed(1), timed(32)), "gflops": 3.5}
     return replace(FULL, **NOTHING | named | measured | changes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import UNLABELLED, part, per_image, replace
+from by_hand import UNLABELLED, part, per_image, replace, timed
 
 from harness.records.record import Record, read_run
 from harness.records.statistics import holm, sign_flip
@@ -66,10 +66,10 @@ def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: A
     assert headline(standings(group_records(alone))) == []
 
 
-def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any, timed: Any):
+def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any):
     dense, *rows = near(row, "photos", {"patchrank": 0.02, "tome": 0.01})
     setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
-    target, tome = (replace(record, latency=(timed(8, 0.62),)) for record in rows)
+    target, tome = (replace(record, latency=(timed(8, 8.0, 0.62),)) for record in rows)
     searched = replace(tome, keep=0.5, method_config={"matched": setting})
     [text] = headline(standings(group_records([dense, target, searched])))
     assert text.startswith("At 62 % of dense's time at batch 8, tome stays nearest")
