@@ -39,7 +39,6 @@ def tree() -> tuple[str, ...]:
 
 @cache
 def text_of(name: str) -> str | None:
-    """Return a file's text, or None when it isn't text."""
     raw = (ROOT / name).read_bytes()
     try:
         return None if b"\0" in raw[:4096] else raw.decode()
@@ -60,8 +59,6 @@ def test_no_machine_path_and_no_registry_host_in_any_file():
     assert occurrences(MACHINE_PATH) == occurrences(REGISTRY_HOST) == []
     for line in ("cd {}/x", 'open("{}/x")', "at={}", "PATH=a:{}/b"):
         assert all(MACHINE_PATH.search(line.format("/" + folder)) for folder in ("work", "home/ann"))
-    for line in ("a/{}/b", "{{dir}}/{}", "../{}/x", "/{}ers", "x / {}", "/"):
-        assert not MACHINE_PATH.search(line.format("work"))
 
 
 @pytest.mark.parametrize(("marker", "end"), [("main-command", "-m harness compare"), ("test-command", "tox")])
@@ -100,18 +97,6 @@ def test_tool_releases_agree():
     assert set(pins[0]) == {"ruff", "mypy", "import-linter"}
     assert pins[1] == pins[0]
     assert pins[2] == {tool: pins[0][tool] for tool in ("ruff", "import-linter")}
-
-
-def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path):
-    """Run .ci/run on a README whose test command says so, and see nothing else run."""
-    script = tmp_path / ".ci" / "run"
-    script.parent.mkdir()
-    script.write_text(text_of(".ci/run"))
-    readme = "# x\n\n```sh\necho other\n```\n\n<!-- {} -->\n```sh\necho tests ran\n```\n"
-    for marker, code, lines in (("test-command", 0, ["+ echo tests ran", "tests ran"]), ("another", 2, [])):
-        (tmp_path / "README.md").write_text(readme.format(marker))
-        done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout.splitlines()) == (code, lines)
 
 
 def test_a_method_and_a_dataset_of_the_extension_guide_work(tmp_path: Path):

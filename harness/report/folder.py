@@ -18,7 +18,7 @@ from markupsafe import Markup
 from harness.base.table import Shown, Table
 from harness.base.terminal import Progress, printable
 from harness.records.metrics import METRICS
-from harness.records.record import UNITS, Record, Times, halves, read_run
+from harness.records.record import RECORDS, UNITS, Record, Times, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
@@ -42,8 +42,11 @@ _UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a colum
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, list[Record]]:
-    """Read runs, each once; raises what `read_run` does."""
-    return {str(run): read_run(run) for run in paths}
+    """Read runs, each once, by the path that names it first; raises what `read_run` does."""
+    unique: dict[Path, Path] = {}
+    for run in paths:
+        unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
+    return {str(run): read_run(run) for run in unique.values()}
 
 
 def write_report(

@@ -1,15 +1,20 @@
 """Records made by hand: metrics and their parts are given by keyword, such as ``tau``, ``tau_low``, ``match_at``."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from harness.records.metrics import METRICS, Measured, Sample
-from harness.records.record import Record
+from harness.records.metrics import METRICS, Measured, Sample, pack
+from harness.records.record import Record, Times, read_records
 
 T = TypeVar("T")
+FROZEN = Path(__file__).parents[1] / "harness" / "schema" / "record.jsonl"
+[KNOWN] = read_records(FROZEN)
+BY_TEXT: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
+UNLABELLED: dict[str, Any] = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
 NOTHING = Sample(features=torch.zeros(1, 1))
 _OTHERS = {
     "cosine_distance": "cosine", "dense_agreement": "agreement", "kl_to_dense": "kl", "neighbour_overlap": "overlap",
@@ -60,6 +65,23 @@ def replace(thing: T, **changes: Any) -> T:
         return dataclasses.replace(thing, **changes)
     fields, metrics = apart(changes, thing.metrics)
     return dataclasses.replace(thing, **fields, metrics=metrics)
+
+
+def answers(right: Any) -> dict[str, Any]:
+    """Return the fields of a record that is right where (n,) flags are."""
+    flags = np.asarray(right, dtype=bool)
+    share = float(flags.mean())
+    told = {"correct_bits": pack(flags), "image_count": len(flags)}
+    return told | {"top1": share, "top1_low": share / 2, "top1_high": 1.0}
+
+
+def timed(
+    batch: int, median_ms: float = 8.0, ratio: float | None = None, low: float | None = None, high: float | None = None
+) -> Times:
+    """Return times, and their ratio to dense with its ends, which may be the ratio itself."""
+    ends = {"ratio_to_dense": ratio, "ratio_low": low or ratio, "ratio_high": high or ratio}
+    quartiles = {"q1_ms": median_ms / 2, "q3_ms": 2 * median_ms}
+    return Times(batch=batch, median_ms=median_ms, images_per_s=1000 * batch / median_ms, **quartiles, **ends)
 
 
 def make(**values: Any) -> Record:

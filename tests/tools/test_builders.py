@@ -104,19 +104,6 @@ CAPTIONS = [[0, 1, 4], [2, 3, 4], [5]]  # of cats, dogs and trees
 GEOMETRY = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 10}
 
 
-@pytest.fixture(scope="module")
-def emoji() -> train_text.Source:
-    return train_text.emoji_source()
-
-
-def test_every_emoji_image_is_a_training_image(emoji):
-    split = get_dataset("emoji").split("train")
-    assert emoji.size == len(split) * train_text.EMOJI_VARIANTS
-    for index in (7, emoji.size - 1):
-        variant, position = divmod(index, len(split))
-        assert emoji.draw(index).tobytes() == split.variant(variant)[position].image.tobytes()
-
-
 def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
     """With a source made of shipped items, only what ships as training is left to draw."""
     fashion = Fashion()

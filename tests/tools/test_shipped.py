@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import timm
 
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
@@ -10,9 +9,8 @@ from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan
 from harness.measure.rows import outcomes, variants
 from harness.records.statistics import kendall_tau
-from zoo.core.files import EMBEDDED, blocks_fingerprint, fingerprint
+from zoo.core.files import fingerprint
 from zoo.loading.clip import ClipParts, create_clip
-from zoo.loading.learned_files import find_predictor
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
 ARCH, TAG = "clip_vit_s14", "imgfocus_lit"
@@ -47,14 +45,6 @@ def test_rankings_are_of_this_tower_and_these_images_and_come_out_again(dataset:
     config = GoldenConfig(block=own.block, window=own.window, stride=own.stride)
     anew = golden_importance(embedded.model.visual, embedded.preprocess(example.image)[None], config).numpy()
     assert kendall_tau(anew, found.of([example.image_id]))[0] > 0.9
-
-
-def test_the_predictor_is_the_packaged_one():
-    found = find_predictor(ARCH, TAG, 3)
-    assert found.path.parent == EMBEDDED
-    assert (found.model, found.tag, found.block) == (ARCH, TAG, 3)
-    tower = timm.create_model(f"{ARCH}.{TAG}", pretrained=True)
-    assert found.weights == blocks_fingerprint(tower.state_dict())
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -158,10 +158,12 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
 class BeitBlock(TimmBlock):
     """A block of timm's Beit, whose attention adds a bias for each pair of places, 0 for learned and fused tokens."""
 
-    pairs_places = True
+    @property
+    def pairs_places(self) -> bool:  # type: ignore[override]
+        return self.attn.relative_position_bias_table is not None
 
     def bias(self, tokens: Tokens) -> Tensor | None:
-        if self.attn.relative_position_bias_table is None:
+        if not self.pairs_places:
             return None
         # (H, N + 2, N + 2), the class token first and no place last
         places = F.pad(self.attn._get_rel_pos_bias()[0], (0, 1, 0, 1))

@@ -57,7 +57,8 @@ class ReducedOpenClip(Host, VisionTransformer):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        return self.image_size
+        height, width = self.image_size
+        return int(height), int(width)
 
     @property
     def pools_first(self) -> bool:

@@ -10,15 +10,7 @@ import pytest
 from by_hand import part, replace
 from rich.console import Console
 
-from harness.apps.check import (
-    Case,
-    CheckPlan,
-    CheckRow,
-    cases_of,
-    measure,
-    shipped_cases,
-    shipped_rows,
-)
+from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check
@@ -129,10 +121,7 @@ def test_what_is_counted_or_given_may_not_move_at_all(field: str, value: Any, by
 
 def test_a_changed_setting_goes_by_its_name():
     now = record(method_config={"keep": 0.3, "reduce_at": [2], "r": None})
-    assert [m[:3] for m in between(record(), now)] == [
-        ("reduce_at", None, [2]),
-        ("r", "(absent)", None),
-    ]
+    assert [m[:3] for m in between(record(), now)] == [("reduce_at", None, [2]), ("r", "(absent)", None)]
     # How a keep rate was found isn't asked of what is measured at it.
     then = record(method_config={"keep": 0.3, "matched": {"time_of": "patchrank"}})
     assert between(then, record(method_config={"keep": 0.3})) == []
@@ -214,7 +203,6 @@ Run = Callable[..., Shown]
 
 @pytest.fixture
 def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run ``check`` on the toy tower and dataset, whatever the names."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.apps.check.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.apps.check.get_dataset", lambda name: toy)

@@ -133,7 +133,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def small(tower: Tower, unlabelled: Dataset, predictor_file: Path, monkeypatch) -> None:
-    """The tiny tower and toy images, whatever the names."""
     for split, count in (("train", 80), ("test", 60)):
         monkeypatch.setitem(type(unlabelled)._split.__globals__["COUNTS"], split, count)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
@@ -175,7 +174,6 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("after", "error"), [("pictures", KeyboardInterrupt), (0, BusyError), (1, BusyError)])
 def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, after: Any, error: type[BaseException]):
-    """It is stopped after half of the pictures, or after so many timings, as the machine is too busy."""
     whole = chosen(SetupBounds(min_cosine=0.97), fresh=True)
     needed, clock.ran, clock.timed = clock.ran, 0, []
     with pytest.MonkeyPatch.context() as patch:

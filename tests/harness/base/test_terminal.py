@@ -12,6 +12,16 @@ from harness.base.table import Table
 from harness.base.terminal import Progress, notes, printable, results
 
 
+def test_the_environment_colours_a_pipe_and_nothing_moves_its_cursor(monkeypatch):
+    for name, value, coloured in (("FORCE_COLOR", "1", True), ("NO_COLOR", "1", False)):
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        screen = results()
+        with screen.capture() as shown:
+            screen.print("[red]x[/]")
+        assert ("\x1b[31m" in shown.get(), screen.is_interactive) == (coloured, False)
+
+
 def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert results().width > 10_000
@@ -53,20 +63,6 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(clock):
         "rankings: 4 of 12 images are there",
         "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
         "rankings: 12 of 12 images",
-    ]
-
-
-def test_only_the_outermost_task_has_lines(clock):
-    console = Console(file=io.StringIO(), width=20)
-    progress = Progress(console)
-    with progress.task("datasets", 4) as outer, progress.task("images", 10) as inner:
-        clock[0] = 40.0
-        inner(3)
-        clock[0] = 75.0
-        outer(1)
-    assert console.file.getvalue().splitlines() == [
-        "datasets: 0 of 4 (0 %), 0:00:40 so far; images: 3/10",
-        "datasets: 1 of 4 (25 %), 0:01:15 so far, about 0:03:45 left",
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from harness.base import workers as module
 from harness.base.store import Origin, ShardKind, Store, shard_paths
-from harness.base.workers import ShardJob, make_shards
+from harness.base.workers import ShardJob, make_shards, require_same
 
 KIND = ShardKind(key="numbers", what="numbers", command="count", provenance=Origin, check=id)
 JOB = ShardJob(shard_size=2, workers=2)
@@ -118,3 +118,9 @@ def test_workers_that_can_not_be_had(facts: dict[str, Any], match: str, monkeypa
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match=match):
         ShardJob(**{"shard_size": 2, "workers": 2, **facts})
+
+
+def test_a_worker_with_another_tower_is_refused():
+    require_same([])
+    with pytest.raises(ValueError, match="a worker has another tower or other images: weights='a' there"):
+        require_same(["weights='a' there, 'b' wanted"])

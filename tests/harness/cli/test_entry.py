@@ -20,7 +20,7 @@ from harness.base.lines import claim_file
 from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, main
-from harness.datasets import list_datasets, shipped_facts
+from harness.datasets import list_datasets
 from harness.records.record import read_records
 from harness.report import folder
 from zoo.core.files import NoRoomError
@@ -40,10 +40,7 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
     assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
-    assert (dense.image_count, random.mean("final_tokens")) == (8, 118)
-    assert dense.mean("gflops") > random.mean("gflops") > 2
     assert [entry.batch for entry in random.latency] == [1]
-
     before = (results / "records.jsonl").read_text("utf-8")
     for name in ("rows.outcomes", "bench.costs"):
         monkeypatch.setattr(f"harness.measure.{name}", Mock(side_effect=AssertionError("measured again")))
@@ -73,7 +70,6 @@ def document(capsys) -> Any:
 
 @pytest.fixture
 def command(monkeypatch) -> Any:
-    """Let `list` run something else."""
     return lambda run: monkeypatch.setitem(COMMANDS, "list", replace(COMMANDS["list"], run=run))
 
 
@@ -233,7 +229,5 @@ def test_the_list_has_all_there_is(predictor_file: Path, capsys):
     assert (predictors["b16"], predictors["l14"]) == ({"openai": [3]}, {})
     assert [one["method"] for one in found["methods"]] == sorted(zoo.METHODS)
     assert [one["name"] for one in found["datasets"]] == list(list_datasets())
-    sizes = {one["name"]: (one["classes"], one["train"], one["val"], one["test"]) for one in found["datasets"]}
-    fashion = shipped_facts("fashion")
-    assert sizes["dtd"] == (47, 2820, 1128, 1692)
-    assert sizes["fashion"] == (10, *(len(fashion.split(split)) for split in ("train", "val", "test")))
+    [dtd] = [one for one in found["datasets"] if one["name"] == "dtd"]
+    assert (dtd["classes"], dtd["train"], dtd["val"], dtd["test"]) == (47, 2820, 1128, 1692)

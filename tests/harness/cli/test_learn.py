@@ -5,13 +5,11 @@ import re
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
-import timm
 import torch
+from packing import write_images
 from PIL import Image
 from safetensors import safe_open
-from timm.models import save_for_hf
 
 import zoo
 from harness.cli.entry import main
@@ -41,7 +39,6 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
 
 @pytest.fixture
 def miniature_command(miniature: None, tower: Tower, toy: Dataset, monkeypatch) -> None:
-    """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.models.towers.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
@@ -58,50 +55,20 @@ def test_without_shipped_rankings_images_are_ranked_first(capsys):
     assert facts["block"] == 4
     assert (facts["recipe"]["loss"], facts["options"]["arch"]) == ("bce", "linear")
     assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
-    stores = sorted((cache_folder() / "rankings").iterdir())
-    assert len(stores) == 2  # train and val
-    # The stores that it made are there for another fit.
-    again = f"fit predictor --model clip_vit_b16 --rankings {stores[0]} --val {stores[1]}"
-    assert main([*again.split(), "--arch", "mlp", "--epochs", "1"]) == 0
-    assert main([*again.split(), "--block", "3"]) == 2
-    assert "--block 3: these rankings are of block 4" in capsys.readouterr().err
+    assert len(list((cache_folder() / "rankings").iterdir())) == 2  # train and val
 
 
-@pytest.fixture(scope="module")
-def ranked_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
-    """A saved tower of timm's, a folder of 20 pictures, and the store of their rankings."""
-    folder = tmp_path_factory.mktemp("small")
-    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
-    torch.manual_seed(15)
-    save_for_hf(timm.create_model("deit_small_patch16_224", **shape), folder / "tower")
-    (folder / "pictures").mkdir()
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)):
-        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
-    model, store = f"local-dir:{folder / 'tower'}", folder / "rankings"
-    command = f"rank --model {model} --images {folder / 'pictures'} --full --window 4 --stride 4"
-    assert main([*command.split(), "--output", str(store)]) == 0
-    return model, folder / "pictures", store
-
-
-def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_path, capsys):
-    model, pictures, store = ranked_folder
+@pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
+def test_from_a_folder_to_a_pruned_model_of_another_library(foreign: str, tmp_path: Path, capsys):
+    pictures, store = write_images(tmp_path / "pictures", [f"{i}.png" for i in range(20)]), tmp_path / "rankings"
+    rank = f"rank --model {foreign} --images {pictures} --full --window 2 --stride 2 --output {store}"
+    assert main(rank.split()) == 0
     out = tmp_path / "p.safetensors"
-    command = f"fit predictor --model {model} --rankings {store} --arch mlp --width 8 --epochs 2"
+    command = f"fit predictor --model {foreign} --rankings {store} --arch mlp --width 8 --epochs 2"
     assert main(f"{command} --images {pictures} --output {out}".split()) == 0
     assert "held out for early stopping: 4 ranked images" in capsys.readouterr().err
-    vit = load_tower(model).vit
-    pruned = zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out).eval()
-    images = torch.randn(3, 3, 64, 64)
-    with torch.inference_mode():
-        trace = pruned.trace(images)
-        entering, _ = vit.advance(vit.embed(images), stop=3)
-        scores = pruned.reducer.predictor(entering.x, 1, (8, 8))
-    assert trace.final_tokens == 32
-    assert torch.equal(trace.ranking, scores.argsort(dim=1, descending=True, stable=True))
-    stored = PredictorFile.read(out).tensors()
-    assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in stored.items())
-
-    capsys.readouterr()
+    pruned = zoo.reduce(load_tower(foreign).vit, method="patchrank", keep=0.5, predictor=out)
+    assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in PredictorFile.read(out).tensors().items())
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
     for flags, said in (
         ("", "of the folder 'pictures', revision .*, which is not at hand; say where it is with"),

@@ -44,7 +44,6 @@ def pack(file: Path, *more: Any) -> Path:
 
 
 def refused(file: Path, match: str, **facts: Any) -> None:
-    """Unpack, be refused, and see that nothing came of it."""
     before = contents(file.parent)
     with pytest.raises(ValueError, match=match):
         unpack(of(file, **facts), file, file.parent / "goal")

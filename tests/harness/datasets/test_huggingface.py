@@ -23,7 +23,6 @@ IMAGE = datasets.Image()
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Keep the library's cache in a folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
     yield tmp_path / "cache"
@@ -105,16 +104,12 @@ def test_splits_and_columns_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("tables", "choice", "match"), [
     ({"test": rows(0, label=(datasets.Value("int64"), [1]))}, "", "ClassLabel; there is image .*class_encode_column"),
     ({"test": rows(0, more=(CLASSES, [1]))}, "", "#label=: expected one of label, more of type ClassLabel"),
-    ({"test": rows(0, label=(datasets.ClassLabel(names=["a_cat", "a cat"]), [1]))}, "", "'a_cat' and 'a cat' would"),
-    ({"test": rows(0, label=(datasets.ClassLabel(names=["cat", "_"]), [1]))}, "", "class name '_'"),
     ({"test": rows(0, -1)}, "", "1 of 2 rows have no label"),
     ({"test": rows(0), "train": rows(0, label=(datasets.ClassLabel(names=["cat"]), [0]))}, "", "other classes"),
     ({"val": rows(0), "validation": rows(0)}, "", "the splits val, validation; .* #test=val"),
     ({"extra": rows(0)}, "", "the splits extra; .* #test=extra"),
     ({"test": rows(0)}, "#img=image", "'img=image' after '#': expected KEY=VALUE, each once of config, image"),
-    ({"test": rows(0)}, "#image=image,image=image", "'image=image' after '#': expected KEY=VALUE, each once"),
     ({"test": rows(0)}, "#image=imag", "image=imag: .*'image'"),
-    ({"test": rows(0)}, "#label=image", "label=image: .*image .Image"),
     ({"test": rows(0)}, "#val=tests", "val=tests: .*'test'"),
     ({"test": rows(0)}, "#config=a", "config=a: what save_to_disk wrote has none"),
 ])  # fmt: skip
@@ -167,8 +162,6 @@ def test_what_the_cache_holds_is_read_without_a_network(tmp_path: Path, cache: P
     assert dataset.name == "hfds-ann-pets"
     assert dataset.revision == local.revision
     assert not datasets.config.HF_HUB_OFFLINE | constants.HF_HUB_OFFLINE
-    with pytest.raises(OSError, match=f"'ann/dogs' of the hub .*'{cache}'; --download"):
-        names_of(["hfds:ann/dogs#config=small"])
 
 
 @pytest.mark.usefixtures("online")

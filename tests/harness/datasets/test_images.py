@@ -220,10 +220,8 @@ def test_bad_images_are_counted_and_left_out(pets: Path):
     assert "folder-pets: left out, as they can't be read: 2 images" in said
     dataset, whole = get_dataset(name), FolderDataset(pets)
     assert (dataset.left_out, dataset.asked_with) == (set(BAD), ("--skip-bad",))
-    assert dataset.revision != whole.revision
     for split in ("train", "test"):
         assert list(dataset.split(split).image_ids) == [i for i in whole.split(split).image_ids if i not in BAD]
-    assert [example.label for example in dataset.split("test")] == [0, 0, 0, 1, 1]
     for number in (0, 2):
         (pets / "train" / "cat" / f"{number}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="class 'cat' of 'folder-pets' has no images left in train: all 3"):

@@ -159,12 +159,7 @@ def test_an_image_that_changes_changes_the_revision(ship, tmp_path: Path):
     revision = dataset.revision
     file = dataset.place / "images" / dataset.split("test").image_ids[1].removeprefix("dtd/")
     file.write_bytes(file.read_bytes()[:100])
-    changed = get_dataset("dtd").at(tmp_path)
-    with pytest.raises(ValueError, match=f"image '.*{file.name}' can't be read"):
-        changed.split("test")[1]
-    assert changed.revision != revision
-    file.unlink()
-    assert f"1 missing image in '{file.parents[1]}" in "\n".join(get_dataset("dtd").at(tmp_path).problems())
+    assert get_dataset("dtd").at(tmp_path).revision != revision
     (dataset.place / dataset.archives[0].file).write_bytes(b"another")
     shutil.rmtree(dataset.place / "images")
     with pytest.raises(ValueError, match=f"dtd-r1.0.1.tar.gz' has md5:.* expected {dataset.archives[0].sums[0]}"):

@@ -30,7 +30,6 @@ SPARSE = GoldenConfig(window=2, stride=2)
 
 @pytest.fixture
 def run(tower: Tower, toy: Dataset, monkeypatch) -> Run:
-    """Rank ten toy images with the miniature tower, in shards of four."""
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
 
     def call(config: GoldenConfig = SPARSE, **facts: Any) -> Ranked:
@@ -49,7 +48,6 @@ def named(toy: Dataset, monkeypatch) -> None:
 
 @pytest.fixture
 def counted(monkeypatch) -> list[int]:
-    """Count the images of each call of the engine."""
     calls: list[int] = []
     importance = GoldenEngine.importance
 
@@ -103,15 +101,11 @@ def test_a_larger_limit_redoes_only_the_last_shard(run, counted, tmp_path):
 
 
 def test_other_settings_never_mix(run, tmp_path):
-    """Not in one folder; in another folder they give something else."""
-    first, other = run(out=tmp_path / "r").path, GoldenConfig(window=2, stride=1)
+    first = run(out=tmp_path / "r").path
     assert first == tmp_path / "r"
-    for config, batch in ((SPARSE, 8), (other, 16)):
+    for config, batch in ((SPARSE, 8), (GoldenConfig(window=2, stride=1), 16)):
         with pytest.raises(ValueError, match=r"made with other settings: .* Use another --output"):
             run(config, out=first, batch=batch)
-    again = Rankings.read(run(other, out=tmp_path / "other").path)
-    assert again.image_ids == Rankings.read(first).image_ids
-    assert not np.array_equal(again.importance, Rankings.read(first).importance)
 
 
 def test_a_folder_of_images_needs_no_labels(run, tmp_path):
@@ -138,7 +132,6 @@ def test_a_folder_of_images_needs_no_labels(run, tmp_path):
 
 @pytest.mark.parametrize(("facts", "match"), [
     ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
-    ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
     ({"limit": 0}, "--limit 0: expected a number from 1"),
     # The posterior would be NaN, and so would every importance.
     ({"config": GoldenConfig(score="label")}, "score='label' needs every class named, and --skip-unknown-classes"),

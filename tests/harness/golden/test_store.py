@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.base.store import BrokenShardError, Shard, Store, shard_path
+from harness.datasets import get_dataset
 from harness.golden import store as module
-from harness.golden.store import RANKINGS, Provenance, Rankings
+from harness.golden.store import RANKINGS, Provenance, Rankings, ranked_revision
 from zoo.ranking.golden import GoldenConfig
 
 COLUMNS = ("labels", "importance", "least", "ranking")
@@ -41,7 +42,6 @@ def small(count: int = 3, **facts: Any) -> Rankings:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Write a store of ten images in shards of four."""
     made = Store(tmp_path / "store", RANKINGS, size=4, total=10)
     with made.open(print):
         for index, count in enumerate((4, 4, 2)):
@@ -49,17 +49,15 @@ def store(tmp_path: Path) -> Path:
     return made.folder
 
 
+def test_rankings_go_by_images_and_by_prompts_where_these_matter():
+    dataset = get_dataset("fashion").with_templates(["a {}"])
+    assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
+    assert ranked_revision(dataset, "label") == ranked_revision(dataset, "confidence") == dataset.condition
+
+
 def test_columns_and_metadata_are_plain(store):
     """What a reader without this package finds, and what comes back."""
     file = pq.ParquetFile(shard_path(store, 1))
-    kinds = {entry.name: str(entry.type) for entry in file.read().schema}
-    assert kinds == {
-        "image_id": "string",
-        "label": "int32",
-        "importance": "fixed_size_list<element: halffloat>[6]",
-        "least": "float",
-        "ranking": "fixed_size_list<element: int16>[6]",
-    }
     assert file.read()["label"].to_pylist() == [4, 5, None, 7]
     facts = json.loads(file.metadata.metadata[b"golden"])
     assert (facts["provenance"]["weights"], facts["provenance"]["batch"]) == ("0123456789abcdef", 8)
@@ -131,16 +129,6 @@ def test_a_store_shrinks_to_a_small_file(store, tmp_path):
     assert np.isnan(found.least).all()
     whole.write(tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()
-    assert pq.read_table(path).column_names == ["image_id", "importance"]
-
-
-def test_images_in_any_order_and_unknown_ones():
-    known = small()
-    values = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
-    assert values.dtype == np.float32
-    assert np.array_equal(values[[0, 2, 3]], known.importance[[2, 0, 2]].astype(np.float32))
-    assert np.isnan(values[1]).all()
-    assert known.of([]).shape == (0, 6)
 
 
 def test_another_provenance_is_refused_with_the_command():

@@ -1,4 +1,4 @@
-"""Counts against closed forms written here, of towers, predictors and learned tokens; times of rows."""
+"""Counts against closed forms written here, of towers and predictors; times of rows."""
 
 import io
 import logging
@@ -11,15 +11,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import zoo
 from harness.base.terminal import Progress
 from harness.measure import cost
 from harness.measure.cost import FREE_OPERATORS, OperatorCost, count_costs, gflops
 from harness.measure.plan import costs
 from harness.measure.rows import variants
-from zoo.core.files import blocks_fingerprint
 from zoo.core.learned import ARCHITECTURES, Predictor
-from zoo.loading.learned_files import save_prompts
 
 
 class Applied(nn.Module):
@@ -32,21 +29,6 @@ class Applied(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.function(images * self.weight)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_attention_counts_the_same_fused_or_not(fused):
-    """From 5 queries to 12 keys, 2 heads, key width 8, value width 6."""
-
-    def attend(images: Tensor) -> Tensor:
-        q, k, v = (images.new_ones(1, 2, *size) * images.mean() for size in ((5, 8), (12, 8), (12, 6)))
-        if fused:
-            return F.scaled_dot_product_attention(q, k, v)
-        return (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-
-    cost = gflops(Applied(attend), 4)
-    assert cost.gflops == pytest.approx(2 * 5 * 12 * (8 + 6) / 1e9)
-    assert cost.unsupported == ()
 
 
 @pytest.mark.parametrize(("function", "operator", "count"), [
@@ -150,9 +132,6 @@ def test_predictors_cost_next_to_nothing_and_what_the_paper_says(arch):
         assert 1e3 * found.by_operator["linear"] == pytest.approx(7.2, abs=0.1)
 
 
-# The conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score.
-
-
 @pytest.mark.parametrize(("name", "options", "published"), [
     ("", {}, 17.58),
     ("_patchrank60", {}, 12.27 + 0.0112),
@@ -165,34 +144,6 @@ def test_published_figures(name, options, published):
     found = gflops(model, 224)
     assert found.gflops == pytest.approx(published, rel=0.01)
     assert found.params == sum(p.numel() for p in model.parameters())
-
-
-def test_learned_tokens_are_counted(tmp_path):
-    learned, kept, width, features = 16, 118, 384, 256
-    tower = timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
-
-    def form(learned: int) -> float:
-        """Count a tower of 196 patches that prunes before block 3; LayerNorm is 5 per element."""
-        tokens = [1 + learned + 196] * 3 + [1 + learned + kept] * 6
-        blocks = sum(12 * n * width**2 + 2 * n**2 * width for n in tokens)
-        norms = 2 * sum(tokens) + tokens[-1]
-        return (196 * 3 * 14**2 * width + blocks + width * features + 5 * norms * width) / 1e9
-
-    tensors = {"visual": torch.randn(learned, width), "logit_scale": torch.tensor(3.0)}
-    tensors["classifier"] = F.normalize(torch.randn(10, features), dim=-1)
-    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": width, "dataset": "toy"}
-    facts |= {"weights": blocks_fingerprint(tower.state_dict()), "recipe": {}, "provenance": {}}
-    tuned = zoo.add_prompts(
-        tower, save_prompts(tmp_path / "p.safetensors", tensors, classes=tuple("abcdefghij"), **facts)
-    )
-    plain, cost = gflops(tower, 196), gflops(tuned, 196)
-    assert plain.gflops == pytest.approx(form(0), rel=1e-6)
-    assert cost.gflops == pytest.approx(form(learned) + features * 10 / 1e9, rel=1e-6)
-    assert cost.unsupported == ()
-    assert cost.params == plain.params + learned * width + 10 * features
-    with torch.no_grad():
-        trace = tuned.trace(torch.zeros(1, 3, 196, 196))
-    assert trace.tokens_per_block == (213,) * 3 + (1 + learned + kept,) * 6
 
 
 def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):

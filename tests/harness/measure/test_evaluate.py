@@ -122,14 +122,13 @@ def test_a_linear_probe_ends_at_the_minimum():
 # --- outcomes are kept by image, whatever order and parts they were asked in
 
 
-@pytest.mark.parametrize("scored", [True, False])
-def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored, dense, monkeypatch):
+def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(dense, monkeypatch):
     [row], cache, ran = variants(dense, "row", "", ["dense"], []), OutcomeCache(None, Progress()), []
 
     def said(ids: str) -> Outcome:
         """Say of each image the position of its letter."""
         numbers = np.array(["abcdef".index(name) for name in ids], dtype=np.float32)
-        scores = numbers[:, None].repeat(3, axis=1) if scored else None
+        scores = numbers[:, None].repeat(3, axis=1)
         return Outcome(features=torch.from_numpy(numbers)[:, None].repeat(1, 2), scores=scores, final_tokens=3)
 
     def outcomes(_: Any, rest: Split, *__: Any, **___: Any) -> dict[str, Outcome]:
@@ -142,8 +141,7 @@ def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored, den
         found, wanted = cache.find([row], split, "")["row"], said(ids)
         assert torch.equal(found.features, wanted.features)
         assert found.final_tokens == 3
-        assert (found.scores is None) == (not scored)
-        assert not scored or np.array_equal(found.scores, wanted.scores)
+        assert np.array_equal(found.scores, wanted.scores)
     assert ran == ["eb", "dca"]
 
 

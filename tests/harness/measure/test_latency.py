@@ -63,17 +63,6 @@ def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_pat
         torch.testing.assert_close(saved.vit(images), model.eval()(images))
 
 
-def test_without_weights_predictors_are_random(monkeypatch, tower):
-    monkeypatch.setattr(towers, "find_tower", lambda name, **_: tower._replace(name=name))
-    models = ("clip_vit_b16_patchrank50", "clip_vit_b16_evit50")
-    first, second = (families(*models, random_weights=True)[0] for _ in range(2))
-    assert [row.model for row in first.rows] == ["clip_vit_b16", *models]
-    assert first.counts == second.counts
-    states = [family.rows[1].vit.reducer.state_dict() for family in (first, second)]
-    assert states[0].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
 def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any:
     """Time two models; by itself the first takes 10 ms and the second 5, whatever they do."""
     vits = (dense, zoo.reduce(dense, method="random", keep=0.5).eval())

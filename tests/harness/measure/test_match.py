@@ -136,28 +136,6 @@ def test_a_disturbed_step_of_a_search_is_found_out(dense, clock, step):
     assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(SMOOTH["patchrank"](26), rel=TOLERANCE["time"])
 
 
-def test_a_search_is_steady_under_noise(dense):
-    """One cost in twenty is disturbed; two searches of three come within the tolerance, and none is favoured."""
-
-    def found(seed: int) -> float:
-        generator = np.random.default_rng(seed)
-        search = KeepSolver(dense, lambda _: dense).search(32)
-        count = next(search)
-        while True:
-            noise = (1 + 0.02 * generator.standard_normal()) * (1.15 if generator.random() < 0.05 else 1.0)
-            try:
-                count = search.send(true(count) * noise)
-            except StopIteration as end:
-                return true(end.value[0]) - 1
-
-    def true(count: int) -> float:
-        return (0.35 + 0.65 * count / 64) / 0.73
-
-    off = np.array([found(seed) for seed in range(60)])
-    assert np.mean(np.abs(off) <= TOLERANCE["time"]) > 2 / 3
-    assert abs(off.mean()) < TOLERANCE["time"] / 2
-
-
 def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
     clock(noise=0.001)
     plan = replace(PLAN, methods=("random", "patchrank", "evit", "tome"), match="time")

@@ -15,15 +15,7 @@ import zoo
 from harness.base import terminal
 from harness.base.terminal import Progress
 from harness.measure import server, timing
-from harness.measure.server import (
-    Servers,
-    draw_arrivals,
-    find_rates,
-    measure_loads,
-    predict_rate,
-    prepare_server,
-    serve_queries,
-)
+from harness.measure.server import Servers, draw_arrivals, find_rates, measure_loads, prepare_server, serve_queries
 from harness.records.times import LEAST_QUERIES, MET
 
 SERVE = serve_queries  # which a test patches
@@ -93,17 +85,6 @@ def test_arrivals_are_a_poisson_process_that_a_seed_determines():
     gaps = np.diff(arrivals, prepend=0)
     assert gaps.mean() == pytest.approx(1 / 50, rel=0.05)
     assert (gaps > 1 / 50).mean() == pytest.approx(math.exp(-1), abs=0.03)  # memoryless
-
-
-def test_a_rate_is_predicted_from_the_times_of_calls():
-    times_s = {count: 0.02 + 0.005 * count for count in range(1, 9)}
-    clock, rate = Clock(fixed=0.02, each=0.005), predict_rate(times_s, 100.0)
-
-    def p99_ms(rate: float) -> float:
-        return max(np.percentile(1000 * clock.run(draw_arrivals(rate, 200, s), 8)[0], 99) for s in range(server.RUNS))
-
-    assert p99_ms(0.98 * rate) < 100 < p99_ms(1.05 * rate)
-    assert predict_rate(times_s, 20.0) == 0
 
 
 @pytest.mark.parametrize("start", [1.0, 90.0, 700.0])

@@ -64,8 +64,6 @@ def test_a_latency_has_quartiles_throughput_and_the_ratio_of_paired_rounds_whose
     assert (latency.ratio_to_dense, latency.ratio_low, latency.ratio_high) == (0.5, 0.5, 0.5)
     drift = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     dense = Timing(batch=1, samples_ms=tuple(drift))
-    pruned = Timing(batch=1, samples_ms=tuple(0.6 * factor for factor in drift))
-    assert pruned.ratio_to(dense) == pytest.approx((0.6, 0.6, 0.6))
     noisy = Timing(batch=1, samples_ms=(0.5, 1.2, 2.8, 4.0, 8.0, 19.2, 25.6))
     assert noisy.ratio_to(dense) == pytest.approx((0.5, 0.4, 0.7))
     with pytest.raises(ValueError, match=r"not timed together.*\(3, 4\) and \(7, 1\)"):
@@ -95,14 +93,13 @@ def test_models_run_in_inference_mode_without_garbage_collection_which_comes_bac
 
 
 @pytest.mark.parametrize(("options", "untimed", "rounds"), [
-    ({}, 0, 3), ({"seconds": 0.02}, 0, 3), ({"seconds": 0.051}, 0, 6), ({"seconds": 9.0}, 0, timing.MOST_ROUNDS),
+    ({}, 0, 3), ({"seconds": 0.051}, 0, 6), ({"seconds": 9.0}, 0, timing.MOST_ROUNDS),
     ({"warmup": 4}, 4, 3), ({"warmup": 1, "warmup_s": 0.049}, 5, 3), ({"warmup": 7, "warmup_s": 0.05}, 7, 3),
 ])  # fmt: skip
 def test_calls_and_seconds_are_least_numbers_of_rounds_and_of_warming_up(options, untimed, rounds):
     shop, ticks = Workshop(), []
-    [found] = shop.time(
-        {"ten": shop.worker("ten", iter([10.0] * 500))}, rounds=3, tick=ticks.append, **options
-    ).values()
+    worker = shop.worker("ten", iter([10.0] * 500))
+    [found] = shop.time({"ten": worker}, rounds=3, tick=ticks.append, **options).values()
     assert len(found.samples_ms) == rounds
     assert ticks == list(range(1, rounds + 1))
     assert shop.diary.count("ten") == untimed + rounds

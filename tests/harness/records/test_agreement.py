@@ -1,7 +1,6 @@
 """Agreement of rankings: identities, sets, and what is refused."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -93,22 +92,3 @@ def test_the_mean_over_images_leaves_out_what_has_no_value():
         assert alike.low <= alike.estimate <= alike.high
     for few in ([0.5], [0.5, math.nan], [math.nan] * 2, []):
         assert statistics.over_images(few) is None
-
-
-TWO, NAN = np.zeros((2, 4)), float("nan")
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "complaint"),
-    [
-        (statistics.kendall_tau, (TWO, TWO[:, :3]), r"got \(2, 4\), \(2, 3\)"),
-        (statistics.match_at_k, (TWO[0], TWO[0], 2), r"got \(4,\), \(4,\)"),
-        (statistics.kendall_tau, (TWO, [[0, 1, 2, NAN], [0] * 4]), "scores_b has NaN in 1 of 2"),
-        (statistics.kendall_tau, (TWO * NAN, TWO), "scores_a has NaN in 2 of 2 images"),
-        (statistics.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
-        (statistics.match_chance, (0, 4), r"1\.\.4 .* got 0"),
-    ],
-)
-def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):
-    with pytest.raises(ValueError, match=complaint):
-        function(*arguments)

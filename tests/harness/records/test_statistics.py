@@ -64,17 +64,11 @@ def test_the_quick_bootstrap_is_the_slow_one(outcomes: list[tuple[bool, bool]], 
     assert quick == pytest.approx(slow, abs=0.25 * error + 1e-9 + 1.01 / (seeds * len(values)))
 
 
-def binomial_tails(only_a: int, only_b: int) -> float:
-    """Return the two-sided McNemar p-value by whole numbers."""
-    trials = only_a + only_b
-    tail = sum(math.comb(trials, at) for at in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / (1 << trials)) if trials else 1.0
-
-
 @given(pairs)
 def test_mcnemar_is_the_tails_of_a_fair_coin(outcomes: list[tuple[bool, bool]]):
     a, b = split(outcomes)
-    expected = binomial_tails(int((a & ~b).sum()), int((b & ~a).sum()))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     for found in (
         statistics.paired_p(a, b), statistics.paired_p(b, a), statistics.paired_p(a.astype(int), b * 1.0),
         statistics.sign_flip_exact(a.astype(int) - b.astype(int)),
@@ -107,13 +101,18 @@ def test_the_minimum_detectable_difference_has_its_power(n: int, discordance: fl
     assert found(n, discordance, 0.6 * least) < statistics.POWER - 0.1
 
 
-RIGHT, NAN = np.ones(3, bool), float("nan")
+RIGHT, TWO, NAN = np.ones(3, bool), np.zeros((2, 4)), float("nan")
 REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.paired_difference, (RIGHT, RIGHT[:2], 0), r"got \(3,\) bool and \(2,\) bool"),
     (statistics.paired_difference, (RIGHT, np.ones(3, int), 0), r"bool and \(3,\) int64"),
     (statistics.mean_interval, ([0.5],), "at least 2 values, got 1"),
     (statistics.bootstrap_mean, ([0.1, NAN], 0), "1 of 2 values are NaN"),
     (statistics.sign_flip, ([], 0), "non-empty"),
+    (statistics.kendall_tau, (TWO, TWO[:, :3]), r"got \(2, 4\), \(2, 3\)"),
+    (statistics.match_at_k, (TWO[0], TWO[0], 2), r"got \(4,\), \(4,\)"),
+    (statistics.kendall_tau, (TWO, [[0, 1, 2, NAN], [0] * 4]), "scores_b has NaN in 1 of 2"),
+    (statistics.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
+    (statistics.match_chance, (0, 4), r"1\.\.4 .* got 0"),
     *((statistics.sign_flip_exact, (wrong,), r"must be \(n,\) integers, got") for wrong in ([], [0.5], [True], [[1]])),
 ]
 

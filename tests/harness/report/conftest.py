@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import make, replace
+from by_hand import make, replace, timed
 
 from harness.records.metrics import pack
-from harness.records.record import Record, Times
+from harness.records.record import Record
 from harness.report.folder import page
 from harness.report.highlights import plots_of
 from harness.report.tables import group_records, sections
@@ -35,30 +35,15 @@ def make_row(method: str, keep: float, right: int, gflops: float | None = None, 
     return make(**(values | more))
 
 
-def make_timed(batch: int, ratio: float) -> Times:
-    times = (40.04 * ratio * batch, 39.0 * ratio * batch, 42.0 * ratio * batch)
-    return Times(
-        batch=batch, median_ms=times[0], q1_ms=times[1], q3_ms=times[2], images_per_s=25.0 / ratio,
-        ratio_to_dense=ratio, ratio_low=ratio - 0.01, ratio_high=ratio + 0.02,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def row() -> Make:
     return make_row
 
 
 @pytest.fixture(scope="session")
-def timed() -> Callable[[int, float], Times]:
-    return make_timed
-
-
-@pytest.fixture(scope="session")
 def dense() -> Record:
-    latency = tuple(
-        Times(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0) for b in (1, 32)
-    )
-    return make_row("dense", 1.0, 70, 3.4, final_tokens=196, tokens_per_block=(197,) * 4, latency=latency)
+    facts: dict[str, Any] = {"final_tokens": 196, "tokens_per_block": (197,) * 4}
+    return make_row("dense", 1.0, 70, 3.4, latency=(timed(1, 40.0), timed(32, 1280.0)), **facts)
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +55,8 @@ def random() -> list[Record]:
 def patchrank() -> Record:
     return make_row(
         "patchrank", 0.6, 68, 2.45, diff_to_dense=-0.02, diff_low=-0.051, diff_high=0.012,
-        latency=(make_timed(1, 0.71), make_timed(32, 0.7)), tau=0.313, tau_low=0.29, tau_high=0.33,
-        match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
+        latency=(timed(1, 28.43, 0.71, 0.7, 0.73), timed(32, 896.9, 0.7, 0.69, 0.72)),
+        tau=0.313, tau_low=0.29, tau_high=0.33, match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
         final_tokens=118, tokens_per_block=(197, 119, 119, 119),
     )  # fmt: skip
 

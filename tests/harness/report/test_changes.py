@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import ANOTHER, part, per_image, replace
+from by_hand import ANOTHER, KNOWN, UNLABELLED, answers, per_image, replace, timed
 
 from harness.base.table import Shown
 from harness.cli.entry import main
-from harness.records.metrics import pack
-from harness.records.record import Record, Times, read_records, write_records
+from harness.records.record import Record, read_records, write_records
 from harness.records.statistics import paired_difference, paired_mean
 from harness.report.changes import Pair, compare_runs, find_changes
 
@@ -18,21 +17,6 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
-
-
-def answers(correct: Any) -> dict[str, Any]:
-    flags = np.asarray(correct, dtype=bool)
-    share = float(flags.mean())
-    told = {"correct_bits": pack(flags), "image_count": len(flags)}
-    return told | {"top1": share, "top1_low": share / 2, "top1_high": 1.0}
-
-
-def timed(batch: int, median: float, *to_dense: float) -> Times:
-    ends = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
-    return Times(batch=batch, median_ms=median, q1_ms=median / 2, q3_ms=2 * median, images_per_s=1.0, **ends)
-
-
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
 def record(correct: Any = A, **changed: Any) -> Record:
@@ -75,37 +59,22 @@ def test_the_difference_is_b_minus_a_paired_by_image(tmp_path: Path):
 
 def test_a_run_beside_itself_has_not_changed(tmp_path: Path):
     near = per_image("cosine_distance", np.linspace(0.01, 0.02, 10))
-    unlabelled = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
-    rows = [record(), record(B, seed=1), record(dataset="photos", **unlabelled, **near)]
+    rows = [record(), record(B, seed=1), record(dataset="photos", **UNLABELLED, margin=None, **near)]
     shown = compared(rows, rows, tmp_path)
     assert shown.parts[2:] == ("3 rows are in both runs",)
     assert shown.data["moved"] == shown.data["only_in_a"] == shown.data["only_in_b"] == []
 
 
-@pytest.mark.parametrize(
-    ("other", "reason"),
-    [
-        (record(dataset_revision="99"), "dataset_revision '12ab34cd' and '99'"),
-        (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 and 4"),
-        (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' and '{'cd' * 32}'"),
-    ],
-)
+@pytest.mark.parametrize(("other", "reason"), [
+    (record(dataset_revision="99"), "dataset_revision '12ab34cd' and '99'"),
+    (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 and 4"),
+    (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' and '{'cd' * 32}'"),
+])  # fmt: skip
 def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     found = pair(record(), other)
     assert found.other_images == reason
     assert found.change("top1") is found.change("tau") is None
     assert [one.quantity for one in find_changes(found)] == ["images"]
-
-
-TOLD = ("version", "torch", "timm", "device", "device_name", "dtype", "threads", "weights_sha256", "image_size")
-
-
-@pytest.mark.parametrize("name", TOLD)
-def test_every_condition_that_differs_is_told(name: str):
-    value = ANOTHER[name]
-    found = pair(record(), record(B, **{name: value}))
-    assert [one[:3] for one in found.conditions] == [(name, part(record(), name), value)]
-    assert found.change("top1") is not None
 
 
 def test_conditions_settings_costs_and_rows_of_one_run_are_told(tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import part, per_image, replace
+from by_hand import UNLABELLED, part, per_image, replace, timed
 
 from harness.records.record import Record, read_run
 from harness.records.statistics import holm, sign_flip
@@ -31,10 +31,9 @@ def near(row: Any, dataset: str, distances: dict[str, float], **more: Any) -> li
 
 def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: Any):
     """All pairs of all datasets are judged together; random pruning and golden rankings, here nearest, don't count."""
-    nothing = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
     records = [
         *near(row, "fashion", {"patchrank": 0.02, "tome": 0.011, "evit": 0.0105, "random": 0.001, "golden": 0.002}),
-        *near(row, "photos", {"patchrank": 0.02, "tome": 0.01, "evit": 0.03}, **nothing),
+        *near(row, "photos", {"patchrank": 0.02, "tome": 0.01, "evit": 0.03}, **UNLABELLED),
         *near(row, "emoji", {"patchrank": 0.02, "tome": 0.01, "evit": 0.04}),
     ]
     [standing] = standings(group_records(records))
@@ -67,10 +66,10 @@ def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: A
     assert headline(standings(group_records(alone))) == []
 
 
-def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any, timed: Any):
+def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any):
     dense, *rows = near(row, "photos", {"patchrank": 0.02, "tome": 0.01})
     setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
-    target, tome = (replace(record, latency=(timed(8, 0.62),)) for record in rows)
+    target, tome = (replace(record, latency=(timed(8, 8.0, 0.62),)) for record in rows)
     searched = replace(tome, keep=0.5, method_config={"matched": setting})
     [text] = headline(standings(group_records([dense, target, searched])))
     assert text.startswith("At 62 % of dense's time at batch 8, tome stays nearest")

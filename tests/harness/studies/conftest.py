@@ -89,7 +89,6 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
 
 @pytest.fixture
 def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
-    """Make a study of the toy tower; return its tables and records by dataset."""
 
     def call(name: str, config: StudyConfig, records: Sequence[Record] = ()) -> dict[str, Any]:
         sheets = answer(list_studies()[name], config, list(records), Progress())
@@ -100,7 +99,6 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
 
 @pytest.fixture
 def reproduced(staged: dict[str, Dataset]) -> Reproduced:
-    """Measure a table on the toys, at some of its keep rates."""
 
     def call(name: str, config: StudyConfig) -> tuple[Comparison, list[Record]]:
         target = TABLES[name]

@@ -53,7 +53,6 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
 
     begins = {row.group: row for row in reversed(table.rows)}
     assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
-    assert table.dense == records[0]
     if plot := list_studies()[name].plot:
         assert sum(map(len, table.chart(*plot).series.values())) > 1
     for row in table.rows:
@@ -63,7 +62,6 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
         if golden:
             assert row.average.mean("tau") > 0.95  # in several steps, ties are broken otherwise
     assert len({tuple(row.labels.values()) for row in table.rows}) == len(table.rows)
-    assert {len(row) for row in table.table().rows} == {len(table.table().heads)}
 
     work["done"] = 1
     after = stock_of(name, few)
@@ -75,9 +73,6 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     # Two lines may stand for the same model: then the later record serves both.
     now = utc_now()
     assert [replace(r, created=now) for r in again] == [replace(r, created=now) for r in records]
-
-
-# What some studies compare
 
 
 @pytest.mark.usefixtures("quick_costs")
@@ -116,12 +111,8 @@ def test_schedules_stay_in_the_tower():
     assert schedules(3, 9) == [(3,), (3, 5), (3, 5, 7), (3, 4, 5, 6), (3, 4, 5, 6, 7, 8)]
     assert schedules(5, 6) == [(5,)]
     assert four_points(12) == [(3, 5, 7, 9), (1, 2, 3, 4), (3, 4, 5, 6), (0, 2, 4, 6)]
-    assert [four_points(depth)[0] for depth in (9, 6)] == [(2, 4, 6, 8), (1, 2, 3, 4)]
     with pytest.raises(ValueError, match="this tower has 4"):
         four_points(4)
-
-
-# Learned tokens
 
 
 @pytest.fixture
@@ -142,8 +133,6 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyC
     assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0), seed=0)
     assert pruned.difference("over_seeds") == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.difference("over_seeds") is table.rows[1].difference("over_seeds") is None
-    plain = table.rows[0].average.mean("gflops")
-    assert dense.average.mean("gflops") > plain == table.rows[2].average.mean("gflops")
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
@@ -173,9 +162,6 @@ def test_longer_sequences_cost_more_on_the_final_split_too(tuned: StudyConfig, s
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
 
 
-# What is kept
-
-
 def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(toy: Dataset, ranked):
     model, made = "clip_vit_b16.openai", ranked("test", 5)
     path = own_store(model, "toy", "test", GoldenConfig())
@@ -202,9 +188,6 @@ def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_
     assert list(tmp_path.iterdir()) == [kept]
 
 
-# The table
-
-
 def make_record(lost: int, won: int = 0, **changes: object) -> Record:
     """Make a record that is wrong where the dense one is right, and the other way round."""
     right = TRUTH.copy()
@@ -229,7 +212,6 @@ def test_each_column_is_a_family_judged_by_holm_and_marked():
     marked = [cell for row in one.table().rows for cell in row if cell.mark]
     assert len(marked) == 3 + 1
     assert [line["to_dense_p_holm"] for line in one.lines()] == [float(f"{p:.6g}") for p in holm(dense)]
-    assert [line["line"] for line in one.lines()] == ["l0", "l1", "l2", "l3"]
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
@@ -262,9 +244,6 @@ def test_lines_of_other_conditions_are_refused():
         make_table([make_record(3)], [make_record(3, dtype="bfloat16")])
     tuned = [make_record(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
     assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
-
-
-# The command
 
 
 @pytest.mark.usefixtures("staged")

@@ -22,7 +22,6 @@ WHOLE = 40
 
 
 def drawn(number: int, form: str = "png") -> bytes:
-    """Draw a picture of another size and noise for each number."""
     generator = np.random.default_rng(number)
     size = (int(generator.integers(20, 90)), int(generator.integers(20, 90)), 3)
     sink = io.BytesIO()
@@ -54,7 +53,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of a tower of 16 patches and 7 features."""
     folder = tmp_path_factory.mktemp("tower") / "tower"
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
     with torch.random.fork_rng(devices=[]):

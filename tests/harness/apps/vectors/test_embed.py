@@ -108,7 +108,6 @@ def test_killed_the_same_command_brings_the_same_bytes(pictures: Path, tower: st
 def test_another_job_is_refused_with_what_differs(run: Run, whole: Path, pictures: Path, monkeypatch):
     for facts, quoted in (
         ({"batch": 7}, "batch=6 there, 7 wanted"),
-        ({"how": {"dtype": "bfloat16"}}, "dtype='float32' there, 'bfloat16' wanted"),
         ({"how": {"method": "tome", "keep": 0.5}}, "method=None there, 'tome' wanted"),
         ({"source": open_source([str(pictures / "deep")])}, r"revision='\w+' there, '\w+' wanted; count=44 there, 27"),
     ):

@@ -116,7 +116,6 @@ CUT = b"\x89PNG\r\n\x1a\n cut"
     ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format 'int8'"),
     ({"input": "a", "dimensions": 8}, 400, "dimensions 8"),
     ({"input": "https://x.org/a.png"}, 400, "aren't fetched"),
-    ({"input": "data:image/png;base64,?"}, 400, "input[0]: no base64"),
     ({"input": "data:image/png;base64,é"}, 400, "input[0]: no base64"),
     ({"input": "data:text/plain,a"}, 400, "expected data:image/...;base64"),
     ({"input": ["a dress", "xylophone"]}, 400, "input[1]: the embedded text tower never saw"),
