@@ -25,16 +25,13 @@ class Stopped(Exception):  # noqa: N818  (what happens to a run, no error of its
 
 
 class Watched:
-    """Tokens that note which rows are asked for, and end the run at some call."""
+    """Tokens that end the run after so many calls."""
 
-    def __init__(self, tokens: Any, calls: float = math.inf) -> None:
-        self.tokens, self.calls = tokens, calls
-        self.shape = tokens.shape
-        self.asked: list[list[int]] = []
+    def __init__(self, tokens: Tensor, calls: int) -> None:
+        self.tokens, self.calls, self.shape = tokens, iter(range(calls)), tokens.shape
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        self.asked.append(rows.tolist())
-        if len(self.asked) > self.calls:
+        if next(self.calls, None) is None:
             raise Stopped
         return self.tokens[rows]
 
@@ -146,30 +143,22 @@ LONG = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
 TRAIN, VAL = planted(80, 0), planted(24, 1)
 
 
-@pytest.fixture(scope="module")
-def whole() -> tuple[Predictor, list[Any]]:
-    """Fit without a break and without a checkpoint; also the facts of each epoch."""
-    epochs: list[Any] = []
-    predictor = fit_predictor(TRAIN, VAL, CONFIG, on_epoch=lambda *facts: epochs.append(facts))
-    return predictor, epochs
-
-
 @pytest.mark.parametrize("calls", [0, 51])
-def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]], tmp_path: Path):
+def test_stopped_within_an_epoch(calls: int, tmp_path: Path):
     """16 or more steps make an epoch: the one that broke off is done again, the others are not."""
-    path = tmp_path / "fit.pt"
+    path, epochs, every = tmp_path / "fit.pt", list[Any](), list[Any]()
+    whole = fit_predictor(TRAIN, VAL, CONFIG, on_epoch=lambda *facts: every.append(facts))
     broken = replace(TRAIN, tokens=Watched(TRAIN.tokens, calls))
-    epochs: list[Any] = []
     options: dict[str, Any] = {"on_epoch": lambda *facts: epochs.append(facts), "checkpoint": path}
     with pytest.raises(Stopped):
         fit_predictor(broken, VAL, CONFIG, **options)
     assert len(epochs) == calls // 18
     assert path.is_file() == bool(epochs)
-    assert same(fit_predictor(TRAIN, VAL, CONFIG, **options), whole[0])
-    assert epochs == whole[1]  # every epoch once, with the same losses
+    assert same(fit_predictor(TRAIN, VAL, CONFIG, **options), whole)
+    assert epochs == every  # every epoch once, with the same losses
     assert [file.name for file in tmp_path.iterdir()] == ["fit.pt"]
     nothing = replace(TRAIN, tokens=Watched(TRAIN.tokens, 0))  # a finished fit is not done again
-    assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])
+    assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole)
 
 
 def test_checkpoints_of_another_fit(tmp_path: Path):

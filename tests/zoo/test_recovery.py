@@ -1,4 +1,4 @@
-"""Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
+"""Recovery: what changes, what must not, what is refused; stopped runs are at tests/harness/apps/test_recovery.py."""
 
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -188,26 +188,6 @@ def test_losses_are_those_of_the_folded_model(model: Any, rate: float, tmp_path:
         losses = [float(distance(vit(SIX), truth).mean()) for vit in (model, add_recovery(model, file))]
     assert losses == pytest.approx([result.before[0], result.after[0]], rel=1e-4)
     assert file.datasets == [{"name": "toy", "before": result.before[0], "after": result.after[0]}]
-
-
-def test_a_stopped_run_goes_on_to_the_same_changes(model: Any, tmp_path: Path):
-    config, path = replace(QUICK, what="lora"), tmp_path / "state.pt"
-    whole = recover(model, [SIX], [SIX], config)
-
-    def stop(done: int, *_: float) -> None:
-        if done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        recover(model, [SIX], [SIX], config, checkpoint=path, on_round=stop)
-    rounds: list[int] = []
-    again = recover(model, [SIX], [SIX], config, checkpoint=path, on_round=lambda done, *_: rounds.append(done))
-    assert rounds == [2]
-    assert again.after == whole.after
-    assert again.tensors.keys() == whole.tensors.keys()
-    assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
-    with pytest.raises(ValueError, match="another recipe"):
-        recover(model, [SIX], [SIX], replace(QUICK, what="lora", seed=1), checkpoint=path)
 
 
 OTHERS = {"method='evit'": {"method": "evit"}, "keep=0.6": {"keep": 0.6, "arch": "mlp", "width": 8}}

@@ -196,8 +196,6 @@ def test_a_trace_is_consistent_and_leaves_nothing_on_the_model(name: str, option
             after = [p for p in went.after[image].tolist() if p >= 0]
             assert len(set(after)) == len(after)
             assert set(after) <= set(went.before[image].tolist())
-            # Whoever went at an earlier point ranks below all who went later.
-            assert set(trace.ranking[image, : len(after)].tolist()) == set(after)
         arrived = went.after
     assert trace.ranking.sort(dim=1).values.tolist() == [list(range(64))] * 3
     assert (trace.scores.gather(1, trace.ranking).diff() <= 0).all()
