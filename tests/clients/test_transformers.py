@@ -298,12 +298,14 @@ def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
     assert torch.allclose(tower.vit(tower.preprocess(square)[None]), wanted, atol=1e-5)
 
 
-def test_refused_folders(tmp_path: Path):
+@pytest.mark.parametrize("damage", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_refused_folders(damage: str, tmp_path: Path):
     build("dinov2").save_pretrained(tmp_path)
-    for damaged, words in (("model.safetensors", ""), ("config.json", "no config.json there")):
-        (tmp_path / damaged).unlink()
-        with pytest.raises((ValueError, FileNotFoundError), match=words):
-            load_tower(f"transformers:{tmp_path}")
+    transformers.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(tmp_path)
+    (tmp_path / damage).unlink()
+    words = "no config.json there" if damage == "config.json" else ""
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        load_tower(f"transformers:{tmp_path}")
 
 
 def test_the_guides_example_prints_what_it_says():

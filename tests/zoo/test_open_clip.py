@@ -250,8 +250,10 @@ def test_a_tag_brings_its_activation(theirs: Any, tmp_path: Path, images: Tensor
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, arch, tags)
     other = build(B16, quick=True)
     for arch in ("tiny", "tiny-quickgelu"):
-        (model, preprocess, _), _ = load_open_clip(f"{arch}/openai")
+        (model, preprocess, tokenizer), _ = load_open_clip(f"{arch}/openai")
         assert torch.allclose(model.encode_image(images), other.encode_image(images), atol=1e-5)
+        tokens = tokenizer(["a cat"])
+        assert torch.allclose(model.encode_text(tokens), other.encode_text(tokens), atol=1e-5)
         white = preprocess(Image.new("RGB", (40, 40), "white"))
         assert torch.allclose(white[:, 0, 0], torch.tensor([0.5, 0.6, 0.7]))
     (model, *_), name = load_open_clip("tiny/LAION2B-s1")
