@@ -229,7 +229,6 @@ def test_missing_and_empty_images_are_told_or_left_out(make: Make):
 
 
 @pytest.mark.parametrize(("content", "match"), [
-    (b"{", "JSON"),
     (pickle.dumps({"train": [], "val": []}), "JSON"),
     ({"train": [], "test": []}, r"got \{'test': \[\], 'train': \[\]\}"),
     (lists() | {"test": []}, "test has no images"),
