@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -74,10 +73,6 @@ def test_lands_where_compare_looks(run, toy, dense, tmp_path):
     assert found.image_ids == Rankings.read(done.path).image_ids
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("part-*")}
-
-
 def test_a_larger_limit_redoes_only_the_last_shard(run, tmp_path):
     run(out=tmp_path / "r", limit=6)
     first = shard_path(tmp_path / "r", 0).stat().st_mtime_ns
@@ -139,6 +134,7 @@ def test_workers_write_the_store_that_one_process_writes(tmp_path):
     command = f"{images} --window 7 --stride 7 --shard-size 2 --batch 8 --dtype float32 --output".split()
     assert main([*command, str(tmp_path / "one")]) == 0
     assert main([*command, str(tmp_path / "many"), "--workers", "2"]) == 0
-    alone, together = (files_of(tmp_path / whose) for whose in ("one", "many"))
+    parts = ((tmp_path / whose).rglob("part-*") for whose in ("one", "many"))
+    alone, together = ({path.name: path.read_bytes() for path in own} for own in parts)
     assert len(alone) == 3
     assert together == alone
