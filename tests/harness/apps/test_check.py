@@ -135,7 +135,7 @@ def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped():
     ({}, {"dense_agreement": 0.95}, {"dense_agreement": 0.925}, "dense agreement"),  # 2 and 3 of 40 images
     ({}, {"kl_to_dense": 0.0015}, {"kl_to_dense": 0.0025}, "kl to dense"),
     ({}, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.1, 0.20022)}, "feature probe"),
-    (UNLABELLED | {"margin": None}, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.10022, 0.2)}, "feature probe"),
+    (UNLABELLED, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.10022, 0.2)}, "feature probe"),
 ])  # fmt: skip
 def test_fidelity_and_the_probe_may_move_by_their_bounds(fields: Any, small: Any, large: Any, name: str):
     def near(**changed: Any) -> Record:

@@ -28,8 +28,7 @@ from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
 REDUCED = Setup.of(NAME)
-WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
-PLAN = Plan(**WHERE, methods=("evit", "random"), batches=())
+PLAN = Plan(models=(ARCH,), methods=("evit", "random"), keeps=(0.5,), datasets=("toy",), limit=None, batches=())
 RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
 TOY = Sources(datasets=("toy",))
 QUIET = Progress(Console(quiet=True))
