@@ -185,7 +185,6 @@ PATHS = [path for entries in lists().values() for path, _, _ in entries]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-
     def call(folder: str = "oxford_pets", images: str = "images") -> Path:
         write_images(tmp_path / folder / images, PATHS)
         file = tmp_path / folder / "split_zhou_Shop.json"

@@ -28,7 +28,6 @@ def samples(*labels: int, first: int = 0) -> list[Member]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-
     def call(*shards: Sequence[Member], split: str = "test", names: str = "cat\ndog\n", **files: str) -> Path:
         folder = tmp_path / "Pets"
         (folder / split).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from harness.base.store import shard_path, shard_paths
 from harness.base.terminal import Progress
@@ -89,12 +88,10 @@ def test_other_settings_never_mix(run, tmp_path):
             run(config, out=first, batch=batch)
 
 
-def test_a_folder_of_images_needs_no_labels(run, tmp_path):
+def test_a_folder_of_images_needs_no_labels(run, toy, tmp_path):
     (tmp_path / "holiday").mkdir()
-    generator = np.random.default_rng(0)
     for i in range(9):
-        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "holiday" / f"{i}.png")
+        toy.split("test")[i].image.save(tmp_path / "holiday" / f"{i}.png")
     source = Source.folder(tmp_path / "holiday")
     found = Rankings.read(run(source=source, out=tmp_path / "r").path)
     assert len(set(found.image_ids)) == 9
@@ -114,7 +111,6 @@ def test_a_folder_of_images_needs_no_labels(run, tmp_path):
 @pytest.mark.parametrize(("facts", "match"), [
     ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
     ({"limit": 0}, "--limit 0: expected a number from 1"),
-    # The posterior would be NaN, and so would every importance.
     ({"config": GoldenConfig(score="label")}, "score='label' needs every class named, and --skip-unknown-classes"),
 ], ids=str)  # fmt: skip
 def test_refusals_leave_no_folder(facts, match, run, tmp_path, monkeypatch):
