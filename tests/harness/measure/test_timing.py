@@ -192,9 +192,8 @@ def images() -> Tensor:
     return torch.randn(4, 3, 64, 64)
 
 
-def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
-    options = {} if method is None else {"keep": 0.5}
-    return zoo.reduce(dense, method=method, **options).eval()
+def reduced(dense: zoo.ReducedViT, method: str) -> zoo.ReducedViT:
+    return zoo.reduce(dense, method=method, keep=0.5).eval()
 
 
 @pytest.mark.parametrize(("way", "device", "message"), [
