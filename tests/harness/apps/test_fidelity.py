@@ -11,7 +11,7 @@ from PIL import Image
 
 from harness.apps import fidelity
 from harness.apps.fidelity import CHANGE, COSINE, Pictures, SetupBounds
-from harness.datasets.base import Dataset, Rendered, Split, SplitName
+from harness.datasets.base import Dataset, Split
 from harness.datasets.folder import ImageFolder
 from harness.measure.rows import rows_of, run
 from harness.models.towers import Tower, text_classifier
@@ -51,40 +51,26 @@ def test_no_loss_among_few_pictures_is_not_taken_for_none():
     assert not SetupBounds(max_loss=1.5).meets(figures)
 
 
-class Series(Dataset):
-    """Photographs with three crops each, in all splits."""
-
-    name, title, license, source, files = "series", "", "", "", ()
-    templates, classes = (), ()
-
-    def group_of(self, image_id: str) -> str:
-        return image_id.split("/", maxsplit=1)[0]
-
-    def _split(self, name: SplitName) -> Split:
-        count = {"train": 30, "val": 15, "test": 60}[name]
-
-        def render(index: int, variant: int) -> Rendered:
-            return Image.new("RGB", (8, 8), (len(name), index, variant)), None
-
-        return Split(np.full(count, -1), lambda index: f"{name}{index // 3}/{index % 3}", render)
-
-
 def divide(dataset: Dataset, sizes: tuple[int, int], seed: int = 0) -> list[Pictures]:
     return fidelity.split_pictures(dataset, sizes, seed, learned=(), dense=None, preprocess=None)
 
 
-def test_a_known_dataset_is_judged_by_its_test_split():
-    dataset = Series()
-    search, held = divide(dataset, (20, 40))
+def test_a_known_dataset_is_judged_by_its_test_split(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
+    """Three pictures each are of one photograph."""
+    for split, count in {"train": 30, "val": 15, "test": 60}.items():
+        monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], split, count)
+    monkeypatch.setattr(type(toy), "group_of", lambda _, name: f"{name[:7]} {int(name.rpartition('-')[2]) // 3}")
+    search, held = divide(toy, (20, 40))
     for part, size, splits, photographs in ((search, 20, {"tra", "val"}, 15), (held, 40, {"tes"}, 20)):
         ids = part.split.image_ids
         assert len(set(ids)) == size
-        assert {name[:3] for name in ids} == splits
-        names = [dataset.group_of(name) for name in ids]
+        assert {name[4:7] for name in ids} == splits
+        names = [toy.group_of(name) for name in ids]
         # They give in turn, so that all are there; groups number them.
         assert len(set(zip(names, part.groups.tolist(), strict=True))) == len(set(names)) == photographs
         assert part.photographs == photographs
-    assert search.split[0].image.getpixel((0, 0))[0] == 5  # drawn by the split that it came from
+    first = search.split[0]  # drawn by the split that it came from
+    assert first.image == toy.split("train")[int(first.image_id.rpartition("-")[2])].image
 
 
 def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY, create_autospec
 
 import huggingface_hub
 import pytest
 import timm
 import torch
 from by_hand import replace
+from packing import contents
 from safetensors.torch import load
 from torch import nn
 
@@ -24,21 +26,6 @@ from zoo.loading.recovery_file import Recovered, trainable
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
-
-
-class StandIn:
-    """The hub's client, as far as push uses it."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Any]] = []
-        self.files: dict[str, bytes] = {}
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
-        self.calls.append(("create", (repo_id, private, exist_ok)))
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> None:
-        self.calls.append(("upload", (repo_id, tuple(allow_patterns), commit_message)))
-        self.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
 
 
 @pytest.fixture
@@ -92,17 +79,16 @@ def test_a_recovered_model(tmp_path: Path):
 
 
 def test_the_upload_is_one_commit_of_three_files(monkeypatch: pytest.MonkeyPatch):
-    made: list[StandIn] = []
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **facts: made.append(StandIn()) or made[-1])
+    api, files = create_autospec(huggingface_hub.HfApi, instance=True), dict[str, bytes]()
+    api.upload_folder.side_effect = lambda *, folder_path, **_: files.update(contents(folder_path))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **facts: api)
     assert main(["push", "--model", PATCHRANK, "--to", "me/pruned", "--private"]) == 0
-    [api] = made
-    assert api.calls == [
-        ("create", ("me/pruned", True, True)),
-        ("upload", ("me/pruned", FILES, "Upload model and card")),
-    ]
-    assert sorted(api.files) == sorted(FILES)
+    api.create_repo.assert_called_once_with("me/pruned", private=True, exist_ok=True)
+    facts = {"folder_path": ANY, "allow_patterns": list(FILES), "commit_message": "Upload model and card"}
+    api.upload_folder.assert_called_once_with(repo_id="me/pruned", **facts)
+    assert sorted(files) == sorted(FILES)
     weights = timm.create_model(PATCHRANK, pretrained=True).state_dict()
-    sent = load(api.files["model.safetensors"])
+    sent = load(files["model.safetensors"])
     assert sent.keys() == weights.keys()
     assert all(torch.equal(sent[key], value) for key, value in weights.items())
 
