@@ -26,8 +26,6 @@ HOSTS = (
 )  # fmt: skip
 REGISTRY_HOST = re.compile("|".join(rf"\b{host}\b" for host in HOSTS))
 
-MARKED = r"^<!-- {} -->\n\s*```\w*\n([^\n]*)\n```$"
-
 
 @cache
 def tree() -> tuple[str, ...]:
@@ -63,7 +61,7 @@ def test_no_machine_path_and_no_registry_host_in_any_file():
 
 @pytest.mark.parametrize(("marker", "end"), [("main-command", "-m harness compare"), ("test-command", "tox")])
 def test_readme_marks_a_command_for_the_main_job_and_one_for_the_tests(marker: str, end: str):
-    [command] = re.findall(MARKED.format(marker), text_of("README.md"), re.M)
+    [command] = re.findall(rf"^<!-- {marker} -->\n\s*```\w*\n([^\n]*)\n```$", text_of("README.md"), re.M)
     assert command.endswith(end)
 
 

@@ -21,8 +21,6 @@ from tools import build_data, build_tower, read_package, train_text
 from tools.build_data import BUILDERS, write_or_check
 from zoo.loading.clip import CompactText, tokenizer
 
-TOWER_SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
-
 
 def test_check_tells_equal_from_different_and_a_source_must_be_the_known_one(tmp_path: Path):
     for content, check, code in ((b"1", True, 1), (b"1", False, 0), (b"1", True, 0), (b"2", True, 1)):
@@ -67,7 +65,8 @@ def test_squares_are_cut_as_the_index_says_and_it_gets_their_lengths():
 
 def test_the_shipped_tower_is_the_pinned_one_and_its_features_are_onnx_runtime_s():
     """Stored: onnxruntime on the source graph at 196 px, output of block 8, final norm (fp32)."""
-    assert hashlib.sha256(build_tower.TOWER.read_bytes()).hexdigest() == TOWER_SHA256
+    pinned = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
+    assert hashlib.sha256(build_tower.TOWER.read_bytes()).hexdigest() == pinned
     with safe_open(build_tower.TOWER, "pt") as file:
         assert file.metadata() == build_tower.METADATA
     weights = load_file(build_tower.TOWER)
@@ -96,8 +95,6 @@ def test_another_order_gives_the_same_bytes_and_another_encoder_is_refused(tmp_p
     with pytest.raises(ValueError, match=r"Pillow 0\.1 "):
         build_data.build_photos(tmp_path)
 
-
-# The text tower
 
 TEXTS = ["a cat", "a photo of a cat", "a dog", "a photo of a dog", "an animal", "a tree"]
 CAPTIONS = [[0, 1, 4], [2, 3, 4], [5]]  # of cats, dogs and trees

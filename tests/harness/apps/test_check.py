@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
-from by_hand import part, replace
+from by_hand import KNOWN, UNLABELLED, answers, part, replace
 from rich.console import Console
 
 from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows
@@ -18,30 +19,25 @@ from harness.cli.entry import parse
 from harness.measure.plan import Plan
 from harness.measure.timing import BusyError
 from harness.models.towers import Tower
-from harness.records.metrics import pack
 from harness.records.record import MEASURED, Record, Times, read_records, write_records
 from harness.report.changes import EXACT, Movement, Tolerances, find_movements
 from zoo.core.reducer import METHODS
-from zoo.loading.clip import ClipParts
 
 MINE = Path("mine.jsonl")
 LIMIT, BATCHES = 48, (1,)  # what the shipped expectation is measured on
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
 def record(right: Any = RIGHT, **changed: Any) -> Record:
     """Make a record; ``right`` are the images that were."""
-    flags = np.asarray(right, dtype=bool)
-    facts: dict[str, Any] = dict.fromkeys(MEASURED) | {
-        **{"model": "clip_vit_s14_tome30", "method": "tome", "keep": 0.3},
-        **{"method_config": {"keep": 0.3, "reduce_at": None}, "dataset_revision": "12ab34cd"},
-        **{"image_count": len(flags), "correct_bits": pack(flags)},
-        **{"top1": float(flags.mean()), "top1_low": 0.0, "top1_high": 1.0, "margin": 0.05},
-        **{"cosine_distance": 0.1, "cosine_low": 0.05, "cosine_high": 0.2, "latency": ()},
+    facts: dict[str, Any] = dict.fromkeys(MEASURED) | answers(right)
+    facts |= {
+        **{"model": "clip_vit_s14_tome30", "method": "tome", "keep": 0.3, "dataset_revision": "12ab34cd"},
+        **{"method_config": {"keep": 0.3, "reduce_at": None}, "latency": ()},
+        **{"margin": 0.05, "cosine_distance": 0.1, "cosine_low": 0.05, "cosine_high": 0.2},
         **{"gflops": 2.196547264, "params": 16378624, "final_tokens": 59},
         **{"tokens_per_block": (182, 167, 60, 60), "uncounted_operators": ()},
-        **{"tau": 0.3, "tau_low": 0.29, "tau_high": 0.31, "golden_images": len(flags)},
+        **{"tau": 0.3, "tau_low": 0.29, "tau_high": 0.31, "golden_images": len(right)},
         **{"device_name": "a processor", "threads": 2, "torch": "2.13.0"},
     }
     return replace(KNOWN, **facts | changed)
@@ -88,9 +84,6 @@ def between(then: Record | None, now: Record | None, bounds: Tolerances | None =
     return list(find_movements(then, now, bounds or Tolerances()))
 
 
-UNLABELLED = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
-
-
 def quantities(then: Record, now: Record, **bounds: Any) -> list[str]:
     return [one.quantity for one in between(then, now, Tolerances(**bounds))]
 
@@ -102,8 +95,7 @@ def flipped(*images: int) -> Any:
 
 
 def timed(ratio: float, low: float, batch: int = 1) -> tuple[Times, ...]:
-    settings = {"median_ms": 9.0, "q1_ms": 8.0, "q3_ms": 10.0, "images_per_s": 100.0}
-    return (Times(batch=batch, ratio_to_dense=ratio, ratio_low=low, ratio_high=9.0, **settings),)
+    return (by_hand.timed(batch, ratio=ratio, low=low, high=9.0),)
 
 
 @pytest.mark.parametrize(("field", "value", "by"), [
@@ -202,8 +194,7 @@ Run = Callable[..., Shown]
 
 
 @pytest.fixture
-def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
-    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+def run(tower: Tower, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("harness.apps.check.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.apps.check.get_dataset", lambda name: toy)
 

@@ -1,6 +1,7 @@
 """Recoveries from datasets, and as rows that stand apart from those without training."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
 REDUCED = Setup.of(NAME)
-WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
-PLAN = Plan(**WHERE, methods=("evit", "random"), batches=())
+PLAN = Plan(models=(ARCH,), methods=("evit", "random"), keeps=(0.5,), datasets=("toy",), limit=None, batches=())
 RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
 TOY = Sources(datasets=("toy",))
 QUIET = Progress(Console(quiet=True))
@@ -60,17 +60,14 @@ def test_the_file_says_what_it_is_of(toy: Dataset, tmp_path: Path):
 
 
 def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
-    whole, learn, rounds = digest(trained().path), recovery.recover, list[int]()
+    whole, rounds = digest(trained().path), list[int]()
 
     def on_round(done: int, *_: float) -> None:
         rounds.append(done)
         if len(rounds) == 1:
             raise KeyboardInterrupt
 
-    def counted(*args: Any, **options: Any) -> Any:
-        return learn(*args, on_round=on_round, **options)
-
-    monkeypatch.setattr(recovery, "recover", counted)
+    monkeypatch.setattr(recovery, "recover", partial(recovery.recover, on_round=on_round))
     with pytest.raises(KeyboardInterrupt):
         trained()
     assert list((cache_folder() / "fits").iterdir())

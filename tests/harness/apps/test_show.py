@@ -48,7 +48,6 @@ def test_refusals(place: str, match: str, here: Path):
 
 
 GOLDEN = GoldenConfig(score="preservation", window=2, stride=2)
-ALWAYS = ("golden", "patchrank", "clsattn")
 Show = Callable[..., PatchSheet]
 
 
@@ -69,7 +68,7 @@ def sheet_of(tower: Tower, toy: Dataset, predictor_file: Path, monkeypatch: pyte
 
 def test_panels_hold_what_the_model_computes(sheet_of: Show, tower: Tower, toy: Dataset):
     sheet = sheet_of(keeps=(0.6, 0.25))
-    assert tuple(sheet.columns) == (*ALWAYS, "patchrank 60", "patchrank 25")
+    assert tuple(sheet.columns) == ("golden", "patchrank", "clsattn", "patchrank 60", "patchrank 25")
     examples = [toy.split("test")[i] for i in (5, 6)]
     assert sheet.labels == [toy.classes[example.label] for example in examples]
     images = torch.stack([tower.preprocess(example.image) for example in examples])

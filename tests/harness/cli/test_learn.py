@@ -37,15 +37,11 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
     assert shipped_rankings(EMBEDDED, "fashion", "val", 2) is None
 
 
-@pytest.fixture
-def miniature_command(miniature: None, tower: Tower, toy: Dataset, monkeypatch) -> None:
-    monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.models.towers.load_tower", lambda name: tower)
+@pytest.mark.usefixtures("miniature")
+def test_without_shipped_rankings_images_are_ranked_first(tower: Tower, toy: Dataset, monkeypatch, capsys):
+    for place in ("golden.rank", "models.towers"):
+        monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
-
-
-@pytest.mark.usefixtures("miniature_command")
-def test_without_shipped_rankings_images_are_ranked_first(capsys):
     command = "fit predictor --model clip_vit_b16 --dataset toy --limit 6 --block 4"
     command += " --arch linear --loss bce --epochs 1 --shots 1"
     assert main(command.split()) == 0

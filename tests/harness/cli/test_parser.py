@@ -108,7 +108,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("study scores --split final", FINAL_ONLY),
     ("study scores --seeds 0", "--seeds 0"),
     ("study reproduce table8", "'table8': did you mean 'table"),
-    ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("check --update --methods tome", "--methods with --update takes "),
     ("check --methods tmoe", "--methods: the expectation has no such row; it is of clip_vit_s14"),
@@ -124,7 +123,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     (f"{PUSH} clip_vit_s14_patchrank60 --predictor no", "no predictor at"),
     (f"{EXPORT} --format onnx --dtype bfloat16", "dtype 'bfloat16' of onnx"),
     (f"{EXPORT} --format exported-program --limit 1", "1 images to check with of 'photos'"),
-    (f"{EXPORT} --format exported-program --method tome --keep 0.5", "the name says its method"),
 ])  # fmt: skip
 def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
     command: str, match: str, capsys, tmp_path: Path, monkeypatch

@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.ndimage import binary_dilation
 from harness.datasets import get_dataset
 from harness.datasets.base import DATA_DIR, FINAL, SPLITS
 from harness.datasets.images import measure_detail
-from harness.datasets.packaged import CAPTION, CAPTIONED, SMALLEST, STYLES, Fashion, Photos, compose_item, seeded
+from harness.datasets.packaged import CAPTION, CAPTIONED, SMALLEST, STYLES, compose_item, seeded
 from zoo.loading.clip import EmbeddedTokenizer, tokenizer, unseen_words
 
 
@@ -53,12 +54,12 @@ def test_captions_are_of_names_that_the_embedded_text_tower_knows():
     assert dataset.captions_of(split.variant(1).image_ids[0]) == texts[0]
 
 
-@pytest.fixture(scope="module")
-def fashion() -> Fashion:
-    return get_dataset("fashion").released()  # type: ignore[return-value]
+def released(name: str) -> Any:
+    return get_dataset(name).released()
 
 
-def test_items_are_in_one_split_and_none_that_was_seen_is_tested_by(fashion):
+def test_items_are_in_one_split_and_none_that_was_seen_is_tested_by():
+    fashion = released("fashion")
     sources, pixels, total = set(), set(), 0
     for split, per_class in (("train", 120), ("val", 60), ("test", 180), (FINAL, 50)):
         labels, (part, positions) = fashion.labels(split), fashion.sources[split]
@@ -73,9 +74,9 @@ def test_items_are_in_one_split_and_none_that_was_seen_is_tested_by(fashion):
     assert len(sources) == len(pixels) == total
 
 
-def test_the_mask_of_an_item_is_what_the_item_changes(fashion):
+def test_the_mask_of_an_item_is_what_the_item_changes():
     """Paint once with the item and once with an empty one: only the mask's soft border differs."""
-    items = fashion.items["val"]
+    items = released("fashion").items["val"]
     for index in range(20):
         clutter = items[[index + 1, index + 2, index + 3]]
         image, mask = compose_item(items[index], clutter, seeded(index))
@@ -88,17 +89,8 @@ def test_the_mask_of_an_item_is_what_the_item_changes(fashion):
         assert 40 <= max(np.ptp(rows), np.ptp(cols)) + 1 <= 112
 
 
-@pytest.fixture(scope="module")
-def photos() -> Photos:
-    return get_dataset("photos").released()  # type: ignore[return-value]
-
-
-@pytest.fixture(scope="module")
-def frames() -> Photos:
-    return get_dataset("frames").released()  # type: ignore[return-value]
-
-
-def test_packs_hold_what_their_indexes_say_and_frames_are_whole(photos: Photos, frames: Photos):
+def test_packs_hold_what_their_indexes_say_and_frames_are_whole():
+    photos, frames = released("photos"), released("frames")
     splits = {row["group"]: row["split"] for row in photos.photos}
     for dataset, side in ((photos, 224), (frames, 448)):
         file = io.BytesIO((DATA_DIR / dataset.files[0]).read_bytes())
@@ -116,15 +108,15 @@ def test_packs_hold_what_their_indexes_say_and_frames_are_whole(photos: Photos, 
     assert {row["name"] for row in photos.photos} < {row["name"] for row in frames.photos}
 
 
-def test_notice_names_every_photograph(frames: Photos):
+def test_notice_names_every_photograph():
     notice = (Path(__file__).parents[3] / "NOTICE").read_text()
-    for row in frames.photos:
+    for row in released("frames").photos:
         assert f"  {row['name']} | {row['author']} | {row['licence']}\n" in notice
         assert row["package"] in notice
 
 
-def test_other_variants_are_parts_of_the_crop_and_half_are_mirrored(photos: Photos):
-    split, seen = photos.split("val"), set()
+def test_other_variants_are_parts_of_the_crop_and_half_are_mirrored():
+    split, seen = released("photos").split("val"), set()
     whole = np.asarray(split[0].image)
     for variant in range(1, 5):
         part = np.asarray(split.variant(variant)[0].image)

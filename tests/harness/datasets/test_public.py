@@ -99,7 +99,6 @@ COPIES: dict[str, Callable[[RootedDataset], Copy]] = {
 
 @pytest.fixture
 def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Copy]:
-
     def call(name: str) -> Copy:
         dataset: Any = get_dataset(name)
         copy = COPIES[dataset.layout](dataset)

@@ -28,7 +28,6 @@ def samples(*labels: int, first: int = 0) -> list[Member]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-
     def call(*shards: Sequence[Member], split: str = "test", names: str = "cat\ndog\n", **files: str) -> Path:
         folder = tmp_path / "Pets"
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,6 @@ IMAGE, LABEL = ("a.png", b"x"), ("a.cls", b"0")
 
 
 @pytest.mark.parametrize(("members", "files", "match"), [
-    ([IMAGE, ("a.npy", b"x")], {}, "'a' has no a.cls"),
     ([LABEL], {}, "'a' has 0 images"),
     ([LABEL, LABEL], {}, "member 'a.cls' is a second"),
     *(([("a.cls", label), IMAGE], {}, f"a.cls: expected the number of a class, got '{label[:9].decode()}")

@@ -40,6 +40,7 @@ class Applied(nn.Module):
     (lambda x: torch.dot(x[0, 0, 0], x[0, 0, 1]), "dot", 8),
     (lambda x: F.interpolate(x, 5, mode="bicubic"), "upsample_bicubic2d", 3 * 25 * 16),
     (lambda x: x[0] @ x[0], "matmul", 3 * 8 * 8 * 8),
+    (lambda x: F.scaled_dot_product_attention(x[:, :, :5], x, x[..., :6]), "scaled_dot_product_attention", 3 * 40 * 14),
 ])  # fmt: skip
 def test_hidden_products_are_counted(function, operator, count):
     cost = gflops(Applied(function), 8)

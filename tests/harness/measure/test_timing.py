@@ -187,16 +187,6 @@ Change = Callable[[Tensor], Tensor]
 Prepare = Callable[..., timing.ReadyModel]
 
 
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(4, 3, 64, 64)
-
-
-def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
-    options = {} if method is None else {"keep": 0.5}
-    return zoo.reduce(dense, method=method, **options).eval()
-
-
 @pytest.mark.parametrize(("way", "device", "message"), [
     (timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
     (timing.ONNX, CUDA, "--ways onnx on --device 'cuda:0': exported files"),
@@ -213,7 +203,7 @@ def test_what_a_device_cannot_do_is_refused(way, device, message, monkeypatch):
 def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     tower, images = timm.create_model("vit_small_patch16_224", **small), torch.randn(4, 3, 32, 32)
-    vit = reduced(zoo.reduce(tower, method=None), "tome")
+    vit = zoo.reduce(tower, method="tome", keep=0.5).eval()
     with torch.inference_mode():
         features = timing.as_run(vit, timing.COMPILE, images)(images)
         assert timing.deviations(features, vit(images)).median() < 1e-4
@@ -247,10 +237,10 @@ def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch):
 def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Prepare a model whose features are changed."""
 
-    def run(change: Change = lambda features: features, way: str = EAGER) -> timing.ReadyModel:
-        vit = reduced(dense, "random")
+    def run(change: Change) -> timing.ReadyModel:
+        vit = zoo.reduce(dense, method="random", keep=0.5).eval()
         monkeypatch.setattr(timing, "as_run", lambda model, *_: lambda batch: change(model(batch)))
-        return timing.prepare(vit, way, torch.randn(2, 3, 64, 64))
+        return timing.prepare(vit, EAGER, torch.randn(2, 3, 64, 64))
 
     return run
 
@@ -301,7 +291,8 @@ def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed):
     assert sum(calls[2:]) == timing.CHECKED
 
 
-def test_the_kernels_of_attention_are_what_a_call_runs(dense: zoo.ReducedViT, images: Tensor, capfd):
+def test_the_kernels_of_attention_are_what_a_call_runs(dense: zoo.ReducedViT, capfd):
+    images = torch.randn(4, 3, 64, 64)
     with torch.inference_mode():
         assert timing.attention_kernels(dense, images) == ("flash_attention_for_cpu",)
         with sdpa_kernel(SDPBackend.MATH):

@@ -44,11 +44,6 @@ def tuner(parts: ClipParts, named: Dataset) -> Tuner:
     return Tuner(parts, named, progress=Progress(Console(quiet=True)), **origin)
 
 
-def fresh(tuner: Tuner, **changes: Any) -> Tuner:
-    """Return one that remembers nothing."""
-    return replace(tuner, **changes)
-
-
 @pytest.mark.parametrize("tokens", ["t", "vt"])
 def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatch):
     counts, whole = [], measured_rows.outcomes
@@ -66,13 +61,13 @@ def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatc
         assert (facts["shots"], facts["draw"], facts["tuned_on"]) == (1, 0, row.model)
     assert counts == ([3, 3] if tokens == "t" else [])  # 1 and min(1, 4) of 3 classes, shared by all rows
     monkeypatch.setattr(module, "tune", None)  # to tune again is an error
-    again = fresh(tuner).tune(rows, 1, 0, config)
+    again = replace(tuner).tune(rows, 1, 0, config)  # which remembers nothing
     assert {k: v.digest for k, v in again.items()} == {k: v.digest for k, v in found.items()}
     for shots, seed, other in ((2, 0, config), (1, 1, config), (1, 0, TuneConfig(**QUICK, seed=9))):
         with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-            fresh(tuner).tune(rows, shots, seed, other)
+            replace(tuner).tune(rows, shots, seed, other)
     with pytest.raises(ValueError, match="toy: tokens are learned for every class; --skip-unknown-classes leaves"):
-        fresh(tuner, dataset=toy).tune(rows, 1, 0, config)
+        replace(tuner, dataset=toy).tune(rows, 1, 0, config)
 
 
 @pytest.mark.parametrize("spoil", [
@@ -84,7 +79,7 @@ def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil):
     whole = one.file.path.read_bytes()
     one.file.path.write_bytes(spoil(whole))
     notes = io.StringIO()
-    fresh(tuner, progress=Progress(Console(file=notes, width=400))).tune(rows[:1], 1, 0, config)
+    replace(tuner, progress=Progress(Console(file=notes, width=400))).tune(rows[:1], 1, 0, config)
     assert one.file.path.read_bytes() == whole
     assert "prompts of an earlier run are tuned anew: " in notes.getvalue()
 
@@ -117,9 +112,9 @@ def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
 
     monkeypatch.setattr(module, "tune", lambda *args, **kwargs: whole(*args, on_round=stop, **kwargs))
     with pytest.raises(KeyboardInterrupt):
-        fresh(tuner).tune(rows[2:], 1, 0, config)
+        replace(tuner).tune(rows[2:], 1, 0, config)
     assert path.with_suffix(".pt").is_file()
-    fresh(tuner).tune(rows[2:], 1, 0, config)
+    replace(tuner).tune(rows[2:], 1, 0, config)
     assert rounds == [0, 1]
     assert path.read_bytes() == weights
     assert not path.with_suffix(".pt").exists()

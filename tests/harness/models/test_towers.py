@@ -36,7 +36,6 @@ def images() -> Tensor:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Saved:
-
     def save(model: Any) -> str:
         save_for_hf(model, tmp_path / "mine", safe_serialization=True)
         return f"local-dir:{tmp_path / 'mine'}"

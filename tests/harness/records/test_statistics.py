@@ -1,4 +1,4 @@
-"""Intervals, tests and families against closed forms, enumeration, resampling and statsmodels."""
+"""Intervals, tests, families and agreement against closed forms, enumeration, resampling and statsmodels."""
 
 import math
 import re
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from harness.records import statistics
@@ -66,9 +67,11 @@ def test_the_quick_bootstrap_is_the_slow_one(outcomes: list[tuple[bool, bool]], 
 
 @given(pairs)
 def test_mcnemar_is_the_tails_of_a_fair_coin(outcomes: list[tuple[bool, bool]]):
+    """Both tails are counted by whole numbers."""
     a, b = split(outcomes)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    trials, fewer = int((a != b).sum()), min(int((a & ~b).sum()), int((b & ~a).sum()))
+    tail = sum(math.comb(trials, at) for at in range(fewer + 1))
+    expected = min(1.0, 2 * tail / (1 << trials))
     for found in (
         statistics.paired_p(a, b), statistics.paired_p(b, a), statistics.paired_p(a.astype(int), b * 1.0),
         statistics.sign_flip_exact(a.astype(int) - b.astype(int)),
@@ -102,7 +105,9 @@ def test_the_minimum_detectable_difference_has_its_power(n: int, discordance: fl
 
 
 RIGHT, TWO, NAN = np.ones(3, bool), np.zeros((2, 4)), float("nan")
-REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
+
+
+@pytest.mark.parametrize(("function", "arguments", "complaint"), [
     (statistics.paired_difference, (RIGHT, RIGHT[:2], 0), r"got \(3,\) bool and \(2,\) bool"),
     (statistics.paired_difference, (RIGHT, np.ones(3, int), 0), r"bool and \(3,\) int64"),
     (statistics.mean_interval, ([0.5],), "at least 2 values, got 1"),
@@ -114,10 +119,7 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
     (statistics.match_chance, (0, 4), r"1\.\.4 .* got 0"),
     *((statistics.sign_flip_exact, (wrong,), r"must be \(n,\) integers, got") for wrong in ([], [0.5], [True], [[1]])),
-]
-
-
-@pytest.mark.parametrize(("function", "arguments", "complaint"), REFUSALS)
+])  # fmt: skip
 def test_refusals_name_the_value(function: Any, arguments: tuple[object, ...], complaint: str):
     with pytest.raises(ValueError, match=complaint):
         function(*arguments)
@@ -217,3 +219,85 @@ def test_groups_of_several_sizes_weigh_by_their_images():
     assert statistics.bootstrap_mean(values, 1, groups) == pytest.approx(
         (values.mean(), *np.quantile(means, [0.025, 0.975]))
     )
+
+
+# --- agreement of rankings
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@st.composite
+def score_pairs(draw: st.DrawFn) -> Pair:
+    """Draw scores of equal (images, patches), of which the second have many ties."""
+    shape = draw(st.tuples(st.integers(1, 5), st.integers(2, 24)))
+    smooth = arrays.arrays(np.float32, shape, elements=st.floats(allow_nan=False, width=32))
+    return draw(smooth), draw(arrays.arrays(np.int64, shape, elements=st.integers(-3, 3)))
+
+
+@given(score_pairs())
+def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(pair: Pair):
+    a, b = pair
+    taus = statistics.kendall_tau(a, b)
+    alike = [1 in (len({*x}), len({*y})) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    np.testing.assert_array_equal(np.isnan(taus), alike)
+    np.testing.assert_allclose(statistics.kendall_tau(b, a), taus, atol=1e-12)
+    np.testing.assert_allclose(statistics.kendall_tau(a, -b), -taus, atol=1e-12)
+    np.testing.assert_allclose(statistics.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
+
+
+def slow_weighted_tau(a: list[float], b: list[float]) -> float:
+    """Sum over pairs as printed; rank r, by one side and then the other, weighs 1 / (1 + r)."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    results = []
+    for first, second in ((a, b), (b, a)):
+        order = sorted(range(len(a)), key=lambda i: (first[i], second[i]), reverse=True)
+        weight = {patch: 1 / (1 + rank) for rank, patch in enumerate(order)}
+
+        def product(x: list[float], y: list[float], weight: dict[int, float] = weight) -> float:
+            signs = ((x[i] > x[j]) - (x[i] < x[j]) for i, j in pairs)
+            others = ((y[i] > y[j]) - (y[i] < y[j]) for i, j in pairs)
+            terms = zip(pairs, signs, others, strict=True)
+            return sum((weight[i] + weight[j]) * s * o for (i, j), s, o in terms)
+
+        scale = math.sqrt(product(a, a) * product(b, b))
+        results.append(product(a, b) / scale if scale else math.nan)
+    return sum(results) / 2
+
+
+@given(score_pairs())
+def test_weighted_tau_equals_its_formula_on_every_row(pair: Pair):
+    found = statistics.weighted_tau(*pair)
+    rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
+    np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
+
+
+@given(score_pairs(), st.data())
+def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
+    a, b = pair
+    k = data.draw(st.integers(1, a.shape[1]))
+
+    def best(row: np.ndarray) -> set[int]:
+        return set(sorted(range(len(row)), key=lambda patch: -float(row[patch]))[:k])
+
+    expected = [len(best(x) & best(y)) / k for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(statistics.match_at_k(a, b, k), expected)
+    unsigned = np.array([[0, 1, 2]], dtype=np.uint8)
+    assert statistics.match_at_k(unsigned, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
+
+
+def test_unrelated_scores_agree_by_chance():
+    a, b = np.random.default_rng(0).random((2, 2000, 196))
+    assert statistics.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
+    assert statistics.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
+    assert statistics.kendall_tau(a, b).mean() == pytest.approx(0, abs=0.005)
+
+
+def test_the_mean_over_images_leaves_out_what_has_no_value():
+    found = statistics.over_images([0.1, math.nan, 0.3, 0.2, math.nan])
+    assert found == statistics.bootstrap_mean([0.1, 0.3, 0.2], seed=0)
+    assert found.estimate == pytest.approx(0.2)
+    for value in np.random.default_rng(0).random(50):
+        alike = statistics.over_images([value] * 7)
+        assert alike.low <= alike.estimate <= alike.high
+    for few in ([0.5], [0.5, math.nan], [math.nan] * 2, []):
+        assert statistics.over_images(few) is None

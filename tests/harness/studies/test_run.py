@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import replace
+from by_hand import KNOWN, answers, replace
 
 import harness.measure.bench
 from harness.base.terminal import Progress
@@ -27,7 +27,6 @@ from zoo.ranking.golden import GoldenConfig
 
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
     "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --golden block=2,window=4,stride=4 "
     "--fit arch=mlp,width=8,epochs=2 --keeps 0.5"
@@ -192,8 +191,7 @@ def make_record(lost: int, won: int = 0, **changes: object) -> Record:
     """Make a record that is wrong where the dense one is right, and the other way round."""
     right = TRUTH.copy()
     right[:lost], right[200 : 200 + won] = False, True
-    facts = {"image_count": IMAGES, "correct_bits": pack(right), "top1": right.mean()}
-    return replace(KNOWN, **facts, **{"top1_low": 0.0, "top1_high": 1.0} | changes)
+    return replace(KNOWN, **answers(right) | changes)
 
 
 def make_table(*records: list[Record], dense: Record | None = None) -> StudyTable:

@@ -6,11 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -188,19 +188,15 @@ def test_embeddings_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 6), ("float32", 1)])
-def test_a_picture_that_is_there_is_found_as_itself(dtype: str, size: int, run: Any, pictures: Path, monkeypatch):
+def test_a_picture_that_is_there_is_found_as_itself(dtype: str, size: int, run: Any, pictures: Path):
     """In bfloat16 features depend on the batch, so that the query is embedded in one as large."""
     done = run(how={"method": "rankmerge", "keep": 0.3, "dtype": dtype}, embedding_dtype="float32")
-    sizes, embed = list[int](), Encoder.pictures
-
-    def counted(encoder: Encoder, pixels: torch.Tensor) -> Any:
-        sizes.append(len(pixels))
-        return embed(encoder, pixels)
-
-    monkeypatch.setattr(Encoder, "pictures", counted)
-    vector = query_vector(str(pictures / "00.png"), next(read_vectors(done.path)).provenance)
+    provenance = next(read_vectors(done.path)).provenance
+    with patch.object(Encoder, "pictures", autospec=True, side_effect=Encoder.pictures) as embedded:
+        vector = query_vector(str(pictures / "00.png"), provenance)
     [hit] = nearest(done.path, vector, 1).hits
-    assert (hit.name, hit.score, sizes) == ("00.png", pytest.approx(1, abs=1e-5), [size])
+    assert (hit.name, hit.score) == ("00.png", pytest.approx(1, abs=1e-5))
+    assert [len(call.args[1]) for call in embedded.call_args_list] == [size]
 
 
 def test_names_can_not_steer_a_terminal(tower: str, draw: Any, tmp_path: Path, capsys):
