@@ -223,7 +223,7 @@ def _time(
         torch.set_num_threads(first.threads)
         try:
             models = {i: vit for i, (_, vit) in runs.items()}
-            ready, found = time_in_turn(models, first, plan, patience, progress, lambda done: tick(min(done, total)))
+            ready, found = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)))
         finally:
             torch.set_num_threads(threads)
     if first.way in (timing.COMPILE, *timing.EXPORTED):
@@ -256,7 +256,6 @@ def time_in_turn(
     blank: LatencyRecord,
     plan: LatencyPlan,
     patience: timing.Patience,
-    progress: Progress,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
     """Make models ready for the conditions of a record and time them in turn on random images.
@@ -280,7 +279,6 @@ def time_in_turn(
             return ready, {}
         if plan.scenario == SERVER:
             servers = Servers(calls=calls, images=images, **how)
-            on_round["progress"] = progress
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, **on_round)
         how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan)}
         return ready, patience.time(lambda: timing.interleave(calls, images, **how, **on_round), device)

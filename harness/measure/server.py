@@ -1,11 +1,10 @@
-"""Serve queries that arrive at random, as MLPerf's server scenario does, and find the highest rate within a bound.
+"""Serve queries that arrive at random, as MLPerf's server scenario does, and find a rate within a bound.
 
 A query is one image, arrivals are a Poisson process, and a latency counts from the scheduled arrival, so that a server
 that is late isn't forgiven (Reddi et al., 2020, "MLPerf Inference Benchmark").
 """
 
 import functools
-import itertools
 import math
 import time
 import timeit
@@ -20,18 +19,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.base.terminal import Progress
 from harness.measure import timing
 from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
 from zoo.towers.vit import ReducedViT
 
 STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed sizes
-STEPS, RUNS = 24, 3  # of a search, at most; of each step
-NEAR = 0.03  # share of a rate at which a search ends, and of its first step
-SELDOM = 1 / 32  # of the rate where a search begins: below it queries hardly ever wait for each other
-CALLS = 5  # of each batch size, timed before a search
-LOWER, TRIES = 0.9, 8  # factor for a rate that misses the bound in the end; rates that are tried
-UNSEEN = 1000  # seed of arrivals from which on no search has seen them
+SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
+NEAR = 0.01  # share of a rate to which a prediction goes
+CALLS = 5  # of each batch size, timed before a prediction
+LOWER, TRIES = 0.95, 10  # factor for a rate that isn't shown to be within the bound; rates that are tried
+UNSEEN = 1000  # seed of arrivals from which on no prediction has seen them
 
 K = TypeVar("K", bound=Hashable)
 Seconds = NDArray[np.float64]
@@ -73,66 +70,28 @@ def serve_queries(
 
 
 def predict_rate(times_s: Mapping[int, float], bound_ms: float) -> float:
-    """Return the highest rate within a bound on p99 by simulation, from the seconds that a call of each size takes.
+    """Return the highest rate at which nearly all of many simulated runs keep p99 within a bound.
 
-    It is 0 if a single query takes longer than the bound.
+    ``times_s`` are the seconds that a call of each size takes. The rate is 0 if a single query takes longer than the
+    bound.
     """
     most, clock = max(times_s), [0.0]
 
     def advance(seconds: float) -> None:
         clock[0] += seconds
 
-    def is_within(rate: float) -> bool:
-        runs = []
-        for seed in range(RUNS):
-            clock[0] = 0.0
-            runs.append(
-                serve_queries(
-                    lambda count: advance(times_s[count]),
-                    draw_arrivals(rate, LEAST_QUERIES, seed),
-                    most,
-                    bound_ms=bound_ms,
-                    now=lambda: clock[0],
-                    sleep=advance,
-                )[0]
-            )
-        return all(Percentiles.of(1000 * latencies_s).p99_ms <= bound_ms for latencies_s in runs)
+    def is_within(rate: float, seed: int) -> bool:
+        clock[0] = 0.0
+        arrivals = draw_arrivals(rate, LEAST_QUERIES, seed)
+        how: dict[str, Any] = {"bound_ms": bound_ms, "now": lambda: clock[0], "sleep": advance}
+        latencies_s, _ = serve_queries(lambda count: advance(times_s[count]), arrivals, most, **how)
+        return Percentiles.of(1000 * latencies_s).p99_ms <= bound_ms
 
     low, high = 0.0, 2 * max(count / seconds for count, seconds in times_s.items())
     while 1000 * times_s[1] <= bound_ms and high - low > NEAR * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_within(middle) else (low, middle)
-    return low
-
-
-def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, float]) -> dict[K, float]:
-    """Search from ``starts``, in steps that double, and bisect for the highest rates within a bound; 0 where none is.
-
-    Models take turns. ``is_within`` judges a run by rate and seed; `RUNS` must be within. In the end the lowest rate
-    that missed is tried again, as other processes may have disturbed it.
-    """
-    low, high = dict.fromkeys(starts, 0.0), dict.fromkeys(starts, math.inf)
-    asked, doubted = {key: rate for key, rate in starts.items() if rate}, set[K]()
-    widths = dict.fromkeys(starts, NEAR)
-    for step in range(STEPS):
-        for key, rate in list(asked.items()):
-            if all(is_within(key, rate, RUNS * step + turn) for turn in range(RUNS)):
-                low[key] = rate
-                high[key] = math.inf if rate >= high[key] else high[key]
-            else:
-                high[key] = rate
-            if high[key] < SELDOM * starts[key]:
-                del asked[key]
-            elif high[key] == math.inf or low[key] == 0:
-                asked[key] = rate * (1 + widths[key]) ** (1 if low[key] else -1)
-                widths[key] *= 2
-            elif high[key] / low[key] > 1 + 1.1 * NEAR:
-                asked[key] = (low[key] + high[key]) / 2
-            elif key in doubted:
-                del asked[key]
-            else:
-                asked[key] = high[key]
-                doubted.add(key)
+        rate = (low + high) / 2
+        within = sum(is_within(rate, seed) for seed in range(SIMULATED)) >= LIKELY * SIMULATED
+        low, high = (rate, high) if within else (low, rate)
     return low
 
 
@@ -182,11 +141,11 @@ class Servers(Generic[K]):
             times_s[count] = float(np.median(samples[1:]))
         return times_s
 
-    def run(self, key: K, rate: float, seed: int, bound_ms: float = math.inf) -> tuple[Percentiles, int]:
+    def run(self, key: K, rate: float, seed: int) -> tuple[Percentiles, int]:
         """Run a model once, and return its latencies and the number of calls."""
         arrivals = draw_arrivals(rate, self.count_queries(rate), seed)
         serve = functools.partial(self.serve, key)
-        latencies_s, calls = serve_queries(serve, arrivals, len(self.images), bound_ms=bound_ms)
+        latencies_s, calls = serve_queries(serve, arrivals, len(self.images))
         return Percentiles.of(1000 * latencies_s), calls
 
     def count_queries(self, rate: float) -> int:
@@ -194,7 +153,7 @@ class Servers(Generic[K]):
         return max(LEAST_QUERIES, math.ceil(rate * self.seconds / self.rounds))
 
     def run_rounds(self, rates: Mapping[K, float], tick: Callable[[int], object]) -> dict[K, Load]:
-        """Run each model at its rate, with arrivals that no search has seen."""
+        """Run each model at its rate, with arrivals that no prediction has seen."""
         keys, runs, calls = list(rates), {key: list[Percentiles]() for key in rates}, Counter[K]()
         for turn in range(self.rounds if rates else 0):
             first = turn % len(keys)
@@ -217,12 +176,11 @@ def measure_loads(
     *,
     bound_ms: float,
     rate: float | None,
-    progress: Progress,
     tick: Callable[[int], object] = lambda _: None,
 ) -> dict[K, Load]:
-    """Run servers at a rate, or without one each at the highest that is found to keep p99 within ``bound_ms``.
+    """Run servers at a rate, or without one each at the highest that is shown to keep p99 within ``bound_ms``.
 
-    A model that has none is missing. ``tick`` takes finished rounds; ``progress`` shows the runs of a search.
+    That is the predicted rate, or a lower one. A model that has none is missing. ``tick`` takes finished rounds.
 
     Raises:
         BusyError: other processes left too little of the CPU.
@@ -232,16 +190,7 @@ def measure_loads(
     if rate is not None:
         loads = servers.run_rounds(dict.fromkeys(times_s, rate), tick)
     else:
-        runs = itertools.count(1)
-        with progress.task(f"search for rates within {bound_ms:g} ms", 0, unit="run {}".format) as update:
-
-            def is_within(key: K, rate: float, seed: int) -> bool:
-                percentiles, _ = servers.run(key, rate, seed, bound_ms)
-                update(next(runs))
-                return percentiles.p99_ms <= bound_ms
-
-            starts = {key: predict_rate(sizes, bound_ms) for key, sizes in times_s.items()}
-            rates = {key: rate for key, rate in find_rates(is_within, starts).items() if rate}
+        rates = {key: top for key, sizes in times_s.items() if (top := predict_rate(sizes, bound_ms))}
         loads = {}
         for _ in range(TRIES):
             loads |= servers.run_rounds(rates, tick)

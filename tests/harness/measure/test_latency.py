@@ -71,7 +71,7 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
     blank = Mock(dtype="float32", way=EAGER, batch=2)
     with patch.object(timing, "wall_clock", lambda *_, **__: watch):
-        return time_in_turn(models, blank, PLAN, timing.Patience(say=print), Progress(), **options)
+        return time_in_turn(models, blank, PLAN, timing.Patience(say=print), **options)
 
 
 def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense, monkeypatch):

@@ -1,6 +1,5 @@
 """A server under load: its queue beside an obvious simulation, with a clock that only sleeping and serving advance."""
 
-import io
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 import zoo
-from harness.base import terminal
-from harness.base.terminal import Progress
 from harness.measure import server, timing
-from harness.measure.server import Servers, draw_arrivals, find_rates, measure_loads, prepare_server, serve_queries
+from harness.measure.server import Servers, draw_arrivals, measure_loads, predict_rate, prepare_server, serve_queries
 from harness.records.times import LEAST_QUERIES, MET
 
 SERVE = serve_queries  # which a test patches
@@ -87,14 +83,15 @@ def test_arrivals_are_a_poisson_process_that_a_seed_determines():
     assert (gaps > 1 / 50).mean() == pytest.approx(math.exp(-1), abs=0.03)  # memoryless
 
 
-@pytest.mark.parametrize("start", [1.0, 90.0, 700.0])
-@pytest.mark.parametrize("disturbed", [None, 0, 4, 7])
-def test_a_search_finds_the_highest_rate_though_a_step_is_disturbed(start: float, disturbed: int | None):
-    truths = {"slow": 40.0, "fast": 300.0, "none": 0.0}
-    starts = dict.fromkeys(truths, start)
-    found = find_rates(lambda key, rate, seed: seed // server.RUNS != disturbed and rate <= truths[key], starts)
-    assert found["none"] == 0
-    assert all(0.97 * truths[key] <= found[key] <= truths[key] for key in ("slow", "fast"))
+def test_a_rate_is_predicted_from_the_times_of_calls():
+    clock, rate = Clock(fixed=0.02, each=0.005), predict_rate({n: 0.02 + 0.005 * n for n in range(1, 9)}, 100)
+
+    def share(rate: float) -> float:  # of other runs that are within
+        runs = (clock.run(draw_arrivals(rate, LEAST_QUERIES, seed), 8)[0] for seed in range(100, 200))
+        return float(np.mean([np.percentile(1000 * run, 99, method="inverted_cdf") <= 100 for run in runs]))
+
+    assert share(rate) > 0.85 > share(1.15 * rate)
+    assert predict_rate({1: 0.02, 2: 0.03}, 19) == 0
 
 
 def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
@@ -113,17 +110,13 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
     monkeypatch.setattr(Servers, "time_sizes", lambda self, key: {n: costs[key] * (1 + n / 10) for n in range(1, 5)})
     monkeypatch.setattr(timing, "why_crowded", lambda _: "")
     servers = Servers(calls=calls, images=torch.zeros(4, 3, 8, 8), rounds=6, seconds=60.0)
-    monkeypatch.setattr(terminal, "LINE_S", 0.0)
-    said = io.StringIO()
-    how: dict[str, Any] = {"bound_ms": 50, "progress": Progress(Console(file=said))}
-    loads = measure_loads(replace(servers, seconds=0.0), rate=None, **how)
-    assert said.getvalue().startswith("search for rates within 50 ms: run 1\nsearch for rates within 50 ms: run 2\n")
+    loads = measure_loads(replace(servers, seconds=0.0), rate=None, bound_ms=50)
     assert loads.keys() == {"slow", "fast"}
     for key, load in loads.items():
         assert (load.verdict(50), load.queries, len(load.runs)) == (MET, LEAST_QUERIES, 6)
         assert 0.5 < load.rate * costs[key] < 3  # queries that arrive in a call, of four at most
     del order[:]
-    loads = measure_loads(servers, rate=40, **how)
+    loads = measure_loads(servers, rate=40, bound_ms=50)
     assert {(load.rate, load.queries) for load in loads.values()} == {(40, 400)}
     assert [key for key, _ in order[:6]] == ["slow", "fast", "none", "fast", "none", "slow"]
     assert len({rate for _, rate in order[:3]}) == 1  # the same arrivals
