@@ -27,7 +27,7 @@ STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed s
 SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
 NEAR = 0.01  # share of a rate to which a prediction goes
 CALLS = 5  # of each batch size, timed before a prediction
-LOWER, TRIES = 0.95, 10  # factor for a rate that isn't shown to be within the bound; rates that are tried
+LOWER, TRIES = 0.9, 8  # factor for a rate that isn't shown to be within the bound; rates that are tried
 UNSEEN = 1000  # seed of arrivals from which on no prediction has seen them
 
 K = TypeVar("K", bound=Hashable)
