@@ -1,7 +1,7 @@
 """Tables of README and the site that are made from records.
 
 ``python -m tools.write_results`` in a checkout writes them anew; a test compares them. docs/results.md has the commands
-that measured the records, of which `records.jsonl` is kept.
+that measured the records.
 """
 
 import sys

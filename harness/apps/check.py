@@ -321,7 +321,8 @@ def _measure_rows(
     tower = load_tower(name)
     parts, arch, tag = tower.require_clip(), tower.arch, tower.tag
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
-    variants = {row.name: _variant(parts, arch, tag, row) for row in every if row.method in methods}
+    unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
+    variants = {name: _variant(parts, arch, tag, row) for name, row in unique.items()}
     weights, costs = fingerprint(parts.model.visual), dict[str, Any]()
     for where in dict.fromkeys(row.dataset for row in every):
         dataset, rows = get_dataset(where), [row for row in every if row.dataset == where]

@@ -421,7 +421,7 @@ def selection_table(selection: Selection) -> Table:
         mean, low, high = (f"{figures[end]:.{digits}f}" for end in ("estimate", "low", "high"))
         return Cell(mean if low == high else f"{mean} [{low}, {high}]", figures["estimate"])
 
-    metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
+    metrics, rows = [WORDS[metric] for metric in selection.judged[-1].fidelity], []
     for one in selection.judged:
         means = [points(Interval(**own)) if m == CHANGE else interval(own, 4) for m, own in one.fidelity.items()]
         ratios = [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
@@ -432,7 +432,7 @@ def selection_table(selection: Selection) -> Table:
     return Table.of(
         f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {facts['name']} "
         f"({held['photographs']} photographs)",
-        ["setup", "dtype", *(WORDS[metric] for metric in metrics), "x dense", "x dense alike", "met"],
+        ["setup", "dtype", *metrics, "x dense", "x dense alike", "met"],
         rows,
         words=("setup", "dtype", "met"),
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "

@@ -26,7 +26,6 @@ LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
 
-
 Values = Mapping[str, Sequence[float]]  # by metric, one per picture
 
 

@@ -183,8 +183,9 @@ class VectorServer:
     async def _vector(self, one: PictureFile | str) -> NDArray[np.float32] | str:
         """Return the vector (D,) of a picture or text, or why there is none."""
         async with self.room:
-            item = Item(str(one))
-            if isinstance(one, PictureFile):
+            if isinstance(one, str):
+                item = Item(one)
+            else:
                 run = asyncio.get_running_loop().run_in_executor
                 [item] = (await run(self.decoders, prepare, [one], self.encoder.transform)).items
             if item.wrong:

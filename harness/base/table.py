@@ -97,9 +97,9 @@ class Cell(str):
 UNMEASURED = Cell(NOT_MEASURED)
 
 
-def figure(value: float | None, form: str, unit: str = "") -> Cell:
+def figure(value: float | None, form: str) -> Cell:
     """Show a number by its ``format``, in percent without the sign; a dash for None."""
-    return UNMEASURED if value is None else Cell(format(value, form).removesuffix("%") + unit, value)
+    return UNMEASURED if value is None else Cell(format(value, form).removesuffix("%"), value)
 
 
 def estimate_cell(
@@ -114,10 +114,9 @@ def estimate_cell(
     return Cell(f"{value} [{low}, {high}]" if ends else value, estimate[0])
 
 
-def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cell:
+def points(difference: tuple[float, float, float] | None) -> Cell:
     """Show a difference of two fractions in points, with the ends of its interval."""
-    cell = estimate_cell(difference, lambda number: f"{100 * number:+.1f}")
-    return Cell(cell, cell.value, mark)
+    return estimate_cell(difference, lambda number: f"{100 * number:+.1f}")
 
 
 @dataclass(frozen=True, kw_only=True)

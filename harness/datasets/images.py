@@ -164,11 +164,6 @@ def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str
     return (f"{where}: left out: {how_many(len(unread))}: {', '.join(unread[:SHOWN])}{more}",) if unread else ()
 
 
-def is_image(path: Path) -> bool:
-    """Tell whether a path is a file with an image's extension and no dot in front."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
     """Images below a folder; each is opened when it is asked for."""

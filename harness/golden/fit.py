@@ -63,18 +63,17 @@ def gather(
         if dataset is not None:
             one.require(revision=ranked_revision(dataset, facts.score))
         images = _ranked(split, set(one.image_ids), facts)
-        rows = np.arange(len(images))
         if shots is not None:
             if dataset is None:
                 raise ValueError(
                     f"--shots {shots}: the images of folder {facts.dataset!r} have no classes; "
                     "leave it out, or rank fewer images"
                 )
-            rows = draw_ranked(dataset, images.image_ids, images.labels, shots, seed)
+            images = images.subset(draw_ranked(dataset, images.image_ids, images.labels, shots, seed))
         with progress.task(f"tokens of {facts.dataset} {facts.split}", len(images)) as update:
-            tokens.append(entering(vit, images, tower.preprocess, facts.block, update)[rows])
-        ids += images.subset(rows).image_ids
-        importance.append(torch.from_numpy(one.of(images.image_ids)[rows]))
+            tokens.append(entering(vit, images, tower.preprocess, facts.block, update))
+        ids += images.image_ids
+        importance.append(torch.from_numpy(one.of(images.image_ids)))
     data = {"tokens": torch.cat(tokens), "importance": torch.cat(importance)}
     return Gathered(RankedTokens(**data, prefix=vit.prefix_count, grid=vit.grid), tuple(ids))
 
@@ -161,8 +160,8 @@ def fit(
     """Fit a predictor and write it where ``pretrained=True`` finds it; a fit that was stopped goes on where it was.
 
     ``train`` and ``val`` are rankings, or stores or files of them; without ``val`` a fifth of each of ``train`` is for
-    early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` is
-    what the rankings must be of, and ``out`` None is for the user's cache.
+    early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` is what the
+    rankings must be of, and ``out`` None is for the user's cache.
 
     Returns the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 

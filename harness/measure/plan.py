@@ -345,14 +345,14 @@ def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress
     ``rounds`` are those of each batch size; those at which the machine is too busy are told, and missing. A golden row
     is no model one could run, so it has no costs.
     """
-    real = {row.key: row.vit for row in rows if row.method != GOLDEN}
+    real = {row.key: row for row in rows if row.method != GOLDEN}  # each once, as lines of a study share rows
     dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
     latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
-    counts = count_costs([row for row in rows if row.key in real], progress)
+    vits, counts = {key: row.vit for key, row in real.items()}, count_costs(list(real.values()), progress)
     for batch, count in rounds.items():
         try:
             with progress.task(f"latency at batch {batch}", count) as update:
-                timings = time_models(real, batch, count, warmup=1, tick=update, patience=patience)
+                timings = time_models(vits, batch, count, warmup=1, tick=update, patience=patience)
         except BusyError as error:
             progress.say(f"batch {batch}: {error}")
             continue

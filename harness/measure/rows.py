@@ -25,6 +25,7 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
+from harness.models.towers import TIMM
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
@@ -142,7 +143,7 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
     pairs = list(pairs)
     for method, _ in pairs:
         require_method(method)
-    arch, _, tag = model.removeprefix("timm:").partition(".")
+    arch, _, tag = model.removeprefix(TIMM).partition(".")
     if (known := MODELS.get(arch)) is None:
         return
     size = SIZES[known.size]

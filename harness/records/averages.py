@@ -354,6 +354,12 @@ def describe_uncounted(*records: Record) -> str:
     return lacking(f"{name} ({', '.join(models)})" for name, models in lost.items())
 
 
+def _listed_dataset(record: Record) -> str | None:
+    """Return the listed dataset that a record is of, maybe of a half of it; None of others."""
+    whole = record.dataset.partition(",")[0]
+    return whole if whole in list_datasets() else None
+
+
 def captions(dataset: str) -> str:
     """Say whether the embedded text tower saw a listed dataset's class captions in training."""
     seen = ": all class captions seen in text training" if shipped_facts(dataset).captions_seen else ""
@@ -367,16 +373,14 @@ def protocol(record: Record) -> str:
         return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}, {how}"
     if not record.labelled:
         return "without labels" if record.caption_count is None else f"retrieval by {record.caption_count:,} captions"
-    whole = record.dataset.partition(",")[0]  # of which the record may be a half
-    if record.tag in SIZES[EMBEDDED].tags and whole in list_datasets():
-        return captions(whole)
-    return "text classifier"
+    listed = _listed_dataset(record)
+    return captions(listed) if listed and record.tag in SIZES[EMBEDDED].tags else "text classifier"
 
 
 def judged_on(record: Record) -> str:
     """Say which images of its dataset a record is of: the split, and the classes if some are left out."""
-    whole = record.dataset.partition(",")[0]  # of which the record may be a half
-    studied = record.split == "test" and whole in list_datasets() and shipped_facts(whole).studied
+    listed = _listed_dataset(record)
+    studied = record.split == "test" and listed and shipped_facts(listed).studied
     words, classes = f"{record.split}{', read by studies' if studied else ''}", record.classes_judged
     return words if classes is None else f"{words}, {classes[0]} of {classes[1]} classes"
 

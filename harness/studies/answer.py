@@ -29,6 +29,7 @@ from harness.records.statistics import (
     Interval,
     Together,
     bootstrap_mean,
+    exact,
     mark_note,
     mean_interval,
     together,
@@ -181,7 +182,7 @@ class StudyTable:
                 continue
             height = y if near else Interval(*(100 * end for end in y))
             name = " ".join(filter(None, (row.labels.get(column) for column in series)))
-            dots.setdefault(name, []).append(Dot(Interval(*[float(at)] * 3), height))
+            dots.setdefault(name, []).append(Dot(exact(float(at)), height))
         y_label = "1 - cosine to dense" if near else "top-1 to dense, points"
         return Chart(title=_images(self.dense), x_label=x, y_label=y_label, series=dots, log=near)
 

@@ -190,6 +190,13 @@ def test_losses_are_those_of_the_folded_model(model: Any, rate: float, tmp_path:
     assert file.datasets == [{"name": "toy", "before": result.before[0], "after": result.after[0]}]
 
 
+def test_a_checkpoint_of_another_keep_rate_is_refused(model: Any, tmp_path: Path):
+    path = tmp_path / "state.pt"
+    recover(model, [SIX], [SIX], QUICK, checkpoint=path)
+    with pytest.raises(ValueError, match="another recipe"):
+        recover(zoo.reduce(model, method="tome", keep=0.6), [SIX], [SIX], QUICK, checkpoint=path)
+
+
 OTHERS = {"method='evit'": {"method": "evit"}, "keep=0.6": {"keep": 0.6, "arch": "mlp", "width": 8}}
 OTHERS |= {"predictor='": {"bias": "reducer.predictor.net.score.bias"}, "weights='": {"bias": "blocks.2.norm1.bias"}}
 

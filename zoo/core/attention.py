@@ -135,7 +135,7 @@ def is_plain(layer: Any) -> bool:
 
 
 def torch_projections(layer: Any, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the queries (B, H, Q, d), keys and values (B, H, T, d) of ``nn.MultiheadAttention``, see the next."""
+    """Return queries (B, H, Q, d), keys and values (B, H, T, d) of ``nn.MultiheadAttention``, see `torch_attention`."""
     weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
     if layer.in_proj_weight is not None:
         weights = layer.in_proj_weight.chunk(3)

@@ -242,9 +242,10 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
 
 def strict_json(text: str | bytes) -> Any:
     """Read JSON of anybody's file; raise ValueError for numbers that aren't finite and names that come twice."""
-    parse: dict[str, Any] = {"parse_constant": _constant, "parse_float": _number, "parse_int": _whole}
     try:
-        return json.loads(text, object_pairs_hook=_object, **parse)
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_whole
+        )
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
 

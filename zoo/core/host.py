@@ -214,8 +214,9 @@ class Host(nn.Module):
     def spec(self, device: Any = None, dtype: Any = None) -> HostSpec:
         """Describe the tower to a reducer whose weights go to ``device`` in ``dtype``; see ``require_reducible``."""
         self.require_reducible()
-        facts: dict[str, Any] = {name: getattr(self, name) for name in ("embed_dim", "depth", "grid", "query")}
-        return HostSpec(**facts, device=device, dtype=dtype)
+        return HostSpec(
+            embed_dim=self.embed_dim, depth=self.depth, grid=self.grid, query=self.query, device=device, dtype=dtype
+        )
 
     @classmethod
     def adopt(cls, tower: nn.Module) -> Self:
@@ -334,7 +335,7 @@ def register_host(tower: type[nn.Module]) -> Callable[[H], H]:
 
 
 def host_of(tower: nn.Module) -> type[Host]:
-    """Return the host class of a tower; raise ValueError of an unknown one, or of a subclass of a known one."""
+    """Return the host class of a tower; raise ValueError for an unknown one, or a subclass of a known one."""
     kind = type(tower)
     for library in {base.__module__.partition(".")[0] for base in kind.__mro__} & FAMILIES.keys():
         import_module(FAMILIES[library])
@@ -358,12 +359,11 @@ class FeatureTower(Host):
 def give_features(host: Host) -> FeatureTower:
     """Return a tower of the host's modules whose output is features."""
     kind: Any = type(host)
-    tower: FeatureTower = share_weights(host, _feature_kind(kind))
-    return tower
+    return host if isinstance(host, FeatureTower) else share_weights(host, _feature_kind(kind))
 
 
 @cache
-def _feature_kind(host: type[Host]) -> Any:
-    kind = type(f"Feature{host.__name__.removeprefix('Reduced')}", (FeatureTower, host), {})
+def _feature_kind(host: type[Host]) -> type[FeatureTower]:
+    kind: Any = type(f"Feature{host.__name__.removeprefix('Reduced')}", (FeatureTower, host), {})
     HOSTS[kind] = kind
     return kind

@@ -13,8 +13,6 @@ from zoo.core.attention import Attended
 from zoo.core.reducer import Reducer, ReducerConfig
 from zoo.core.tokens import Tokens, every_position, rows
 
-DISTANCE = 0.5  # what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class MergerConfig(ReducerConfig):

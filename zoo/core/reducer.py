@@ -225,6 +225,10 @@ class Reducer(nn.Module):
         """Reduce between the attention and the MLP of block ``index``."""
         return tokens
 
+    def extra_repr(self) -> str:
+        """Show the settings in the printed form, by which checkpoints of training tell reducers apart."""
+        return ", ".join(f"{name}={value}" for name, value in asdict(self.config).items())
+
 
 METHODS: dict[str, type[Reducer]] = {}
 _listeners: list[Callable[[str], None]] = []

@@ -200,7 +200,7 @@ class Tokens(NamedTuple):
 
 
 def follow_patches(first: Tensor, history: tuple[Reduction, ...], every: Tensor) -> Tensor:
-    """Follow the tokens at grid positions ``first`` (B, n) of ``every`` (B, N) one; see ``Tokens.token_of_patch``."""
+    """Do what ``Tokens.token_of_patch`` does, for a start at grid positions ``first`` (B, n) of ``every`` (B, N)."""
     token = torch.full_like(every, -1).scatter(1, first, every)
     for reduction in history:
         token = reduction.into.gather(1, token.clamp(min=0)).where(token >= 0, -1)

@@ -266,12 +266,30 @@ class PromptLearner(nn.Module):
             tensors["visual"] = self.visual()
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
-    def save(self, path: Path, vit: ReducedViT, scale: float, provenance: dict[str, Any], **facts: Any) -> PromptFile:
-        """Write what was learned for a tower; ``facts`` are ``model``, ``tag`` and ``dataset`` of ``PromptFile``."""
-        facts |= {"classes": self.classes, "recipe": asdict(self.config), "width": vit.embed_dim}
-        provenance = {"parameters": sum(each.numel() for each in self.parameters()), **provenance}
-        weights = blocks_fingerprint(vit.state_dict())
-        return save_prompts(path, self.tensors(scale), weights=weights, provenance=provenance, **facts)
+    def save(
+        self,
+        path: Path,
+        vit: ReducedViT,
+        scale: float,
+        provenance: dict[str, Any],
+        *,
+        model: str,
+        tag: str,
+        dataset: str,
+    ) -> PromptFile:
+        """Write what was learned for a tower, with fields of ``PromptFile``; ``scale`` is the log of the factor."""
+        return save_prompts(
+            path,
+            self.tensors(scale),
+            weights=blocks_fingerprint(vit.state_dict()),
+            width=vit.embed_dim,
+            classes=self.classes,
+            recipe=asdict(self.config),
+            provenance={"parameters": sum(each.numel() for each in self.parameters()), **provenance},
+            model=model,
+            tag=tag,
+            dataset=dataset,
+        )
 
 
 class Labelled(NamedTuple):

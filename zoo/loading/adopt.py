@@ -65,8 +65,9 @@ def reduce(
     """
     if (place := image_tower(model)) is not None:
         whole, inner = share_weights(model, type(model)), model.get_submodule(place)
-        how: dict[str, Any] = {"predictor": predictor, "recovery": recovery, "unmerge": unmerge}
-        whole._modules[place] = reduce(inner, method=method, **how, **options)
+        whole._modules[place] = reduce(
+            inner, method=method, predictor=predictor, recovery=recovery, unmerge=unmerge, **options
+        )
         return whole
     reduced = host_of(model).adopt(model)
     reduced.reducer = None
@@ -123,8 +124,8 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
     vit = model if isinstance(model, Host) else reduce(model, method=None)
     if not isinstance(vit, TimmHost):
         raise ValueError(f"{type(vit).__name__} takes no prompts: expected a tower of timm's")
-    own, other = {"width": file.width, "weights": file.weights}, {"width": vit.embed_dim}
-    file.compare(own, {**other, "weights": blocks_fingerprint(vit.state_dict())})
+    own = {"width": file.width, "weights": file.weights}
+    file.compare(own, {"width": vit.embed_dim, "weights": blocks_fingerprint(vit.state_dict())})
     tuned, shape = type(vit).adopt(vit), file.shape
     like = next(tuned.blocks.parameters())
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)

@@ -90,7 +90,7 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
         raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
     # The weights' names don't show this one.
     epsilons = {module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)}
-    if len(epsilons) > 1:
+    if len(epsilons) != 1:
         raise ValueError(f"norms of several eps: {sorted(epsilons)}")
     block = visual.transformer.resblocks[0]
     width, hidden = visual.conv1.out_channels, block.mlp.c_fc.out_features

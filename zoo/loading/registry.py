@@ -36,7 +36,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         predictor = None  # its weights hold that predictor by now
     if before and predictor is None and name.method is not None:
         _require_block(name, name.method, before, options, arguments)
-    _require_tower(pretrained, arguments, recovery=recovery, predictor=predictor)
+    _require_tower(pretrained, recovery, predictor, arguments)
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
     tag = cfg.tag or next(iter(SIZES[name.size].tags))
@@ -68,15 +68,15 @@ def _loading(name: str, cfg: PretrainedCfg, own: str) -> AbstractContextManager[
     return loading(name, otherwise, timm_source(cfg), arguments=True)
 
 
-def _require_tower(pretrained: bool, arguments: dict[str, Any], **learned: Any) -> None:
+def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: dict[str, Any]) -> None:
     """Refuse, by ValueError, what was learned for weights that the model won't have."""
-    for what, path in learned.items():
+    for what, path in (("recovery", recovery), ("predictor", predictor)):
         if path is not None and not pretrained:
             raise ValueError(f"{what}={str(path)!r} without the tower it was made for: add pretrained=True")
-    if learned["recovery"] is not None and arguments.get("features_only"):
+    if recovery is not None and arguments.get("features_only"):
         raise ValueError(
-            f"recovery={str(learned['recovery'])!r} fits whole towers, not features_only=True: save the model with "
-            "recovery by timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
+            f"recovery={str(recovery)!r} fits whole towers, not features_only=True: save the model with recovery by "
+            "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
         )
 
 

@@ -66,8 +66,9 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{named}: no config.json there; save_pretrained writes one")
     try:
-        how = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        model: Any = transformers.AutoModel.from_pretrained(folder, **how).eval()
+        model: Any = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
         preprocess = Preprocess(folder, model)
     except OSError as error:
         raise ValueError(f"{named}: {error}") from error

@@ -1,4 +1,4 @@
-"""Weights of a tower: reading them from a file, finding them here or on the hub, fitting them to a model."""
+"""Weights of a tower: reading them from a file, finding them here or on the hub."""
 
 import re
 import textwrap

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.merger import DISTANCE, pair_tokens, scale_places
+from zoo.core.merger import pair_tokens, scale_places
 from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
@@ -33,7 +33,7 @@ class RankMergeConfig(ReducerConfig):
 
     reduce_at: tuple[int, ...] | None = None
     schedule: str | tuple[float, ...] = "delayed"
-    distance: float = limit(DISTANCE, "[0, inf)")
+    distance: float = limit(0.5, "[0, inf)")
     size_power: float = limit(0.125, "[0, inf)")
     rescale: bool = True
     rank: str = limit("none", RANKS)

@@ -107,7 +107,7 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
 class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # forward takes images alone
     """A timm NaFlexVit, SigLIP 2's among others, dense or with a token reduction method; ``zoo.reduce`` makes it.
 
-    It takes images, no patches with a mask: a method keeps the same number of all images of a batch.
+    It takes images, not patches with a mask: a method keeps the same number of patches of each image in a batch.
     """
 
     kinds = (*ReducedViT.kinds, *KINDS)
@@ -143,7 +143,10 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
 
     def forward(self, x: Any, *masks: Any, **more: Any) -> Tensor:
         if masks or more or not isinstance(x, Tensor) or x.ndim != 4:
-            raise ValueError("this tower takes images (B, C, H, W) alone: of masked patches no method keeps one number")
+            raise ValueError(
+                "this tower takes images (B, C, H, W) alone: a method keeps the same number of patches of each image, "
+                "which masks don't allow"
+            )
         return super().forward(x)
 
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:

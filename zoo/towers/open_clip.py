@@ -125,11 +125,16 @@ class ReducedOpenClip(Host, VisionTransformer):
         missing: str = "nearest",
     ) -> dict[str, Any]:
         """Return open_clip's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
-        how: dict[str, Any] = {"stop_early": stop_early, "norm": normalize_intermediates, "output_fmt": output_fmt}
-        tokens, maps, prefixes = self.feature_maps(self.embed(x), indices, **how, missing=missing)
+        norm = normalize_intermediates
+        tokens, maps, prefixes = self.feature_maps(
+            self.embed(x), indices, stop_early=stop_early, norm=norm, output_fmt=output_fmt, missing=missing
+        )
         output: dict[str, Any] = {"image_intermediates": maps}
-        output |= {"image_intermediates_prefix": prefixes} if output_extra_tokens else {}
-        return output | ({} if intermediates_only else {"image_features": self._project(tokens)[0]})
+        if output_extra_tokens:
+            output["image_intermediates_prefix"] = prefixes
+        if not intermediates_only:
+            output["image_features"] = self._project(tokens)[0]
+        return output
 
     def require_reducible(self) -> None:
         if isinstance(self.patch_dropout, PatchDropout):
@@ -139,11 +144,9 @@ class ReducedOpenClip(Host, VisionTransformer):
         block = self.block_modules[0]
         kinds = (type(block), type(getattr(block, "attn", None)))
         if kinds != (ResidualAttentionBlock, nn.MultiheadAttention) or not block.attn.batch_first:
-            have, wanted = (
-                f"{kinds[0].__name__} with {kinds[1].__name__}",
-                "ResidualAttentionBlock with MultiheadAttention",
-            )
-            raise ValueError(f"this tower's blocks are {have}; expected open_clip's {wanted} of batch_first=True")
+            have = f"{kinds[0].__name__} with {kinds[1].__name__}"
+            wanted = "ResidualAttentionBlock with MultiheadAttention of batch_first=True"
+            raise ValueError(f"this tower's blocks are {have}; expected open_clip's {wanted}")
 
 
 def _attend(pool: AttentionalPooler, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -152,8 +152,9 @@ class TransformersHost(Host):
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
         """Put what left the last block into transformers' object."""
-        made: dict[str, Any] = {"last_hidden_state": last, "hidden_states": hidden_states, "kept": tokens.patch_idx}
-        return ReducedOutput(pooler_output=pooled, **made)
+        return ReducedOutput(
+            last_hidden_state=last, pooler_output=pooled, hidden_states=hidden_states, kept=tokens.patch_idx
+        )
 
     @can_return_tuple
     def forward(
@@ -230,8 +231,10 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
         return self.visual_projection(super().finish(tokens))
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
-        made: dict[str, Any] = {"last_hidden_state": last, "hidden_states": hidden_states, "kept": tokens.patch_idx}
-        return ReducedProjectionOutput(image_embeds=self.visual_projection(pooled), **made)
+        embeds = self.visual_projection(pooled)
+        return ReducedProjectionOutput(
+            image_embeds=embeds, last_hidden_state=last, hidden_states=hidden_states, kept=tokens.patch_idx
+        )
 
 
 class SiglipHost(TransformersHost):
@@ -244,9 +247,12 @@ class SiglipHost(TransformersHost):
         return PROBE if self.use_head else None
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        x, head = self.normalise(tokens.x), self.head if self.use_head else None
-        if head is None or tokens.size is None:
-            return x, None if head is None else head(x)
+        x = self.normalise(tokens.x)
+        if not self.use_head:
+            return x, None
+        head = self.head
+        if tokens.size is None:
+            return x, head(x)
         pooled = torch_attention(head.attention, head.probe.expand(x.shape[0], -1, -1), x, tokens.size_bias())
         return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 

@@ -180,13 +180,18 @@ class TimmHost(Host):
         missing: str = "nearest",
     ) -> Any:
         """Return timm's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
-        how: dict[str, Any] = {"stop_early": stop_early, "norm": norm, "output_fmt": output_fmt, "missing": missing}
-        tokens, maps, prefixes = self.feature_maps(self.embed(refuse_mask(x, attn_mask, is_causal)), indices, **how)
+        embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
+        tokens, maps, prefixes = self.feature_maps(
+            embedded, indices, stop_early=stop_early, norm=norm, output_fmt=output_fmt, missing=missing
+        )
         with_prefix = return_prefix_tokens and tokens.prefix > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}
-            result |= {"image_intermediates_prefix": prefixes} if with_prefix else {}
-            return result | ({} if intermediates_only else {"image_features": self.norm(tokens.x)})
+            if with_prefix:
+                result["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                result["image_features"] = self.norm(tokens.x)
+            return result
         intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
         return intermediates if intermediates_only else (self.norm(tokens.x), intermediates)
 

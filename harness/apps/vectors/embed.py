@@ -158,10 +158,10 @@ def _check(shard: Shard[VectorsProvenance]) -> None:
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
-    precision, width, codes, _ = vectors.codes
+    precision, width, codes, scale = vectors.codes
     if codes.dtype != PRECISIONS[precision] or codes.shape[1] != (-(-width // 8) if precision == BINARY else width):
         raise BrokenShardError("its columns aren't as they were written")
-    if not np.isfinite(vectors.embeddings).all():
+    if not np.isfinite(codes if scale is None else scale).all():
         raise BrokenShardError("an embedding is not finite")
 
 
@@ -320,8 +320,8 @@ class EmbedJob(ShardJob):
         """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
         if self.decoders is not None:
             return self.decoders
-        share = cores() // 4 if self.device.startswith("cpu") else min(MOST, cores())
-        return max(1, share // (self.workers or 1))
+        share = cores() // 4 if self.device.startswith("cpu") else cores()
+        return max(1, min(MOST, share) // (self.workers or 1))
 
 
 class Embedded(NamedTuple):
@@ -487,7 +487,6 @@ class Embedder:
         chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
         files = self._files(indices)
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
-
         yield from self.ring.run(join(islice(prepared, len(batch))) for batch in chunks)
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:

@@ -244,8 +244,6 @@ def test_rungs_after_the_first_that_fails_are_not_judged(monkeypatch):
 @pytest.mark.usefixtures("small", "clock")
 def test_answers_meet_a_bound(named: Dataset, tower: Tower, monkeypatch):
     monkeypatch.setattr(module, "get_dataset", lambda name: named)
-    for split, count in (("train", 80), ("test", 60)):
-        monkeypatch.setitem(type(named)._split.__globals__["COUNTS"], split, count)
     choice = chosen(SetupBounds(max_loss=30))
     assert choice.setup.certificate["fidelity"]["diff_to_dense"]["low"] >= -0.3
     assert "top-1, points" in module.selection_table(choice).heads

@@ -104,7 +104,7 @@ def test_stopped_and_asked_again_it_goes_on(write, tmp_path, monkeypatch):
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
-def test_shots_are_ranked_images_of_each_class(tower, write, toy, tmp_path):
+def test_shots_are_ranked_images_of_each_class(tower, write, toy):
     """Of each store; what is left is as if the others had never been ranked."""
     stores = [Rankings.read(write("train")), Rankings.read(write("test"))]
     gathered = gather(tower, stores, Progress(), shots=2, seed=4)

@@ -61,7 +61,7 @@ def test_ranks_like_one_call_on_all_images(score, run, parts, toy, dense, named)
         assert (np.diff(importance[ranking]) <= 1e-6).all()
 
 
-def test_lands_where_compare_looks(run, toy, dense, tmp_path):
+def test_lands_where_compare_looks(run, toy, dense):
     done = run()
     assert done == (done.path, 10, 21)
     found = find_rankings("clip_vit_b16.openai", "toy", "test")

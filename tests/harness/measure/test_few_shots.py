@@ -152,7 +152,7 @@ def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, par
         assert "2 shots, learned" in " ".join(capsys.readouterr().out.split())
 
 
-def test_prompts_of_other_classes_or_of_no_shots_are_refused(tuner, dense, toy, tmp_path, monkeypatch):
+def test_prompts_of_other_classes_or_of_no_shots_are_refused(tuner, dense, toy, monkeypatch):
     plan = replace(PLAN, methods=("random",))
     with pytest.raises(FileNotFoundError, match="no prompts at 'gone'"):
         judge(plan, Path("gone"), Progress())

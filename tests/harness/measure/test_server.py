@@ -92,6 +92,7 @@ def test_a_rate_is_predicted_from_the_times_of_calls():
 
     assert share(rate) > 0.85 > share(1.15 * rate)
     assert predict_rate({1: 0.02, 2: 0.03}, 19) == 0
+    assert predict_rate({1: 0.04, 2: 0.06}, 50) == 0  # 0.14 a second, at which a run takes 23 minutes
 
 
 def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(monkeypatch: pytest.MonkeyPatch):

@@ -179,7 +179,7 @@ def test_a_reduced_model_of_ours_by_name(named):
     assert row.vit is tuner.parts.model.visual
 
 
-def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path, named):
+def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path):
     dense = load_tower("clip_vit_s14").vit
     tensors = {"visual": torch.randn(2, 384), "classifier": F.normalize(torch.randn(3, 256), dim=-1)}
     tensors["logit_scale"] = torch.tensor(3.0)
