@@ -195,9 +195,9 @@ class Metric:
 
 
 INTERVALS: dict[str, Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None]] = {
-    "bootstrap": lambda values, groups: statistics.over_images(values, groups=groups),
+    "bootstrap": statistics.over_images,
     "wilson": lambda v, _: Interval(float(v.mean()), *statistics.wilson_interval(int(v.sum()), len(v))),
-    "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
+    "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0),
 }
 
 

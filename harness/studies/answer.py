@@ -6,9 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -216,7 +213,7 @@ def _differences(row: Average, first: Average, dense: Average) -> dict[str, tupl
     found: dict[str, tuple[Interval, float | None]] = {}
     others = {"to_dense": dense} | ({} if first is row else {"to_first": first})
     for name, other in others.items() if dense.first.labelled else ():
-        found[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
+        found[name] = bootstrap_mean(row.shares - other.shares), row_p(row, other)
     if first is row:
         return found
     for name, metric in TESTED.items():
@@ -227,11 +224,6 @@ def _differences(row: Average, first: Average, dense: Average) -> dict[str, tupl
         pairs = zip(row.records, first.records, strict=True)
         found["over_seeds"] = mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in pairs]), None
     return found
-
-
-def _share(row: Average) -> NDArray[np.float64]:
-    """Return (image_count,) for what share of the seeds each image was right."""
-    return row.hits / len(row.records)
 
 
 def _images(dense: Record) -> str:
