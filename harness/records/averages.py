@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ from harness.records.statistics import (
     mean_interval,
     over_images,
     paired_mean,
-    paired_p,
     sign_flip,
+    sign_flip_exact,
     together,
 )
 from zoo.core.messages import tower_name
@@ -317,8 +318,10 @@ def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[I
 
 
 def row_p(row: Average, other: Average) -> float:
-    """Return the exact p-value that two rows are equally often right; see `paired_p`."""
-    return paired_p(row.hits, other.hits, len(row.records), len(other.records))
+    """Return the exact p-value that two rows are equally often right on the same images; see `sign_flip_exact`."""
+    whole = lcm(len(row.records), len(other.records))
+    a, b = (each.hits * (whole // len(each.records)) for each in (row, other))
+    return sign_flip_exact(a - b)
 
 
 def time_ratio(latency: Sequence[Times], batch: int) -> float | None:

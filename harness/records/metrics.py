@@ -492,7 +492,6 @@ def recalls(features: Tensor, captions: Captions) -> dict[str, NDArray[Any]]:
     ``recall_text_K`` tells whether a text of the image is among the K nearest of all texts; ``recall_image_K`` is the
     share of its texts for which it, or another image of theirs, is among the K nearest images.
     """
-    _require_finite(features)
     images, texts = captions.pairs.T
     by_image = found_after(features, captions.features, captions.pairs)
     by_text = found_after(captions.features, features, np.ascontiguousarray(captions.pairs[:, ::-1]))[texts]

@@ -6,7 +6,6 @@ statsmodels would bring pandas along.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -238,16 +237,6 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums
 
 
-def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
-    """Return the exact p-value that two rows are equally often right on the same images.
-
-    Hits are (n,), how many of the seeds were right on each image; bool of one seed.
-    """
-    whole = lcm(seeds_a, seeds_b)
-    a, b = (np.asarray(hits, dtype=np.int64) * (whole // n) for hits, n in ((hits_a, seeds_a), (hits_b, seeds_b)))
-    return sign_flip_exact(a - b)
-
-
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Return p-values adjusted for being judged together, in the order given.
 
@@ -287,7 +276,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 
 
 def minimum_detectable_difference(n: int, discordance: float) -> float | None:
-    """Return the least difference in top-1 that `paired_p` finds with a power of 80 %; None if none will do.
+    """Return the least difference in top-1 that McNemar's exact test finds with a power of 80 %; None if none will do.
 
     Discordant images, the share of n on which two models disagree, are binomial among all n, and those of the
     better model among them: exact, no normal approximation. Source: Duffy, 1984.

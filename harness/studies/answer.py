@@ -310,7 +310,7 @@ def _bench(
     rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
     bench = Bench(plan, case.dataset, case.tower, rows, case.weights, case.progress, known, folder=folder)
     # Other seeds cost the same as the first.
-    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
+    first = costs([dense, *(line.rows[0] for line in lines)], plan.timed_batches, plan.rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     return bench, dense
@@ -321,9 +321,8 @@ def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
     if first.prompted:
-        bench.prompted_costs = dict.fromkeys(
-            (row.key for row in line.rows), costs([first], {}, bench.progress)[first.key]
-        )
+        cost = costs([first], (), 0, bench.progress)[first.key]
+        bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
