@@ -53,12 +53,13 @@ def finite_sample(values: ArrayLike) -> NDArray[np.float64]:
     return sample
 
 
-def wilson_interval(k: int, n: int) -> tuple[float, float]:
-    """Return the ends of the Wilson score interval of a share of k successes in n trials."""
+def wilson_interval(hits: ArrayLike) -> Interval:
+    """Return the share of (n,) hits, bool or 0 and 1, with its Wilson score interval."""
     from scipy.stats import binomtest
 
-    low, high = binomtest(k, n).proportion_ci(1 - LEVEL, method="wilson")
-    return float(low), float(high)
+    sample = finite_sample(hits)
+    low, high = binomtest(int(sample.sum()), sample.size).proportion_ci(1 - LEVEL, method="wilson")
+    return Interval(float(sample.mean()), float(low), float(high))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

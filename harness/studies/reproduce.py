@@ -83,7 +83,7 @@ def read(measure: str, row: Average, reference: Average | None = None) -> Interv
     if measure == "top1":
         right = row.shares if reference is None else row.shares - reference.shares
         if reference is None and len(row.records) == 1:
-            return _percent(float(right.mean()), *wilson_interval(int(right.sum()), right.size))
+            return _percent(*wilson_interval(right))
         return _percent(*bootstrap_mean(right))
     if measure == "match":
         match = row.measured("match_at_k")
