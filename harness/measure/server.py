@@ -6,10 +6,11 @@ that is late isn't forgiven (Reddi et al., 2020, "MLPerf Inference Benchmark").
 
 import functools
 import math
+import random
 import time
 import timeit
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +28,7 @@ STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed s
 SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
 NEAR = 0.01  # share of a rate to which a prediction goes
 SELDOM = 1 / 32  # of the rate of single queries: below it they hardly ever wait for each other, and runs take hours
-SAMPLES = 5  # of each batch size, timed before a prediction
+SAMPLES = 9  # of each batch size, timed before a prediction
 LOWER, TRIES = 0.9, 8  # factor for a rate that isn't shown to be within the bound; rates that are tried
 UNSEEN = 1000  # seed of arrivals from which on no prediction has seen them
 
@@ -70,26 +71,27 @@ def serve_queries(
     return latencies_s, calls
 
 
-def predict_rate(times_s: Mapping[int, float], bound_ms: float) -> float:
+def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> float:
     """Return the highest rate at which nearly all of many simulated runs keep p99 within a bound.
 
-    ``times_s`` are the seconds that a call of each size takes. The rate is 0 if that is so only where queries hardly
-    ever wait, see `SELDOM`, or nowhere.
+    ``times_s`` are seconds that calls of each size took; a simulated call takes one of them at random. The rate is 0 if
+    that is so only where queries hardly ever wait, see `SELDOM`, or nowhere.
     """
     most, clock = max(times_s), [0.0]
+    medians_s = {count: float(np.median(times)) for count, times in times_s.items()}
 
     def advance(seconds: float) -> None:
         clock[0] += seconds
 
     def is_within(rate: float, seed: int) -> bool:
         clock[0] = 0.0
-        arrivals = draw_arrivals(rate, LEAST_QUERIES, seed)
+        arrivals, draw = draw_arrivals(rate, LEAST_QUERIES, seed), random.Random(seed)
         how: dict[str, Any] = {"bound_ms": bound_ms, "now": lambda: clock[0], "sleep": advance}
-        latencies_s, _ = serve_queries(lambda count: advance(times_s[count]), arrivals, most, **how)
+        latencies_s, _ = serve_queries(lambda count: advance(draw.choice(times_s[count])), arrivals, most, **how)
         return Percentiles.of(1000 * latencies_s).p99_ms <= bound_ms
 
-    low, high = 0.0, 2 * max(count / seconds for count, seconds in times_s.items())
-    while high > SELDOM / times_s[1] and high - low > NEAR * high:
+    low, high = 0.0, 2 * max(count / seconds for count, seconds in medians_s.items())
+    while high > SELDOM / medians_s[1] and high - low > NEAR * high:
         rate = (low + high) / 2
         within = sum(is_within(rate, seed) for seed in range(SIMULATED)) >= LIKELY * SIMULATED
         low, high = (rate, high) if within else (low, rate)
@@ -134,12 +136,15 @@ class Servers(Generic[K]):
         self.calls[key](self.images[:count])
         timing.synchronizer(self.images.device)()
 
-    def time_sizes(self, key: K) -> dict[int, float]:
-        """Return the median seconds of a call by its number of queries."""
-        times_s = {}
+    def time_sizes(self) -> dict[K, dict[int, list[float]]]:
+        """Return the seconds that some calls of each model took, by their number of queries; models take turns."""
+        times_s: dict[K, dict[int, list[float]]] = {key: {} for key in self.calls}
         for count in range(len(self.images), 0, -1):
-            samples = timeit.repeat(functools.partial(self.serve, key, count), repeat=1 + SAMPLES, number=1)
-            times_s[count] = float(np.median(samples[1:]))
+            for turn in range(1 + SAMPLES):
+                for key, times in times_s.items():
+                    seconds = timeit.timeit(functools.partial(self.serve, key, count), number=1)
+                    if turn:
+                        times.setdefault(count, []).append(seconds)
         return times_s
 
     def run(self, key: K, rate: float, seed: int) -> tuple[Percentiles, int]:
@@ -153,22 +158,28 @@ class Servers(Generic[K]):
         """Return how many queries a run has."""
         return max(LEAST_QUERIES, math.ceil(rate * self.seconds / self.rounds))
 
-    def run_rounds(self, rates: Mapping[K, float], tick: Callable[[int], object]) -> dict[K, Load]:
-        """Run each model at its rate, with arrivals that no prediction has seen."""
+    def run_rounds(
+        self, rates: Mapping[K, float], tick: Callable[[int], object], bound_ms: float = math.inf
+    ) -> dict[K, Load]:
+        """Run each model at its rate, with arrivals that no prediction has seen.
+
+        A model that can't meet ``bound_ms`` any more, whatever its further runs give, is stopped and missing.
+        """
+        loads, best = dict[K, Load](), (Percentiles(0, 0, 0),) * self.rounds
         keys, runs, calls = list(rates), {key: list[Percentiles]() for key in rates}, Counter[K]()
-        for turn in range(self.rounds if rates else 0):
-            first = turn % len(keys)
+        for turn in range(self.rounds):
+            first = turn % max(len(keys), 1)
             for key in keys[first:] + keys[:first]:
                 percentiles, count = self.run(key, rates[key], UNSEEN + turn)
                 runs[key].append(percentiles)
                 calls[key] += count
+                queries = self.count_queries(rates[key])
+                mean = len(runs[key]) * queries / calls[key]
+                known = (*runs[key], *best)[: self.rounds]
+                loads[key] = Load(rate=rates[key], queries=queries, runs=known, batch_mean=mean)
+            keys = [key for key in keys if loads[key].verdict(bound_ms) == MET]
             tick(turn + 1)
-        loads = {}
-        for key, rate in rates.items():
-            queries = self.count_queries(rate)
-            mean = self.rounds * queries / calls[key]
-            loads[key] = Load(rate=rate, queries=queries, runs=tuple(runs[key]), batch_mean=mean)
-        return loads
+        return {key: loads[key] for key in keys}
 
 
 @torch.inference_mode()
@@ -187,15 +198,19 @@ def measure_loads(
         BusyError: other processes left too little of the CPU.
     """
     others_cores = timing.count_others()
-    times_s = {key: servers.time_sizes(key) for key in servers.calls}
+    times_s = servers.time_sizes()  # and make all sizes warm
+
+    def run(rates: Mapping[K, float], bound_ms: float = math.inf) -> dict[K, Load]:
+        loads = servers.run_rounds(rates, tick, bound_ms)
+        if servers.images.device.type == "cpu" and (why := timing.why_crowded(others_cores())):
+            raise timing.BusyError(why)
+        return loads
+
     if rate is not None:
-        loads = servers.run_rounds(dict.fromkeys(times_s, rate), tick)
-    else:
-        rates = {key: top for key, sizes in times_s.items() if (top := predict_rate(sizes, bound_ms))}
-        loads = {}
-        for _ in range(TRIES):
-            loads |= servers.run_rounds(rates, tick)
-            rates = {key: LOWER * rates[key] for key in rates if loads[key].verdict(bound_ms) != MET}
-    if servers.images.device.type == "cpu" and (why := timing.why_crowded(others_cores())):
-        raise timing.BusyError(why)
+        return run(dict.fromkeys(times_s, rate))
+    rates = {key: top for key, sizes in times_s.items() if (top := predict_rate(sizes, bound_ms))}
+    loads, bounds = dict[K, Load](), [bound_ms] * (TRIES - 1) + [math.inf]
+    while rates:
+        loads |= run(rates, bounds.pop(0))
+        rates = {key: LOWER * rates[key] for key in rates if key not in loads}
     return loads

@@ -84,15 +84,18 @@ def test_arrivals_are_a_poisson_process_that_a_seed_determines():
 
 
 def test_a_rate_is_predicted_from_the_times_of_calls():
-    clock, rate = Clock(fixed=0.02, each=0.005), predict_rate({n: 0.02 + 0.005 * n for n in range(1, 9)}, 100)
+    clock, rate = Clock(fixed=0.02, each=0.005), predict_rate({n: [0.02 + 0.005 * n] for n in range(1, 9)}, 100)
 
     def share(rate: float) -> float:  # of other runs that are within
         runs = (clock.run(draw_arrivals(rate, LEAST_QUERIES, seed), 8)[0] for seed in range(100, 200))
         return float(np.mean([np.percentile(1000 * run, 99, method="inverted_cdf") <= 100 for run in runs]))
 
     assert share(rate) > 0.85 > share(1.15 * rate)
-    assert predict_rate({1: 0.02, 2: 0.03}, 19) == 0
-    assert predict_rate({1: 0.04, 2: 0.06}, 50) == 0  # 0.14 a second, at which a run takes 23 minutes
+    assert (
+        predict_rate({n: [0.02 + 0.005 * n, 0.04 + 0.005 * n] for n in range(1, 9)}, 100) < rate
+    )  # some calls are slow
+    assert predict_rate({1: [0.02], 2: [0.03]}, 19) == 0
+    assert predict_rate({1: [0.04], 2: [0.06]}, 50) == 0  # 0.14 a second, at which a run takes 23 minutes
 
 
 def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
@@ -108,11 +111,16 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
         return Clock(fixed=costs[serving[-1]], each=costs[serving[-1]] / 10).run(arrivals, most, **how)
 
     monkeypatch.setattr(server, "serve_queries", serve_on_a_clock)
-    monkeypatch.setattr(Servers, "time_sizes", lambda self, key: {n: costs[key] * (1 + n / 10) for n in range(1, 5)})
+    times_s = {key: {n: [cost * (1 + n / 10)] for n in range(1, 5)} for key, cost in costs.items()}
+    times_s["slow"] = {n: [0.7 * seconds for seconds in times] for n, times in times_s["slow"].items()}
+    monkeypatch.setattr(Servers, "time_sizes", lambda self: times_s)
     monkeypatch.setattr(timing, "why_crowded", lambda _: "")
     servers = Servers(calls=calls, images=torch.zeros(4, 3, 8, 8), rounds=6, seconds=60.0)
     loads = measure_loads(replace(servers, seconds=0.0), rate=None, bound_ms=50)
     assert loads.keys() == {"slow", "fast"}
+    assert (
+        serving.count("fast") == 6 < serving.count("slow") < 12
+    )  # stopped once a run is late, tried again by 10 % less
     for key, load in loads.items():
         assert (load.verdict(50), load.queries, len(load.runs)) == (MET, LEAST_QUERIES, 6)
         assert 0.5 < load.rate * costs[key] < 3  # queries that arrive in a call, of four at most
