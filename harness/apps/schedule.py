@@ -218,7 +218,7 @@ class _Bench:
         keep_json(self.path, self.known)
 
     def row(self, options: dict[str, Any], what: str = "") -> Variant:
-        return make_row(self.dense, self.tower.arch, self.tower.tag, self.method, options, what)
+        return make_row(self.tower, self.method, options, what)
 
     def _solve(self, shape: Shape) -> Schedule | None:
         """Return the schedule of a candidate that meets the cost, None if there is none.

@@ -227,11 +227,11 @@ def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Pat
     return cache_folder() / "rankings" / f"{name}-{way}"
 
 
-def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
-    """Find a dense tower's rankings by preservation: shipped ones or, of more images, the user's own."""
+def find_rankings(model: str, dataset: str, split: str) -> Rankings | None:
+    """Find a dense tower's rankings by preservation, at the usual reduction point: shipped, or own of more images."""
     name = store_name(model, dataset, split)
     paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-b*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
-    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == block]
+    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == GoldenConfig.block]
     return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones

@@ -22,7 +22,6 @@ from harness.datasets.few_shot import draw, draw_train, require_apart, require_l
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan, check_plan, costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
-    BLOCK,
     Judge,
     OutcomeCache,
     Variant,
@@ -45,6 +44,7 @@ from harness.measure.tuning import (
     tuning_of,
 )
 from harness.models.towers import (
+    Tower,
     caption_features,
     load_tower,
     nameable,
@@ -74,7 +74,6 @@ from harness.records.record import (
 from zoo.core.files import digest, fingerprint
 from zoo.core.messages import best_precision, tower_name
 from zoo.learning.tuning import TuneConfig
-from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
@@ -174,10 +173,9 @@ class Bench:
 
     plan: Plan
     dataset: Dataset
-    parts: ClipParts
+    tower: Tower
     rows: list[Variant]  # brought to the plan's device and precision
-    tag: str  # of the tower's weights
-    weights: str  # their fingerprint
+    weights: str  # fingerprint of the tower's
     progress: Progress
     known: Sequence[Record] = ()  # of earlier runs, the newest last: what they have isn't measured again
     costs: Costs = field(default_factory=dict)  # measured once
@@ -185,6 +183,7 @@ class Bench:
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
+        self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method != OPTIMIZED:  # which is in its place
                 row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
@@ -195,15 +194,15 @@ class Bench:
     ) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
-        dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
-        here = measured_here(plan, tag, weights).items()
+        weights = fingerprint(tower.vit)
+        here = measured_here(plan, tower.tag, weights).items()
         known = [record for record in known if all(getattr(record, name) == value for name, value in here)]
         if plan.match == "keep":
-            rows = variants(dense, arch, tag, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
+            rows = variants(tower, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
         else:
-            rows = matched_rows(dense, arch, tag, plan, progress, known)
-        rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        bench = cls(plan, dataset, tower.clip or without_text(tower), rows, tag, weights, progress, known)
+            rows = matched_rows(tower, plan, progress, known)
+        rows += recovered_rows(tower, plan.recoveries)
+        bench = cls(plan, dataset, tower, rows, weights, progress, known)
         if plan.optimized:
             try:
                 bench.rows.insert(1, optimized_row(bench.rows[0]))
@@ -334,7 +333,7 @@ class Bench:
     @functools.cached_property
     def outcomes(self) -> OutcomeCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
-        here = measured_here(self.plan, self.tag, self.weights)
+        here = measured_here(self.plan, self.tower.tag, self.weights)
         of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition, self.plan.foreground)
         conditions = digest(here, *of)
         folder = None if self.folder is None else self.folder / conditions
@@ -374,8 +373,7 @@ class Bench:
     @functools.cached_property
     def tuner(self) -> Tuner:
         """What learns tokens; it keeps the labelled images' features."""
-        origin = {"model": self.rows[0].model, "tag": self.tag, "weights": self.weights}
-        return Tuner(self.parts, self.dataset, progress=self.progress, **origin)
+        return Tuner(self.tower, self.dataset, weights=self.weights, progress=self.progress)
 
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
@@ -425,13 +423,13 @@ class Bench:
             image_size=row.vit.input_size,
             classes_judged=classes,
             **images,
-            **measured_here(self.plan, self.tag, self.weights),
+            **measured_here(self.plan, self.tower.tag, self.weights),
         )
 
     @functools.cached_property
     def rankings(self) -> Rankings | None:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
-        rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
+        rankings = find_rankings(self.tower.name, self.dataset.images_of, self.plan.split)
         if rankings is None and self.plan.split != FINAL:
             self.say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
@@ -454,15 +452,11 @@ class Bench:
         return [row for row in rows if row.method != GOLDEN]
 
     @property
-    def _tower(self) -> str:
-        return tower_name(self.rows[0].model, self.tag)
-
-    @property
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
         flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
-        return f"patchrank rank --model {self._tower} --dataset {flags} --full"
+        return f"patchrank rank --model {self.tower.name} --dataset {flags} --full"
 
 
 def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from harness.datasets.base import SplitName
 from harness.measure.cost import count_costs, gflops
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
+from harness.models.towers import Tower
 from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
@@ -230,9 +231,7 @@ def equal_times(
     return answers
 
 
-def matched_rows(
-    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress, known: Sequence[Record] = ()
-) -> list[Variant]:
+def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[Record] = ()) -> list[Variant]:
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
     Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
@@ -242,10 +241,10 @@ def matched_rows(
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
     def row(method: str, keep: float) -> Variant:
-        return rows_of(dense, arch, tag, [(method, keep)])[0]
+        return rows_of(tower, [(method, keep)])[0]
 
     def solver(method: str) -> KeepSolver:
-        return KeepSolver(dense, lambda keep: row(method, keep).vit)
+        return KeepSolver(tower.vit, lambda keep: row(method, keep).vit)
 
     solvers = {method: solver(method) for method in methods if method != GOLDEN}
     if plan.match == "gflops":
@@ -259,10 +258,10 @@ def matched_rows(
             else:
                 keeps[key] = keep
         if left:
-            keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
+            keeps |= equal_times(tower.vit, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
     keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
     every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
-    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
+    rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *every]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
 

@@ -309,15 +309,14 @@ def _bench(
     case: StudyCase, lines: Sequence[StudyLine], foreground: bool, known: Sequence[Record], folder: Path | None
 ) -> tuple[Bench, Variant]:
     """Return a bench of the dense model and all lines that knows what they cost, and the dense model."""
-    config, tower = case.config, case.tower
-    assert tower.clip is not None
+    config = case.config
     plan = Plan(
         models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
         seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
-    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
+    bench = Bench(plan, case.dataset, case.tower, rows, case.weights, case.progress, known, folder=folder)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}

@@ -39,7 +39,7 @@ def judge(
         for method in dict.fromkeys((plan.match_to, *asked)):
             try:
                 if method in METHODS:
-                    make_row(tower.vit, tower.arch, tower.tag, method, {"keep": max(plan.keeps)})
+                    make_row(tower, method, {"keep": max(plan.keeps)})
             except (ValueError, FileNotFoundError) as error:
                 if method == plan.match_to:
                     raise

@@ -147,8 +147,8 @@ def test_published_figures(name, options, published):
     assert found.params == sum(p.numel() for p in model.parameters())
 
 
-def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
-    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome", "random", "golden"], [0.5])
+def test_costs_of_every_row_that_is_a_model(tower, monkeypatch, request):
+    rows = variants(tower, ["dense", "tome", "random", "golden"], [0.5])
     facts = costs(rows, {1: 2, 8: 2}, Progress())
     plain, _, random, golden = facts.values()
     assert golden == {}
@@ -167,7 +167,7 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
         row.vit.to(torch.bfloat16)
     assert count_costs(rows[:2], Progress()) == single
 
-    unknown = replace(gflops(dense, 64), unsupported=("aten::linalg_inv",))
+    unknown = replace(gflops(tower.vit, 64), unsupported=("aten::linalg_inv",))
     monkeypatch.setattr(cost, "gflops", lambda *args: unknown)
     console = Console(file=io.StringIO(), width=200)
     found = costs(rows[:1], {}, Progress(console))["clip_vit_b16"]
