@@ -1,4 +1,4 @@
-"""What differs between two records of one row: beyond bounds, for `check`; by a test, between two runs."""
+"""What differs between two records of one row: beyond bounds, for `check`; by intervals, between two runs."""
 
 import json
 import math
