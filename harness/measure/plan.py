@@ -67,10 +67,9 @@ class Plan:
     far: bool = False  # keep rows that can't come near the GFLOPs they should meet
 
     @property
-    def latency_rounds(self) -> dict[int, int]:
-        """Return the rounds at each batch size that is timed."""
-        sizes = (*self.batches, self.match_batch) if self.match == "time" else self.batches
-        return dict.fromkeys(sizes, self.rounds)
+    def timed_batches(self) -> list[int]:
+        """Batch sizes at which rows are timed."""
+        return list(dict.fromkeys((*self.batches, self.match_batch) if self.match == "time" else self.batches))
 
     def matched(self, *rates: float) -> dict[str, Any]:
         """Return the setting of a row whose time is that of the target at these keep rates."""
@@ -82,8 +81,7 @@ class Plan:
             return [Tuning(seed=self.seed)]
         count = self.num_tokens if self.tokens in PROMPTS else None
         seeds = range(self.seed, self.seed + self.seeds)
-        first = Tuning(shots=shots, seed=self.seed, kind=self.tokens, prompt_tokens=count)
-        return [replace(first, seed=seed) for seed in seeds]
+        return [Tuning(shots=shots, seed=seed, kind=self.tokens, prompt_tokens=count) for seed in seeds]
 
 
 def check_plan(plan: Plan) -> None:
@@ -338,20 +336,22 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
         )
 
 
-def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
+def costs(
+    rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
+) -> dict[str, dict[str, Any]]:
     """Measure what every row costs, latency included, as fields of ``Record`` and metrics by the row's key.
 
-    ``rounds`` are those of each batch size; those at which the machine is too busy are told, and missing. A golden row
-    is no model one could run, so it has no costs.
+    Batch sizes at which the machine is too busy are told, and missing. A golden row is no model one could run, so it
+    has no costs.
     """
     real = {row.key: row for row in rows if row.method != GOLDEN}  # each once, as lines of a study share rows
     dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
     latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
     vits, counts = {key: row.vit for key, row in real.items()}, count_costs(list(real.values()), progress)
-    for batch, count in rounds.items():
+    for batch in batches:
         try:
-            with progress.task(f"latency at batch {batch}", count) as update:
-                timings = time_models(vits, batch, count, warmup=1, tick=update, patience=patience)
+            with progress.task(f"latency at batch {batch}", rounds) as update:
+                timings = time_models(vits, batch, rounds, warmup=1, tick=update, patience=patience)
         except BusyError as error:
             progress.say(f"batch {batch}: {error}")
             continue

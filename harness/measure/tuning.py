@@ -117,6 +117,7 @@ class Tuner:
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
         like = next(rows[0].vit.blocks.parameters())
         config = replace(config, dtype=precision_on(like.device, config.dtype))
+        self.parts.model.text.to(like.device)
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
         files = {key: self.read_cached(path) for key, path in paths.items()}
