@@ -315,7 +315,7 @@ def tune(
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
 
     Both towers and a reducer's own weights stay the same, bit for bit. The same data, recipe, machine and number of
-    threads give the same tokens, whether or not the run was stopped in between. ``vit`` is dense or reduced, its head
+    threads give the same tokens on a CPU, whether or not the run was stopped in between. ``vit`` is dense or reduced, its head
     the projection to the joint space; the image tower of ``parts`` isn't used. ``templates`` make the untuned text
     features, ``val`` serves early stopping only. ``on_round`` is called with round, training loss and validation loss,
     ``on_step`` with the number of steps done; ``checkpoint`` is that of ``FitState.run``.
