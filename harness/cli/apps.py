@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -289,7 +289,7 @@ def _show_losses(args: Namespace, progress: Progress) -> Shown:
     return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
 
 
-def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
+def run_serve(args: Namespace, status: Console) -> Shown:
     """Serve a model until Ctrl-C or SIGTERM.
 
     Raises:
@@ -301,10 +301,11 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     from harness.apps.serve import ServeConfig, serving
 
     setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
-    Progress(status).say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
+    say = Progress(status).say
+    say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
-        yield f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}"
+        say(f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)

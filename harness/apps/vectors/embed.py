@@ -276,7 +276,7 @@ class Encoder:
         for place, text in enumerate(texts):
             try:
                 if not text:
-                    raise ValueError("the line is empty")
+                    raise ValueError("the text is empty")
                 tokens = clip.tokenizer([text]).to(self.device)
                 if isinstance(clip.model.text, CompactText):
                     clip.model.text.rows(tokens)

@@ -159,7 +159,7 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     rows = []
     for pair in itertools.product(config.methods, RATES):
         with contextlib.suppress(ValueError):  # which can't keep so few
-            rows += rows_of(tower.vit, ARCH, TAG, [pair])
+            rows += rows_of(tower, [pair])
     share = {(row.method, row.keep): lab.bounds.share(lab.search.values(row), 40) for row in rows}
     last = choice.judged[-1]
     assert choice.judged[0].candidate.method is None
