@@ -309,7 +309,7 @@ def measure(
         batches = () if asked.no_latency else case.plan.batches
         plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
         for row, now in _measure_rows(case.rows, plan, towers.get(case.tower, case.tower), progress):
-            if asked.update and now is not None and lacks_times(now, plan.latency_rounds):
+            if asked.update and now is not None and lacks_times(now, plan.timed_batches):
                 raise BusyError("the expectation would lose its times")
             yield case, row, now
 

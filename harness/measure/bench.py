@@ -95,9 +95,7 @@ def compare(
         For each model, dataset and number of shots the records of all rows, known ones included, seed by seed.
     """
     check_plan(plan)
-    require_towers(plan.recoveries, plan.models)
-    for name in plan.models:  # before the first is loaded
-        require_rows(name, product(plan.methods, plan.keeps))
+    require_models(plan)
     datasets = [get_dataset(name) for name in plan.datasets]
     pairs = _pairs([dataset.released() for dataset in datasets] if release else datasets, plan, progress)
     if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
@@ -147,24 +145,28 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     file = PromptFile.read(prompts)
     file.require_classes(dataset.classes)
     tuning = tuning_of(file)
-    require_towers(plan.recoveries, plan.models)
-    require_rows(plan.models[0], product(plan.methods, plan.keeps))
+    require_models(plan)
     bench = Bench.build(plan, plan.models[0], dataset, progress)
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
     return bench.measure(0), bench.judge(tuning, [row], tuned)
 
 
-def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
-    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
-    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in models}
-    for path in paths:
+def require_models(plan: Plan) -> None:
+    """Refuse, before a tower is loaded, what no row can show: recoveries without keep rate or of no tower of the plan.
+
+    Raises ValueError for these, and what `require_rows` does.
+    """
+    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in plan.models}
+    for path in plan.recoveries:
         file = RecoveryFile.read(path)
         if file.options.get("keep") is None:
             raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
         if file.model not in known:
             name = tower_name(file.model, file.tag)
             raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
+    for name in plan.models:
+        require_rows(name, product(plan.methods, plan.keeps))
 
 
 @dataclass
@@ -240,7 +242,7 @@ class Bench:
         def find(rows: Sequence[Variant]) -> tuple[list[Record], list[Record]]:
             """Return the rows' records without measurement, and those that are known."""
             blanks = [self.blank(row, tuning, images) for row in rows]
-            old = (fitting(blank, self.known, self.plan.latency_rounds, ranked=ranked) for blank in blanks)
+            old = (fitting(blank, self.known, self.plan.timed_batches, ranked=ranked) for blank in blanks)
             return blanks, [record for record in old if record is not None]
 
         blanks, present = find(rows)
@@ -297,7 +299,7 @@ class Bench:
 
     def _add_times(self, rows: Sequence[Variant], records: list[Record]) -> list[Record]:
         """Return records with times where some lack them, as far as the machine is free enough to take them."""
-        if not any(lacks_times(record, self.plan.latency_rounds) for record in records):
+        if not any(lacks_times(record, self.plan.timed_batches) for record in records):
             return records
         costs, completed = self._costs(rows), []
         for row, record in zip(rows, records, strict=True):
@@ -313,7 +315,7 @@ class Bench:
         found = self.prompted_costs if prompted else self.costs
         if not found:
             every = rows if prompted else self.rows
-            found |= self._known_costs(every) or costs(every, self.plan.latency_rounds, self.progress)
+            found |= self._known_costs(every) or costs(every, self.plan.timed_batches, self.plan.rounds, self.progress)
         return found
 
     def _known_costs(self, rows: Sequence[Variant]) -> Costs:
@@ -323,7 +325,7 @@ class Bench:
             if record.method == DENSE:
                 found = {row.key: {} for row in rows if row.method == GOLDEN}
             alike = record.image_size == rows[0].vit.input_size
-            if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.latency_rounds):
+            if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.timed_batches):
                 own = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
                 setting = (record.model, record.method_config)
                 found |= {row.key: own for row in rows if (row.model, row.config) == setting}

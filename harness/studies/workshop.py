@@ -125,7 +125,7 @@ class StudyCase:
         return replace(self.config.golden, **changes)
 
     def truth(self, golden: GoldenConfig) -> RankingSpec:
-        """Rank the images that are judged."""
+        """Return which golden rankings the judged images have; they are made if they are missing."""
         spec = RankingSpec(self.dataset.images_of, self.config.split, golden, self.config.limit)
         self._rankings(spec)
         return spec
@@ -248,8 +248,8 @@ class StudyCase:
         if len(rankings or ()) < len(image_ids):
             if self.stock is not None:
                 return None
-            how: dict[str, Any] = {"limit": spec.limit, "dtype": AUTO, "device": self.config.device}
-            job = RankJob(model=self.tower.name, source=source, config=spec.golden, **how)
+            name, device = self.tower.name, self.config.device
+            job = RankJob(model=name, source=source, config=spec.golden, limit=spec.limit, dtype=AUTO, device=device)
             rankings = Rankings.read(rank(job, self.progress).path)
         assert rankings is not None
         return rankings.take(image_ids)
@@ -289,8 +289,8 @@ class StudyCase:
         return None
 
     def _tuner(self) -> Tuner:
-        facts: dict[str, Any] = {"weights": self.weights, "progress": self.progress, "draws": self.config.draws}
-        return Tuner(self.tower, get_dataset(self.dataset.name), **facts)
+        dataset, draws = get_dataset(self.dataset.name), self.config.draws
+        return Tuner(self.tower, dataset, weights=self.weights, progress=self.progress, draws=draws)
 
 
 def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:

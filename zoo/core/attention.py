@@ -94,9 +94,9 @@ def attend_by_channels(
 
 
 def _prefers_channels(query: Tensor, key: Tensor, bias: Tensor) -> bool:
-    """Tell whether to attend by channels: to ``LONG`` keys on GPUs in low precision, whose flash kernels take no mask.
+    """Tell whether to attend by channels: on GPUs in low precision from ``LONG`` keys on.
 
-    A rule, not a timing: that would decide otherwise now and then, and give the same images other features.
+    Flash kernels take no mask. A rule and no timing, which would give the same images other features now and then.
     """
     low = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     fits = key.shape[2] >= LONG and bias.shape == (len(key), 1, 1, key.shape[2])

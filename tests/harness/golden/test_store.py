@@ -14,7 +14,8 @@ import pytest
 from harness.base.store import BrokenShardError, Shard, Store, shard_path
 from harness.datasets import get_dataset
 from harness.golden import store as module
-from harness.golden.store import RANKINGS, Provenance, Rankings, ranked_revision
+from harness.golden.rank import Source
+from harness.golden.store import RANKINGS, Provenance, Rankings
 from zoo.ranking.golden import GoldenConfig
 
 COLUMNS = ("labels", "importance", "least", "ranking")
@@ -51,8 +52,9 @@ def store(tmp_path: Path) -> Path:
 
 def test_rankings_go_by_images_and_by_prompts_where_these_matter():
     dataset = get_dataset("fashion").with_templates(["a {}"])
-    assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
-    assert ranked_revision(dataset, "label") == ranked_revision(dataset, "confidence") == dataset.condition
+    found = [Source.of(dataset, "val").ranked_revision(score) for score in ("preservation", "label", "confidence")]
+    assert found == [dataset.revision, dataset.condition, dataset.condition]
+    assert dataset.revision != dataset.condition
 
 
 def test_columns_and_metadata_are_plain(store):
