@@ -57,8 +57,8 @@ class LatencyPlan:
     bound_ms: float = 50.0  # on p99 of a server's latencies
 
     def __post_init__(self) -> None:
-        rounds = f"[{LEAST_ROUNDS}, inf)"
-        check_fields(self, rounds=rounds, seconds="[0, inf)", scenario=SCENARIOS, bound_ms="(0, inf)")
+        ranges = {"rounds": f"[{LEAST_ROUNDS}, inf)", "seconds": "[0, inf)", "bound_ms": "(0, inf)"}
+        check_fields(self, dtypes=DTYPES, scenario=SCENARIOS, **ranges)
         if self.rates and self.scenario != SERVER:
             raise ValueError(f"--rate {self.rates[0]:g} with --scenario {self.scenario}: give --scenario {SERVER}")
         if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:

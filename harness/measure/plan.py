@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 from harness.base.terminal import Progress
 from harness.datasets.base import SplitName
 from harness.measure.cost import count_costs, gflops
-from harness.measure.rows import MethodRate, Variant, rows_of
+from harness.measure.rows import MethodRate, Variant, make_row, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
 from harness.models.towers import Tower
 from harness.records.averages import CLOSE, time_ratio
@@ -134,7 +134,7 @@ class KeepSolver:
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
     def search(self, start: int) -> Search:
-        """Look, from ``start``, for the number of patch tokens whose cost is 1, under noise that any sample may have.
+        """Look, from ``start``, for the number of patch tokens whose cost is 1, although any sample may be disturbed.
 
         It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
         """
@@ -156,10 +156,10 @@ class KeepSolver:
         return best, off[best]
 
     def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
-        """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
+        """Return the counts whose cost may meet the goal, the likeliest first, by how far costs are ``off`` by count.
 
-        They are taken for the rising (isotonic) function that is nearest to them. Where all of it lies on one side,
-        their line goes on from the outermost, or its cost changes in proportion.
+        Costs are smoothed by isotonic regression, as they rise with the count. Where all lie on one side of the goal,
+        the line through them is extended; through a single one the cost is taken to be proportional to the count.
         """
         counts = sorted(off)
         rising = isotonic_regression([off[count] for count in counts]).x
@@ -193,10 +193,10 @@ def equal_times(
     plan: Plan,
     progress: Progress,
 ) -> dict[MethodRate, float]:
-    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
+    """Return the keep rates at which methods take the targets' times, by method and the target's keep rate.
 
-    There is none for a method that stays further off than `CLOSE`. Every step times the dense tower, the targets and
-    what all searches ask for in the same rounds.
+    Searches start at the latter. A method that stays further off than `CLOSE` has none. Every step times the dense
+    tower, the targets and what all searches ask for in the same rounds.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
@@ -238,39 +238,33 @@ def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[R
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
-    def row(method: str, keep: float) -> Variant:
-        return rows_of(tower, [(method, keep)])[0]
+    def build(method: str, keep: float) -> ReducedViT:
+        return make_row(tower, method, {"keep": keep}).vit
 
-    def solver(method: str) -> KeepSolver:
-        return KeepSolver(tower.vit, lambda keep: row(method, keep).vit)
-
-    solvers = {method: solver(method) for method in methods if method != GOLDEN}
+    solvers = {name: KeepSolver(tower.vit, functools.partial(build, name)) for name in methods if name != GOLDEN}
     if plan.match == "gflops":
         keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
-        keeps, left = dict[MethodRate, float](), dict[MethodRate, KeepSolver]()
-        targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        for key in product((name for name in solvers if name != plan.match_to), targets):
-            if (keep := _known_keep(known, targets[key[1]], key, plan)) is None:
-                left[key] = solvers[key[0]]
-            else:
-                keeps[key] = keep
-        if left:
+        targets = {rate: make_row(tower, plan.match_to, {"keep": rate}) for rate in plan.keeps}
+        keeps = _known_keeps(known, targets, plan)
+        every = product((name for name in solvers if name != plan.match_to), targets)
+        if left := {key: solvers[key[0]] for key in every if key not in keeps}:
             keeps |= equal_times(tower.vit, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
     keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
-    every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
-    rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *every]))
+    pairs = [(name, keeps[name, rate]) for name, rate in product(methods, plan.keeps) if (name, rate) in keeps]
+    rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *pairs]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
 
-def _known_keep(known: Sequence[Record], target: Variant, key: MethodRate, plan: Plan) -> float | None:
-    """Return a method's keep rate at a target's time by the newest record, if the target itself is known, too."""
-    found, (method, rate) = None, key
+def _known_keeps(known: Sequence[Record], targets: Mapping[float, Variant], plan: Plan) -> dict[MethodRate, float]:
+    """Return methods' keep rates at the targets' times by the newest records, where the target is known, too."""
+    rates = {rate for rate, one in targets.items() if any(record.method_config == one.config for record in known)}
+    keeps = dict[MethodRate, float]()
     for record in known:
         own = record.method_config.get(MATCHED, {"keeps": ()})
-        if record.method == method and rate in own["keeps"] and own == plan.matched(*own["keeps"]):
-            found = record.keep
-    return found if any(record.method_config == target.config for record in known) else None
+        if own == plan.matched(*own["keeps"]):
+            keeps |= {(record.method, rate): record.keep for rate in rates.intersection(own["keeps"])}
+    return keeps
 
 
 def _equal_gflops(

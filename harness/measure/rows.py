@@ -57,7 +57,7 @@ class Oracle(Pruner):
     method = GOLDEN
 
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
-        """Take what ``run`` laid in."""
+        """Return what ``run_blocks`` put in."""
         assert tokens.importance is not None
         return tokens.importance
 

@@ -48,7 +48,7 @@ from zoo.loading.sizes import SIZES
 CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
-ENDS = ("mean", "low", "high")  # of what is measured
+ENDS = ("mean", "low", "high")  # parts of a `Measured`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ class StudyCase:
         return replace(self.config.golden, **changes)
 
     def truth(self, golden: GoldenConfig) -> RankingSpec:
-        """Rank the images that are judged."""
+        """Return which golden rankings the judged images have; they are made if they are missing."""
         spec = RankingSpec(self.dataset.images_of, self.config.split, golden, self.config.limit)
         self._rankings(spec)
         return spec

@@ -213,5 +213,4 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
         draw.text((left, top + SIDE + LINE), shorten(printable(hit.name, ""), LETTERS), (90, 90, 90), font)
     sink = io.BytesIO()
     sheet.save(sink, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, sink.getvalue())
