@@ -34,6 +34,7 @@ WAYS = (EAGER, timing.COMPILE, timing.CUDA_GRAPHS)
 COUNTS = (9, 64, 117, 192)  # of tokens; cuDNN's gradients were NaN where 64 are left of 128
 MOST = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 0.06}  # apart from float64's, of values up to 5
 GOLDEN = [("float32", 0.98), ("bfloat16", 0.95)]
+no_context = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")  # torch's thread of gradients
 on_device = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore::UserWarning")]  # torch tells why it has no kernel
 
 
@@ -73,7 +74,7 @@ def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kerne
     for form, count in product((attend, attend_by_channels), COUNTS):
         model = Attention(form, count).to(device)
         parts = torch.randn(3, 2, 3, count, 32).to(device, PRECISIONS[dtype])
-        wanted, found = model.slow(parts), [model(parts)]  # by torch's choice; ours of the form is known from then on
+        wanted, found = model.slow(parts), [model(parts)]  # by torch's choice
         try:
             with sdpa_kernel(kernel):
                 found.append(timing.as_run(model, way, parts)(parts))
@@ -90,6 +91,7 @@ def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kerne
 
 
 @both
+@no_context
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_gradients_of_attention_in_proportion_to_size(device: str, dtype: str):
     for form, count in product((attend, attend_by_channels), COUNTS):
@@ -101,7 +103,7 @@ def test_gradients_of_attention_in_proportion_to_size(device: str, dtype: str):
 
 TOWERS = [
     *(("cpu", way) for way in (EAGER, timing.OPTIMIZED)),
-    *(pytest.param("cuda", way, marks=on_device) for way in timing.WAYS),
+    *(pytest.param("cuda", way, marks=on_device) for way in (*WAYS, timing.OPTIMIZED)),
 ]
 
 
@@ -113,10 +115,12 @@ def test_towers_in_every_way_and_precision(device: str, way: str, dtype: str, me
     vit = tiny("clip_vit_b16" if method == "dense" else f"clip_vit_b16_{method}50")
     every = torch.cat((images, images.flip(0), images.roll(9, dims=-1)))
     wanted = vit(every)
-    ready = timing.prepare(vit.to(device), way, every.to(device), dtype)
+    every = every.to(device, PRECISIONS[dtype])
+    ready = timing.prepare(vit.to(every), way, every, dtype)
     assert ready.failed is None
     for turn in range(2):  # a graph has no images of its own
-        found = ready.call(every.to(device).roll(turn, dims=0)).clone()
+        with torch.inference_mode():  # as it was compiled
+            found = ready.call(every.roll(turn, dims=0)).clone()
         assert timing.deviations(found.cpu(), wanted.roll(turn, dims=0)).median() < timing.ALLOWED[dtype]
     torch._dynamo.reset()
 
@@ -149,13 +153,22 @@ def test_golden_rankings_agree_on_the_device_and_in_low_precision(device: str, p
 
 
 @both
+@no_context
 def test_recovery_learns_the_same(device: str, tiny: Build):
-    vit, images = tiny("clip_vit_b16_evitfuse50"), torch.randn(6, 3, 64, 64)
-    how = RecoveryConfig(what="norm", rounds=3, steps=4, batch=4, dtype="float32", learning_rate=3e-3)
-    here, there = (recover(vit.to(place), [images], [images], how) for place in ("cpu", device))
+    vit, train, val = tiny("clip_vit_b16_evitfuse50"), torch.randn(12, 3, 64, 64), torch.randn(4, 3, 64, 64)
+    how = RecoveryConfig(what="head+norm", rounds=3, steps=4, batch=4, dtype="float32", learning_rate=3e-3)
+    here, there = (recover(vit.to(place), [train], [val], how) for place in ("cpu", device))
     assert there.before == pytest.approx(here.before, rel=1e-3)
     assert there.after == pytest.approx(here.after, rel=1e-2)
     assert there.after < there.before
+
+
+@pytest.mark.usefixtures("hub")
+@both
+@no_context
+def test_prompts_are_tuned_on_the_device(device: str, tmp_path: Path):
+    words = f"fit prompts --dataset fashion --shots 1 --tune rounds=1,steps=2 --device {device} --output"
+    assert main([*words.split(), str(tmp_path / "prompts.safetensors")]) == 0
 
 
 @both
@@ -184,15 +197,20 @@ def test_embed_gives_the_cpus_vectors_and_goes_on_with_the_same_bytes(device: st
     *(pytest.param(f"{name}ExecutionProvider", method, marks=pytest.mark.cuda)
       for name, method in product(("CUDA", "Tensorrt"), ("patchrank", "rankmerge", "tome"))),
 ])  # fmt: skip
-def test_exported_models_in_onnx_runtime(provider: str, method: str, tiny: Build, images: Tensor, tmp_path: Path):
+def test_exported_models_in_onnx_runtime(
+    provider: str, method: str, tiny: Build, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # TensorRT has no option for it
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"onnxruntime has no {provider}")
     vit, path = tiny(f"clip_vit_b16_{method}50", depth=3, reduce_at=1), tmp_path / "model.onnx"
     export_model(vit, path, images, format=ONNX)
-    session = onnxruntime.InferenceSession(path, providers=[provider])
-    assert session.get_providers()[0] == provider
+    options = {"use_tf32": 0} if provider.startswith("CUDA") else {}
+    session = onnxruntime.InferenceSession(path, providers=[(provider, options)])
+    if provider not in session.get_providers():  # it names TensorRT where that isn't installed
+        pytest.skip(f"onnxruntime can't load {provider}")
     found = [torch.from_numpy(session.run(None, {"images": part.numpy()})[0]) for part in images.split(2)]
     assert timing.deviations(torch.cat(found), vit(images)).max() < 1e-3
 
@@ -203,7 +221,7 @@ def test_exported_models_in_onnx_runtime(provider: str, method: str, tiny: Build
     pytest.param("cuda", [
         "--ways eager compile cuda-graphs --batches 1 32 --dtypes float16",
         "--scenario server --rate 500 --rounds 6 --batches 32 --dtypes float16 --ways eager cuda-graphs",
-    ], marks=pytest.mark.cuda),
+    ], marks=on_device),
 ], ids=str)  # fmt: skip
 def test_latency_times_the_embedded_model_in_every_way_of_the_device(device: str, runs: list[str], tmp_path: Path):
     words = f"latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device {device} --output {tmp_path}"
@@ -215,7 +233,7 @@ def test_latency_times_the_embedded_model_in_every_way_of_the_device(device: str
         if record.load is None:
             assert record.stopwatch == "wall clock after 2 calls"
             assert record.peak_mib is not None
-            assert len(record.attention) == 1
+            assert record.attention
 
 
 @both

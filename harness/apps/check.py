@@ -25,7 +25,7 @@ from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.timing import BusyError
-from harness.models.towers import TIMM, load_tower, named, split_name, text_classifier
+from harness.models.towers import TIMM, Tower, load_tower, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import (
     DENSE,
@@ -309,7 +309,7 @@ def measure(
         batches = () if asked.no_latency else case.plan.batches
         plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
         for row, now in _measure_rows(case.rows, plan, towers.get(case.tower, case.tower), progress):
-            if asked.update and now is not None and lacks_times(now, plan.latency_rounds):
+            if asked.update and now is not None and lacks_times(now, plan.timed_batches):
                 raise BusyError("the expectation would lose its times")
             yield case, row, now
 
@@ -319,15 +319,15 @@ def _measure_rows(
 ) -> Iterator[tuple[CheckRow, Record | None]]:
     """Measure rows of one tower, one dataset after the other."""
     tower = load_tower(name)
-    parts, arch, tag = tower.require_clip(), tower.arch, tower.tag
+    parts = tower.require_clip()
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
-    variants = {name: _variant(parts, arch, tag, row) for name, row in unique.items()}
-    weights, costs = fingerprint(parts.model.visual), dict[str, Any]()
+    variants = {name: _variant(tower, row) for name, row in unique.items()}
+    weights, costs = fingerprint(tower.vit), dict[str, Any]()
     for where in dict.fromkeys(row.dataset for row in every):
         dataset, rows = get_dataset(where), [row for row in every if row.dataset == where]
         enough = _with_enough_images(plan, parts, dataset)
-        bench = Bench(enough, dataset, parts, list(variants.values()), tag, weights, progress, costs=costs)
+        bench = Bench(enough, dataset, tower, list(variants.values()), weights, progress, costs=costs)
         known = [row.name for row in rows if row.name in variants]
         records = bench.judge(Tuning(), [variants[one] for one in known], {})
         if len(records) < len(known):  # the images have no golden rankings
@@ -336,12 +336,12 @@ def _measure_rows(
         yield from ((row, now.get(row.name)) for row in rows)
 
 
-def _variant(parts: ClipParts, arch: str, tag: str, row: CheckRow) -> Variant:
+def _variant(tower: Tower, row: CheckRow) -> Variant:
     own = {} if row.method in (DENSE, GOLDEN) else row.options
     options, what = {"keep": row.keep, **own}, row.what if own else ""
     if row.method == OPTIMIZED:
-        return optimized_row(make_row(parts.model.visual, arch, tag, DENSE, {}))
-    return make_row(parts.model.visual, arch, tag, row.method, options, what)
+        return optimized_row(make_row(tower, DENSE, {}))
+    return make_row(tower, row.method, options, what)
 
 
 def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:

@@ -64,8 +64,8 @@ class ChooseConfig:
             if method not in allowed:
                 control = " is a control to compare methods with" if method in CONTROLS else ""
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
-        rounds = f"[{LEAST_ROUNDS}, inf)"
-        check_fields(self, search="[8, inf)", held_out="[20, inf)", batch="[1, inf)", rounds=rounds, seconds="[0, inf)")
+        ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
+        check_fields(self, dtypes=DTYPES, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 class Candidate(NamedTuple):

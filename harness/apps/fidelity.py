@@ -223,6 +223,6 @@ class Pictures:
         for metric, each in values.items():
             padded = _pad(metric, each)
             more = self.groups.max() + 1 + np.arange(len(padded) - len(each))
-            _, low, high = over_images(padded, seed, np.append(self.groups, more)) or (None, None, None)
+            _, low, high = over_images(padded, np.append(self.groups, more), seed) or (None, None, None)
             figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
         return figures

@@ -95,7 +95,7 @@ def train_recovery(
     sets = learning_sets(sources)
     require_rows(setup.model, [(setup.method, setup.options["keep"])])
     tower = load_tower(setup.model)
-    row = make_row(tower.vit, tower.arch, tower.tag, setup.method, setup.options)
+    row = make_row(tower, setup.method, setup.options)
     path = out or cache_folder() / "recoveries" / f"{row.model}.{tower.tag or 'own'}.{config.what}.safetensors"
 
     facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]

@@ -218,7 +218,7 @@ class _Bench:
         keep_json(self.path, self.known)
 
     def row(self, options: dict[str, Any], what: str = "") -> Variant:
-        return make_row(self.dense, self.tower.arch, self.tower.tag, self.method, options, what)
+        return make_row(self.tower, self.method, options, what)
 
     def _solve(self, shape: Shape) -> Schedule | None:
         """Return the schedule of a candidate that meets the cost, None if there is none.
@@ -312,11 +312,11 @@ class _Bench:
         scale, worse, facts = np.empty(len(before)), False, []
         for one, part in zip(self.sets, map(slice, ends, ends[1:]), strict=True):
             scale[part] = max(before[part].mean(), _NOTHING)
-            difference = paired_mean(after[part], before[part], 0, np.unique(groups[part], return_inverse=True)[1])
+            difference = paired_mean(after[part], before[part], np.unique(groups[part], return_inverse=True)[1])
             worse = worse or difference.low > 0
             means = {"before": float(before[part].mean()), "after": float(after[part].mean())}
             facts.append({**one.facts, **means, "difference": list(difference)})
-        return not worse and paired_mean(after / scale, before / scale, 0, groups).high < 0, facts
+        return not worse and paired_mean(after / scale, before / scale, groups).high < 0, facts
 
 
 def _key(one: Schedule) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from ray import serve
+from starlette.exceptions import HTTPException
 
 from harness.apps.setup import Setup
 from harness.apps.vectors.decode import Item, prepare, stack
@@ -68,11 +69,11 @@ async def refuse(_: Request, error: HTTPException) -> JSONResponse:
     """Answer with an error in OpenAI's shape."""
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     body = {"message": error.detail, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": body}, error.status_code)
+    return JSONResponse({"error": body}, error.status_code, error.headers)
 
 
-def read_query(content: bytes, kind: str, model: str) -> tuple[list[PictureFile | str], bool]:
-    """Read the body of a request to a model, whose content type is ``kind``: JSON, or the bytes of a picture.
+def read_query(content: bytes, kind: str, model: str, width: int) -> tuple[list[PictureFile | str], bool]:
+    """Read the body of a request, whose content type is ``kind``, to a model whose vectors have a ``width``.
 
     Return pictures and texts, and whether their vectors are wanted as base64.
 
@@ -80,18 +81,21 @@ def read_query(content: bytes, kind: str, model: str) -> tuple[list[PictureFile 
         ValueError: it is neither, or asks for what isn't offered.
         HTTPException: it asks for another model.
     """
-    if kind.startswith("image/"):
+    if kind.lower().startswith("image/"):
         return [PictureFile("input[0]", content=content)], False
-    query = strict_json(content)
+    try:
+        query = strict_json(content)
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error}); send the bytes of a picture with Content-Type: image/...") from error
     if not isinstance(query, dict) or "input" not in query:
-        raise ValueError("the body has no field 'input': expected JSON as of OpenAI's embeddings, or an image's bytes")
+        raise ValueError("the body has no field 'input': expected JSON as of OpenAI's embeddings")
     if query.get("model") not in (None, model):
         raise HTTPException(404, f"model {query['model']!r} isn't served here: expected {model!r}")
-    inputs, form = query["input"], query.get("encoding_format", "float")
+    inputs, form = query["input"], query.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise ValueError(f"encoding_format {form!r}: expected 'float' or 'base64'")
-    if query.get("dimensions") is not None:
-        raise ValueError(f"dimensions {query['dimensions']!r}: vectors aren't shortened; leave it out")
+    if query.get("dimensions") not in (None, width):
+        raise ValueError(f"dimensions {query['dimensions']!r}: vectors aren't shortened; expected {width}")
     inputs = inputs if isinstance(inputs, list) else [inputs]
     if not 1 <= len(inputs) <= MOST:
         raise ValueError(f"input: expected {EXPECTED}, 1 to {MOST} of them")
@@ -101,6 +105,7 @@ def read_query(content: bytes, kind: str, model: str) -> tuple[list[PictureFile 
 def _read_input(name: str, value: Any) -> PictureFile | str:
     if not isinstance(value, str):
         raise ValueError(f"{name} {str(value)[:40]!r}: expected {EXPECTED}")
+    value = value.strip()  # as embed does with texts
     scheme = value[:8].lower()
     if scheme.startswith(("http://", "https://")) and len(value.split()) == 1:
         raise ValueError(f"{name}: addresses such as {value[:80]!r} aren't fetched; send the picture itself")
@@ -110,7 +115,7 @@ def _read_input(name: str, value: Any) -> PictureFile | str:
     if not (comma and head.lower().startswith("data:image/") and head.lower().endswith(";base64")):
         raise ValueError(f"{name} {head[:40]!r}: expected data:image/...;base64,...")
     try:
-        return PictureFile(name, content=base64.b64decode(data, validate=True))
+        return PictureFile(name, content=base64.b64decode("".join(data.split()), validate=True))
     except ValueError as error:
         raise ValueError(f"{name}: no base64 ({error})") from error
 
@@ -173,7 +178,7 @@ class VectorServer:
     def _read(self, content: bytes, kind: str) -> tuple[list[PictureFile | str], bool]:
         """Read the body of a request for this model; raise HTTPException for what it doesn't take."""
         try:
-            inputs, packed = read_query(content, kind, self.name)
+            inputs, packed = read_query(content, kind, self.name, self.encoder.width)
             if any(isinstance(one, str) for one in inputs):
                 self.encoder.tower.require_clip()
         except ValueError as error:

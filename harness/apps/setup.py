@@ -115,7 +115,7 @@ class Setup:
         """Return its dense tower with the reduction, which shares the tower's weights; raise what ``load`` does."""
         if self.method is None:
             return tower.vit
-        vit = make_row(tower.vit, tower.arch, tower.tag, self.method, self.options).vit
+        vit = make_row(tower, self.method, self.options).vit
         return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
     def build(self) -> nn.Module:

@@ -175,7 +175,7 @@ def make_reduced(tower: Tower, method: str, keep: float, block: int) -> Variant:
     Raises what `rows.make_row` does.
     """
     point = {"reduce_at": (block,)} if issubclass(METHODS[method], Pruner) else {}
-    return make_row(tower.vit, tower.arch, tower.tag, method, {"keep": keep, **point})
+    return make_row(tower, method, {"keep": keep, **point})
 
 
 def tokens_at_end(outcome: Outcome, patches: int) -> NDArray[np.integer]:

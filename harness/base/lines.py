@@ -87,7 +87,7 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
 
 
 @contextlib.contextmanager
-def claim_file(path: Path | None) -> Iterator[None]:
+def claim_file(path: Path | None, flag: str = "--output") -> Iterator[None]:
     """Keep other runs from writing a file while the body runs; what killed runs left beside it goes.
 
     Nothing is done where ``path`` is None, or a pipe or device. ValueError if another run writes it, OSError if it
@@ -96,9 +96,9 @@ def claim_file(path: Path | None) -> Iterator[None]:
     if path is None or kind_of(path) in (PIPE, DEVICE):
         yield
         return
-    require_appendable(path)
+    require_appendable(path, flag)
     path = Path(os.path.realpath(path))
-    busy = f"another run is writing to {str(path)!r}: wait for its end, or use another --output"
+    busy = f"another run is writing to {str(path)!r}: wait for its end, or use another {flag}"
     with hold_lock(_lock_path(path), busy) as alone:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}") if alone else ():
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.base.lines import hold_lock
+from harness.base.lines import hold_lock, require_appendable
 from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, require_file, write_whole
 
 VERSION = 1  # of the metadata
@@ -244,7 +244,7 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it while the body runs; ValueError if one writes there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    require_appendable(folder / "any")
     busy = f"another run is writing to {str(folder)!r}: wait for its end, or use another --output"
     with hold_lock(folder / LOCK, busy):  # without locks two runs would only do the same work twice
         yield

@@ -8,7 +8,6 @@ import signal
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Generator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -225,7 +224,9 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
             f"{count} process{'es' * (count > 1)} decode{'s' * (count < 2)}" if count else "the model's process decodes"
         )
         what = {"decoding": by, "copying": "copying takes", "model": "the model embeds"}
-        line = ", ".join(f"{what[name]} {rate:,.3g} {job.kind}/s" for name, rate in done.rates.items())
+        line = ", ".join(
+            f"{what[name]} {float(format(rate, '.3g')):,g} {job.kind}/s" for name, rate in done.rates.items()
+        )
         lines.append(f"{done.binds} is the bottleneck: {line}" if len(done.rates) > 1 else line)
     text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
     if done.bad:
@@ -238,6 +239,7 @@ def run_search(args: Namespace, status: Console) -> Shown:
     from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
     from harness.apps.vectors.source import open_source
+    from harness.base.lines import claim_file
 
     if (args.query is None) != args.losses:
         raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
@@ -248,8 +250,11 @@ def run_search(args: Namespace, status: Console) -> Shown:
         raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
     say = Progress(status).say
-    vector = query_vector(args.query, provenance, say, device=args.device)
-    found = nearest(args.vectors, vector, args.top, say)
+    with claim_file(args.sheet, "--sheet"):
+        vector = query_vector(args.query, provenance, say, device=args.device)
+        found = nearest(args.vectors, vector, args.top, say)
+        if source is not None:
+            write_sheet(args.sheet, args.query, found, source)
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
     below = provenance.source[0]
@@ -259,7 +264,6 @@ def run_search(args: Namespace, status: Console) -> Shown:
         text += f"; paths are below {below}"
     parts: list[Part] = [Table.of(f"nearest to {args.query}", ("rank", "score", name), rows, words=(name,)), text]
     if source is not None:
-        write_sheet(args.sheet, args.query, found, source)
         parts.append(f"wrote {args.sheet}")
     hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, name: hit.name} for hit in found.hits]
     facts = {"query": args.query, "source": provenance.source, "model": provenance.setup.name}
@@ -283,7 +287,7 @@ def _show_losses(args: Namespace, progress: Progress) -> Shown:
     return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
 
 
-def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
+def run_serve(args: Namespace, status: Console) -> Shown:
     """Serve a model until Ctrl-C or SIGTERM.
 
     Raises:
@@ -295,10 +299,11 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     from harness.apps.serve import ServeConfig, serving
 
     setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
-    Progress(status).say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
+    say = Progress(status).say
+    say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
-        yield f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}"
+        say(f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)

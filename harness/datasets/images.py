@@ -55,12 +55,14 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
-def decode_image(content: bytes, where: str, *, behind: str | None = None) -> Image.Image:
+def decode_image(content: bytes, where: str = "", *, behind: str | None = None) -> Image.Image:
     """Decode the bytes of an image file as RGB, turned as its EXIF says; ValueError if that can't be.
 
+    Errors say ``where`` it is and how to go on without it, unless their reader names it.
     Transparent pixels get the colour ``behind`` them, or as towers see them the colour that they have without alpha. A
     MemoryError says nothing of the image.
     """
+    name, mend = (f"image {where}", f", or {LEAVE_OUT}") if where else ("it", "")
     pixels = 0
     try:
         with open_image(content) as image:
@@ -68,15 +70,13 @@ def decode_image(content: bytes, where: str, *, behind: str | None = None) -> Im
             image.load()
             return upright_rgb(image, behind)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"image {where} is too large to be trusted ({error}); make it smaller, or {LEAVE_OUT}"
-        ) from error
+        raise ValueError(f"{name} is too large to be trusted ({error}); make it smaller{mend}") from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they stumble over
         bytearray(DECODER * pixels)  # a MemoryError here: too little for a decoder, which calls that a broken image
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"image {where} can't be read ({why}); replace it, or {LEAVE_OUT}") from error
+        raise ValueError(f"{name} can't be read ({why}); replace it{mend}") from error
 
 
 def upright_rgb(image: Image.Image, behind: str | None = None) -> Image.Image:

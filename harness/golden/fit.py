@@ -1,6 +1,6 @@
 """Predictors' fits to ranked images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,10 +13,10 @@ from harness import git_commit
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.base import Split, SplitName
 from harness.datasets.few_shot import batches, draw_ranked, seeded_order
-from harness.datasets.images import folder_images
-from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
+from harness.golden.rank import Source
+from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
@@ -59,17 +59,16 @@ def gather(
     for one in every:
         one.require(model=tower.name, weights=weights)
         facts = one.provenance
-        dataset, split = _images(facts, folders)
-        if dataset is not None:
-            one.require(revision=ranked_revision(dataset, facts.score))
-        images = _ranked(split, set(one.image_ids), facts)
+        source = _find_source(facts, folders)
+        one.require(revision=source.ranked_revision(facts.score))
+        images = _ranked(source.images, set(one.image_ids), facts)
         if shots is not None:
-            if dataset is None:
+            if source.dataset is None:
                 raise ValueError(
                     f"--shots {shots}: the images of folder {facts.dataset!r} have no classes; "
                     "leave it out, or rank fewer images"
                 )
-            images = images.subset(draw_ranked(dataset, images.image_ids, images.labels, shots, seed))
+            images = images.subset(draw_ranked(source.dataset, images.image_ids, images.labels, shots, seed))
         with progress.task(f"tokens of {facts.dataset} {facts.split}", len(images)) as update:
             tokens.append(entering(vit, images, tower.preprocess, facts.block, update))
         ids += images.image_ids
@@ -91,17 +90,16 @@ def entering(vit: ReducedViT, images: Split, preprocess: Any, block: int, update
     return torch.cat(parts)
 
 
-def _images(facts: Provenance, folders: Sequence[Path]) -> tuple[Dataset | None, Split]:
-    """Find the images that rankings are of; those of a folder have no dataset."""
+def _find_source(facts: Provenance, folders: Sequence[Path]) -> Source:
+    """Find the images that rankings are of."""
     if facts.split != FOLDER_SPLIT:
-        dataset = get_dataset(facts.dataset)
-        return dataset, dataset.split(cast(SplitName, facts.split))
+        return Source.of(get_dataset(facts.dataset), cast(SplitName, facts.split))
     others = []
     for path in folders:
-        images = folder_images(path)
-        if (images.name, images.revision) == (facts.dataset, facts.revision):
-            return None, images.split
-        others.append(f"{str(path)!r} is of revision {images.revision}")
+        source = Source.folder(path)
+        if (source.name, source.revision) == (facts.dataset, facts.revision):
+            return source
+        others.append(f"{str(path)!r} is of revision {source.revision}")
     there = f" ({'; '.join(others)})" if others else ""
     raise ValueError(
         f"these rankings are of the folder {facts.dataset!r}, revision {facts.revision}, which is "
@@ -175,7 +173,7 @@ def fit(
         rankings = held_out(rankings[0])
         progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
     facts = [asdict(one.provenance) for part in rankings for one in part]
-    agreed = _agree(facts, block=block)
+    agreed = _agree(facts, block)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
@@ -191,22 +189,24 @@ def fit(
             predictor = fit_predictor(
                 learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
             )
-        counts = [{"images": len(one)} for part in rankings for one in part]
-        made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
+        made_from = [asdict(one.provenance) | {"images": len(one)} for part in rankings for one in part]
         provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
-        made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": blocks}
-        save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
+        save_predictor(
+            predictor, result, model=tower.arch, tag=tower.tag, block=agreed, config=config, provenance=provenance,
+            weights=blocks,
+        )  # fmt: skip
         checkpoint.unlink(missing_ok=True)
         taus = kendall_tau(predict(predictor, stop.data).numpy(), stop.data.importance.numpy())
         return result, float(np.nanmean(taus))
 
 
-def _agree(facts: list[dict[str, Any]], **asked: Any) -> int:
-    """Return the one reduction point of all rankings; they must have one score, too."""
+def _agree(facts: Sequence[Mapping[str, Any]], asked: int | None) -> int:
+    """Return the one reduction point of all rankings, which must be the one ``asked`` for; they have one score, too."""
     for field, what in (("block", "reduction points"), ("score", "scores")):
         values = sorted({fact[field] for fact in facts})
         if len(values) != 1:
             raise ValueError(f"rankings of several {what}: {values}; one at a time")
-        if asked.get(field) not in (None, values[0]):
-            raise ValueError(f"--{field} {asked[field]}: these rankings are of {field} {values[0]}; leave it out")
-    return int(facts[0]["block"])
+    block = int(facts[0]["block"])
+    if asked not in (None, block):
+        raise ValueError(f"--block {asked}: these rankings are of block {block}; leave it out")
+    return block

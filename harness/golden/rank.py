@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
-from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store, ranked_revision
+from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
 from zoo.core.messages import AUTO, precision_on
@@ -48,12 +48,16 @@ class Source:
         images = dataset.split(split)
         return cls(name=dataset.name, revision=dataset.revision, split=split, images=images, dataset=dataset)
 
+    def ranked_revision(self, score: str) -> str:
+        """Return the revision that rankings by a score go by; by some scores, prompts matter."""
+        return self.revision if self.dataset is None or score == "preservation" else self.dataset.condition
+
     @classmethod
     def folder(cls, path: Path) -> "Source":
         """Take all images below a folder."""
         found = folder_images(path)
-        facts: dict[str, Any] = {"name": found.name, "revision": found.revision, "split": FOLDER_SPLIT}
-        return cls(**facts, images=found.split, dataset=None, notes=found.notes)
+        name, revision, images = found.name, found.revision, found.split
+        return cls(name=name, revision=revision, split=FOLDER_SPLIT, images=images, dataset=None, notes=found.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +145,16 @@ class ShardRanker:
         job, source, dtype = self.job, self.job.source, self.job.dtype
         if dtype == AUTO:
             dtype = stored.dtype if stored else precision_on(job.device, AUTO)
-        how: dict[str, Any] = {"precision": dtype, "batch": stored.batch if stored and job.batch is None else job.batch}
-        self.engine = GoldenEngine(self.tower.vit, job.config, text=self._text, scale=self._scale, **how)
+        batch = stored.batch if stored and job.batch is None else job.batch
+        self.engine = GoldenEngine(
+            self.tower.vit, job.config, text=self._text, scale=self._scale, precision=dtype, batch=batch
+        )
         self.provenance = Provenance(
             **asdict(job.config),
             model=self.tower.name,
             weights=self._weights,
             dataset=source.name,
-            revision=source.revision if source.dataset is None else ranked_revision(source.dataset, job.config.score),
+            revision=source.ranked_revision(job.config.score),
             split=source.split,
             dtype=dtype,
             batch=self.engine.suffix.batch,

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, from_lists, shard_paths, to_lists
-from harness.datasets import Dataset, kind_of
+from harness.datasets import kind_of
 from harness.datasets.base import DATA_DIR
 from zoo.core.files import cache_folder, write_whole
 from zoo.ranking.golden import GoldenConfig
@@ -65,11 +65,6 @@ class Provenance(Origin):
         settings["approx"] = settings.pop("approximate")
         flags = [f"--{name} {value}" for name, value in settings.items() if value is not None]
         return f"patchrank rank --model {self.model} {source} {' '.join(flags)}"
-
-
-def ranked_revision(dataset: Dataset, score: str) -> str:
-    """Return the revision that rankings of a dataset go by; by some scores, prompts matter."""
-    return dataset.revision if score == "preservation" else dataset.condition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,8 +134,8 @@ class Rankings:
     def write(self, path: Path) -> None:
         """Write ids and importance as one small file, the form in which rankings ship."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        place: dict[str, Any] = {"first": 0, "covers": len(self), "size": len(self)}
-        shard = Shard(table=self.table().select(_SMALL), provenance=self.provenance, **place)
+        table, count = self.table().select(_SMALL), len(self)
+        shard = Shard(table=table, provenance=self.provenance, first=0, covers=count, size=count)
         write_whole(path, RANKINGS.encode(shard))
 
     @classmethod
@@ -227,11 +222,11 @@ def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Pat
     return cache_folder() / "rankings" / f"{name}-{way}"
 
 
-def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
-    """Find a dense tower's rankings by preservation: shipped ones or, of more images, the user's own."""
+def find_rankings(model: str, dataset: str, split: str) -> Rankings | None:
+    """Find a dense tower's rankings by preservation, at the usual reduction point: shipped, or own of more images."""
     name = store_name(model, dataset, split)
     paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-b*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
-    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == block]
+    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == GoldenConfig.block]
     return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones

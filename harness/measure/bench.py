@@ -22,7 +22,6 @@ from harness.datasets.few_shot import draw, draw_train, require_apart, require_l
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan, check_plan, costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
-    BLOCK,
     Judge,
     OutcomeCache,
     Variant,
@@ -45,6 +44,7 @@ from harness.measure.tuning import (
     tuning_of,
 )
 from harness.models.towers import (
+    Tower,
     caption_features,
     load_tower,
     nameable,
@@ -74,7 +74,6 @@ from harness.records.record import (
 from zoo.core.files import digest, fingerprint
 from zoo.core.messages import best_precision, tower_name
 from zoo.learning.tuning import TuneConfig
-from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
@@ -96,9 +95,7 @@ def compare(
         For each model, dataset and number of shots the records of all rows, known ones included, seed by seed.
     """
     check_plan(plan)
-    require_towers(plan.recoveries, plan.models)
-    for name in plan.models:  # before the first is loaded
-        require_rows(name, product(plan.methods, plan.keeps))
+    require_models(plan)
     datasets = [get_dataset(name) for name in plan.datasets]
     pairs = _pairs([dataset.released() for dataset in datasets] if release else datasets, plan, progress)
     if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
@@ -148,24 +145,28 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     file = PromptFile.read(prompts)
     file.require_classes(dataset.classes)
     tuning = tuning_of(file)
-    require_towers(plan.recoveries, plan.models)
-    require_rows(plan.models[0], product(plan.methods, plan.keeps))
+    require_models(plan)
     bench = Bench.build(plan, plan.models[0], dataset, progress)
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
     return bench.measure(0), bench.judge(tuning, [row], tuned)
 
 
-def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
-    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
-    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in models}
-    for path in paths:
+def require_models(plan: Plan) -> None:
+    """Refuse, before a tower is loaded, what no row can show: recoveries without keep rate or of no tower of the plan.
+
+    Raises ValueError for these, and what `require_rows` does.
+    """
+    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in plan.models}
+    for path in plan.recoveries:
         file = RecoveryFile.read(path)
         if file.options.get("keep") is None:
             raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
         if file.model not in known:
             name = tower_name(file.model, file.tag)
             raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
+    for name in plan.models:
+        require_rows(name, product(plan.methods, plan.keeps))
 
 
 @dataclass
@@ -174,10 +175,9 @@ class Bench:
 
     plan: Plan
     dataset: Dataset
-    parts: ClipParts
+    tower: Tower
     rows: list[Variant]  # brought to the plan's device and precision
-    tag: str  # of the tower's weights
-    weights: str  # their fingerprint
+    weights: str  # fingerprint of the tower's
     progress: Progress
     known: Sequence[Record] = ()  # of earlier runs, the newest last: what they have isn't measured again
     costs: Costs = field(default_factory=dict)  # measured once
@@ -185,6 +185,7 @@ class Bench:
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
+        self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method != OPTIMIZED:  # which is in its place
                 row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
@@ -195,15 +196,15 @@ class Bench:
     ) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
-        dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
-        here = measured_here(plan, tag, weights).items()
+        weights = fingerprint(tower.vit)
+        here = measured_here(plan, tower.tag, weights).items()
         known = [record for record in known if all(getattr(record, name) == value for name, value in here)]
         if plan.match == "keep":
-            rows = variants(dense, arch, tag, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
+            rows = variants(tower, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
         else:
-            rows = matched_rows(dense, arch, tag, plan, progress, known)
-        rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        bench = cls(plan, dataset, tower.clip or without_text(tower), rows, tag, weights, progress, known)
+            rows = matched_rows(tower, plan, progress, known)
+        rows += recovered_rows(tower, plan.recoveries)
+        bench = cls(plan, dataset, tower, rows, weights, progress, known)
         if plan.optimized:
             try:
                 bench.rows.insert(1, optimized_row(bench.rows[0]))
@@ -241,7 +242,7 @@ class Bench:
         def find(rows: Sequence[Variant]) -> tuple[list[Record], list[Record]]:
             """Return the rows' records without measurement, and those that are known."""
             blanks = [self.blank(row, tuning, images) for row in rows]
-            old = (fitting(blank, self.known, self.plan.latency_rounds, ranked=ranked) for blank in blanks)
+            old = (fitting(blank, self.known, self.plan.timed_batches, ranked=ranked) for blank in blanks)
             return blanks, [record for record in old if record is not None]
 
         blanks, present = find(rows)
@@ -298,7 +299,7 @@ class Bench:
 
     def _add_times(self, rows: Sequence[Variant], records: list[Record]) -> list[Record]:
         """Return records with times where some lack them, as far as the machine is free enough to take them."""
-        if not any(lacks_times(record, self.plan.latency_rounds) for record in records):
+        if not any(lacks_times(record, self.plan.timed_batches) for record in records):
             return records
         costs, completed = self._costs(rows), []
         for row, record in zip(rows, records, strict=True):
@@ -314,7 +315,7 @@ class Bench:
         found = self.prompted_costs if prompted else self.costs
         if not found:
             every = rows if prompted else self.rows
-            found |= self._known_costs(every) or costs(every, self.plan.latency_rounds, self.progress)
+            found |= self._known_costs(every) or costs(every, self.plan.timed_batches, self.plan.rounds, self.progress)
         return found
 
     def _known_costs(self, rows: Sequence[Variant]) -> Costs:
@@ -324,7 +325,7 @@ class Bench:
             if record.method == DENSE:
                 found = {row.key: {} for row in rows if row.method == GOLDEN}
             alike = record.image_size == rows[0].vit.input_size
-            if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.latency_rounds):
+            if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.timed_batches):
                 own = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
                 setting = (record.model, record.method_config)
                 found |= {row.key: own for row in rows if (row.model, row.config) == setting}
@@ -334,7 +335,7 @@ class Bench:
     @functools.cached_property
     def outcomes(self) -> OutcomeCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
-        here = measured_here(self.plan, self.tag, self.weights)
+        here = measured_here(self.plan, self.tower.tag, self.weights)
         of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition, self.plan.foreground)
         conditions = digest(here, *of)
         folder = None if self.folder is None else self.folder / conditions
@@ -374,8 +375,7 @@ class Bench:
     @functools.cached_property
     def tuner(self) -> Tuner:
         """What learns tokens; it keeps the labelled images' features."""
-        origin = {"model": self.rows[0].model, "tag": self.tag, "weights": self.weights}
-        return Tuner(self.parts, self.dataset, progress=self.progress, **origin)
+        return Tuner(self.tower, self.dataset, weights=self.weights, progress=self.progress)
 
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
@@ -425,13 +425,13 @@ class Bench:
             image_size=row.vit.input_size,
             classes_judged=classes,
             **images,
-            **measured_here(self.plan, self.tag, self.weights),
+            **measured_here(self.plan, self.tower.tag, self.weights),
         )
 
     @functools.cached_property
     def rankings(self) -> Rankings | None:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
-        rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
+        rankings = find_rankings(self.tower.name, self.dataset.images_of, self.plan.split)
         if rankings is None and self.plan.split != FINAL:
             self.say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
@@ -454,15 +454,11 @@ class Bench:
         return [row for row in rows if row.method != GOLDEN]
 
     @property
-    def _tower(self) -> str:
-        return tower_name(self.rows[0].model, self.tag)
-
-    @property
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
         flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
-        return f"patchrank rank --model {self._tower} --dataset {flags} --full"
+        return f"patchrank rank --model {self.tower.name} --dataset {flags} --full"
 
 
 def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:

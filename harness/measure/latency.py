@@ -57,8 +57,8 @@ class LatencyPlan:
     bound_ms: float = 50.0  # on p99 of a server's latencies
 
     def __post_init__(self) -> None:
-        rounds = f"[{LEAST_ROUNDS}, inf)"
-        check_fields(self, rounds=rounds, seconds="[0, inf)", scenario=SCENARIOS, bound_ms="(0, inf)")
+        ranges = {"rounds": f"[{LEAST_ROUNDS}, inf)", "seconds": "[0, inf)", "bound_ms": "(0, inf)"}
+        check_fields(self, dtypes=DTYPES, scenario=SCENARIOS, **ranges)
         if self.rates and self.scenario != SERVER:
             raise ValueError(f"--rate {self.rates[0]:g} with --scenario {self.scenario}: give --scenario {SERVER}")
         if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:
@@ -109,20 +109,21 @@ def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool
     if not random_weights:
         require_rows(dense, pairs)
     tower = towers.find_tower(dense, random_weights=random_weights)
-    arch, tag = split_name(dense) if random_weights else (tower.arch, tower.tag)
     vit = tower.vit
-    rows = rows_of(vit, arch, tag, [(DENSE, 1.0), *([] if random_weights else pairs)])
+    if random_weights:
+        tower = tower._replace(name=".".join(split_name(dense)))
+    rows = rows_of(tower, [(DENSE, 1.0), *([] if random_weights else pairs)])
     for method, keep in pairs if random_weights else ():
         with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
             torch.manual_seed(0)
-            rows.append(_row(arch, reduce(vit, method=method, keep=keep)))
+            rows.append(_row(tower.arch, reduce(vit, method=method, keep=keep)))
     # The model of a folder or the hub may have been saved with a reduction method.
     saved = towers.create_pretrained(dense) if dense.startswith((FOLDER, HUB)) else None
     if isinstance(saved, ReducedViT) and saved.reducer is not None:
         model = reduce(vit, method=None)
         model.reducer = saved.reducer
-        rows.append(_row(arch, model))
-    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
+        rows.append(_row(tower.arch, model))
+    return Family(tag=tower.tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
 
 
 def _row(arch: str, vit: ReducedViT) -> Variant:

@@ -17,8 +17,9 @@ from scipy.optimize import isotonic_regression
 from harness.base.terminal import Progress
 from harness.datasets.base import SplitName
 from harness.measure.cost import count_costs, gflops
-from harness.measure.rows import MethodRate, Variant, rows_of
+from harness.measure.rows import MethodRate, Variant, make_row, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
+from harness.models.towers import Tower
 from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
@@ -66,10 +67,9 @@ class Plan:
     far: bool = False  # keep rows that can't come near the GFLOPs they should meet
 
     @property
-    def latency_rounds(self) -> dict[int, int]:
-        """Return the rounds at each batch size that is timed."""
-        sizes = (*self.batches, self.match_batch) if self.match == "time" else self.batches
-        return dict.fromkeys(sizes, self.rounds)
+    def timed_batches(self) -> list[int]:
+        """Batch sizes at which rows are timed."""
+        return list(dict.fromkeys((*self.batches, self.match_batch) if self.match == "time" else self.batches))
 
     def matched(self, *rates: float) -> dict[str, Any]:
         """Return the setting of a row whose time is that of the target at these keep rates."""
@@ -81,8 +81,7 @@ class Plan:
             return [Tuning(seed=self.seed)]
         count = self.num_tokens if self.tokens in PROMPTS else None
         seeds = range(self.seed, self.seed + self.seeds)
-        first = Tuning(shots=shots, seed=self.seed, kind=self.tokens, prompt_tokens=count)
-        return [replace(first, seed=seed) for seed in seeds]
+        return [Tuning(shots=shots, seed=seed, kind=self.tokens, prompt_tokens=count) for seed in seeds]
 
 
 def check_plan(plan: Plan) -> None:
@@ -135,7 +134,7 @@ class KeepSolver:
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
     def search(self, start: int) -> Search:
-        """Look, from ``start``, for the number of patch tokens whose cost is 1, under noise that any sample may have.
+        """Look, from ``start``, for the number of patch tokens whose cost is 1, although any sample may be disturbed.
 
         It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
         """
@@ -157,10 +156,10 @@ class KeepSolver:
         return best, off[best]
 
     def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
-        """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
+        """Return the counts whose cost may meet the goal, the likeliest first, by how far costs are ``off`` by count.
 
-        They are taken for the rising (isotonic) function that is nearest to them. Where all of it lies on one side,
-        their line goes on from the outermost, or its cost changes in proportion.
+        Costs are smoothed by isotonic regression, as they rise with the count. Where all lie on one side of the goal,
+        the line through them is extended; through a single one the cost is taken to be proportional to the count.
         """
         counts = sorted(off)
         rising = isotonic_regression([off[count] for count in counts]).x
@@ -194,10 +193,10 @@ def equal_times(
     plan: Plan,
     progress: Progress,
 ) -> dict[MethodRate, float]:
-    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
+    """Return the keep rates at which methods take the targets' times, by method and the target's keep rate.
 
-    There is none for a method that stays further off than `CLOSE`. Every step times the dense tower, the targets and
-    what all searches ask for in the same rounds.
+    Searches start at the latter. A method that stays further off than `CLOSE` has none. Every step times the dense
+    tower, the targets and what all searches ask for in the same rounds.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
@@ -230,9 +229,7 @@ def equal_times(
     return answers
 
 
-def matched_rows(
-    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress, known: Sequence[Record] = ()
-) -> list[Variant]:
+def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[Record] = ()) -> list[Variant]:
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
     Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
@@ -241,39 +238,33 @@ def matched_rows(
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
-    def row(method: str, keep: float) -> Variant:
-        return rows_of(dense, arch, tag, [(method, keep)])[0]
+    def build(method: str, keep: float) -> ReducedViT:
+        return make_row(tower, method, {"keep": keep}).vit
 
-    def solver(method: str) -> KeepSolver:
-        return KeepSolver(dense, lambda keep: row(method, keep).vit)
-
-    solvers = {method: solver(method) for method in methods if method != GOLDEN}
+    solvers = {name: KeepSolver(tower.vit, functools.partial(build, name)) for name in methods if name != GOLDEN}
     if plan.match == "gflops":
         keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
-        keeps, left = dict[MethodRate, float](), dict[MethodRate, KeepSolver]()
-        targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        for key in product((name for name in solvers if name != plan.match_to), targets):
-            if (keep := _known_keep(known, targets[key[1]], key, plan)) is None:
-                left[key] = solvers[key[0]]
-            else:
-                keeps[key] = keep
-        if left:
-            keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
+        targets = {rate: make_row(tower, plan.match_to, {"keep": rate}) for rate in plan.keeps}
+        keeps = _known_keeps(known, targets, plan)
+        every = product((name for name in solvers if name != plan.match_to), targets)
+        if left := {key: solvers[key[0]] for key in every if key not in keeps}:
+            keeps |= equal_times(tower.vit, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
     keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
-    every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
-    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
+    pairs = [(name, keeps[name, rate]) for name, rate in product(methods, plan.keeps) if (name, rate) in keeps]
+    rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *pairs]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
 
-def _known_keep(known: Sequence[Record], target: Variant, key: MethodRate, plan: Plan) -> float | None:
-    """Return a method's keep rate at a target's time by the newest record, if the target itself is known, too."""
-    found, (method, rate) = None, key
+def _known_keeps(known: Sequence[Record], targets: Mapping[float, Variant], plan: Plan) -> dict[MethodRate, float]:
+    """Return methods' keep rates at the targets' times by the newest records, where the target is known, too."""
+    rates = {rate for rate, one in targets.items() if any(record.method_config == one.config for record in known)}
+    keeps = dict[MethodRate, float]()
     for record in known:
         own = record.method_config.get(MATCHED, {"keeps": ()})
-        if record.method == method and rate in own["keeps"] and own == plan.matched(*own["keeps"]):
-            found = record.keep
-    return found if any(record.method_config == target.config for record in known) else None
+        if own == plan.matched(*own["keeps"]):
+            keeps |= {(record.method, rate): record.keep for rate in rates.intersection(own["keeps"])}
+    return keeps
 
 
 def _equal_gflops(
@@ -339,20 +330,22 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
         )
 
 
-def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
+def costs(
+    rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
+) -> dict[str, dict[str, Any]]:
     """Measure what every row costs, latency included, as fields of ``Record`` and metrics by the row's key.
 
-    ``rounds`` are those of each batch size; those at which the machine is too busy are told, and missing. A golden row
-    is no model one could run, so it has no costs.
+    Batch sizes at which the machine is too busy are told, and missing. A golden row is no model one could run, so it
+    has no costs.
     """
     real = {row.key: row for row in rows if row.method != GOLDEN}  # each once, as lines of a study share rows
     dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
     latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
     vits, counts = {key: row.vit for key, row in real.items()}, count_costs(list(real.values()), progress)
-    for batch, count in rounds.items():
+    for batch in batches:
         try:
-            with progress.task(f"latency at batch {batch}", count) as update:
-                timings = time_models(vits, batch, count, warmup=1, tick=update, patience=patience)
+            with progress.task(f"latency at batch {batch}", rounds) as update:
+                timings = time_models(vits, batch, rounds, warmup=1, tick=update, patience=patience)
         except BusyError as error:
             progress.say(f"batch {batch}: {error}")
             continue

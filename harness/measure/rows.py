@@ -25,7 +25,7 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.models.towers import TIMM
+from harness.models.towers import TIMM, Tower
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
@@ -43,7 +43,6 @@ from zoo.towers.vit import ReducedViT
 if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
-BLOCK = GoldenConfig.block
 # Of an outcome, where there is any: a row of values per image.
 PATCHWISE = ("scores", "token", "detail", "patch_distance", "foreground")
 COLUMNS = ("features", *PATCHWISE)
@@ -58,7 +57,7 @@ class Oracle(Pruner):
     method = GOLDEN
 
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
-        """Take what ``run`` laid in."""
+        """Return what ``run_blocks`` put in."""
         assert tokens.importance is not None
         return tokens.importance
 
@@ -112,20 +111,20 @@ def usual_methods() -> tuple[str, ...]:
     return tuple(name for name in known_methods() if name not in METHODS or METHODS[name].by_default)
 
 
-def variants(dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
-    """Make the rows for a dense tower, whose weights all share; raise what ``rows_of`` does."""
-    return rows_of(dense, arch, tag, [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)])
+def variants(tower: Tower, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
+    """Make the rows of a dense tower, whose weights all share; raise what ``rows_of`` does."""
+    return rows_of(tower, [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)])
 
 
-def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
-    """Make the rows for a dense tower, each method with keep rates of its own.
+def rows_of(tower: Tower, pairs: Iterable[MethodRate]) -> list[Variant]:
+    """Make the rows of a dense tower, each method with keep rates of its own.
 
     Raises ValueError for an unknown method, keep rates of one name, or one that a method can't do.
     """
     rows = dict[str, Variant]()
     for method, keep in pairs:
         require_method(method)
-        row = make_row(dense, arch, tag, method, {"keep": keep})
+        row = make_row(tower, method, {"keep": keep})
         if row.model in rows and method != DENSE:
             raise ValueError(
                 f"{row.model} twice, for keep rates {rows[row.model].keep:g} and {keep:g}: give each method "
@@ -154,36 +153,32 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 
 
 def make_row(
-    dense: ReducedViT,
-    arch: str,
-    tag: str,
-    method: str,
-    options: Mapping[str, Any],
-    what: str = "",
-    predictor: Path | None = None,
+    tower: Tower, method: str, options: Mapping[str, Any], what: str = "", predictor: Path | None = None
 ) -> Variant:
-    """Make a row of a known method with its ``options``, ``keep`` among them.
+    """Make a row of a dense tower by a known method with its ``options``, ``keep`` among them.
 
     A golden row prunes by golden rankings, which come later. ``predictor`` is a file in place of the tower's own.
     Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
     """
+    dense = tower.vit
     if method == DENSE:
-        return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)
+        return Variant(model=tower.arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)
     own: dict[str, Any] = {}
     if method == GOLDEN:
         vit, like = reduce(dense, method=None), next(dense.block_modules[0].parameters())
         vit.reducer = Oracle(
-            ReducerConfig(**{"reduce_at": (BLOCK,), **options}), dense.spec(device=like.device, dtype=like.dtype)
+            ReducerConfig(**{"reduce_at": (GoldenConfig.block,), **options}),
+            dense.spec(device=like.device, dtype=like.dtype),
         )
     else:
-        completed, file = with_predictor(arch, tag, method, dict(options), dense.depth, predictor)
+        completed, file = with_predictor(tower.arch, tower.tag, method, dict(options), dense.depth, predictor)
         vit = reduce(dense, method=method, **completed)
         if file is not None:
             load_predictor(vit, file)
             own["predictor"] = digest(file.path)
     assert vit.reducer is not None
     keep, config = options["keep"], vit.reducer.config.plain() | own
-    name = f"{arch}_{method}{round(100 * keep)}"
+    name = f"{tower.arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
 
 
@@ -194,12 +189,12 @@ def optimized_row(dense: Variant) -> Variant:
     return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
 
 
-def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:
-    """Make a row of each recovery of this tower, whose file says method and settings."""
+def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:
+    """Make a row of each recovery of a tower, whose file says method and settings."""
     rows = []
     for file in map(RecoveryFile.read, paths):
-        if (file.model, file.tag) == (arch, tag):
-            row, mark = make_row(dense, arch, tag, file.method, file.options), digest(file.path)
+        if (file.model, file.tag) == (tower.arch, tower.tag):
+            row, mark = make_row(tower, file.method, file.options), digest(file.path)
             vit, config = add_recovery(row.vit, file).eval(), row.config | {RECOVERY: mark}
             rows.append(replace(row, vit=vit, config=config, what=f"with recovery {mark}"))
     return rows

@@ -398,8 +398,9 @@ def capture(model: Call, images: Tensor) -> Call:
     """Capture one call; what is returned copies images to the graph's and replays it."""
     inside = images.clone()
     graph = torch.cuda.CUDAGraph()
-    # The images' device needn't be the current one, on which streams would be made.
-    with torch.cuda.device(images.device), torch.inference_mode():
+    # The images' device needn't be the current one, on which streams would be made. Nothing can be copied to it, so
+    # what libraries make without a device, such as timm the grid of DINOv3, is made there.
+    with torch.cuda.device(images.device), torch.device(images.device), torch.inference_mode():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -410,6 +411,7 @@ def capture(model: Call, images: Tensor) -> Call:
         with torch.cuda.graph(graph, stream=stream):
             features = model(inside)
 
+    @torch.inference_mode()
     def replay(batch: Tensor) -> object:
         inside.copy_(batch)
         graph.replay()

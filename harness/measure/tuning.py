@@ -17,14 +17,13 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import OURS, FewShot, batches, draw
 from harness.measure.rows import OutcomeCache, Variant, patch_features, require_rows, rows_of, run_blocks
-from harness.models.towers import load_tower, split_method, text_classifier, undo_preprocess
+from harness.models.towers import Tower, load_tower, split_method, text_classifier, undo_preprocess
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
 from zoo.core.messages import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
-from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
 from zoo.towers.vit import ReducedViT
 
@@ -83,18 +82,17 @@ def read_if_valid(
 
 @dataclass
 class Tuner:
-    """Tune models of one tower on labelled images of one dataset."""
+    """Tune models of one tower, which has a text tower, on labelled images of one dataset."""
 
-    parts: ClipParts
+    tower: Tower
     dataset: Dataset
     _: KW_ONLY
-    model: str
-    tag: str  # of the tower's weights
-    weights: str  # their fingerprint
+    weights: str  # the fingerprint of the image tower's
     progress: Progress
     draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
+        self.parts = self.tower.require_clip()
         self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
@@ -119,6 +117,7 @@ class Tuner:
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
         like = next(rows[0].vit.blocks.parameters())
         config = replace(config, dtype=precision_on(like.device, config.dtype))
+        self.parts.model.text.to(like.device)
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
         files = {key: self.read_cached(path) for key, path in paths.items()}
@@ -149,7 +148,7 @@ class Tuner:
         """Return where prompts are kept: by all that decides them."""
         like = next(row.vit.blocks.parameters())
         conditions = [
-            *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
+            *(self.tower.arch, self.tower.tag, self.weights, row.model, row.config, str(like.dtype)),
             *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
             *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
         ]
@@ -165,7 +164,7 @@ class Tuner:
             learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
         provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
         provenance["dataset_revision"] = self.dataset.condition
-        facts = {"model": self.model, "tag": self.tag, "dataset": self.dataset.name}
+        facts = {"model": self.tower.arch, "tag": self.tower.tag, "dataset": self.dataset.name}
         learner.save(path, row.vit, self.parts.model.logit_scale.item(), provenance, **facts)
         checkpoint.unlink(missing_ok=True)
 
@@ -188,11 +187,10 @@ def load_tuner(name: str, dataset: Dataset, *, draws: str, device: str, progress
     require_rows(dense, [pair])
     tower = load_tower(dense)
     parts = tower.require_clip()
-    (row,) = rows_of(tower.vit, tower.arch, tower.tag, [pair])
-    origin = {"model": tower.arch, "tag": tower.tag, "weights": fingerprint(row.vit)}
-    parts.model.visual = row.vit
+    (row,) = rows_of(tower, [pair])
+    weights, parts.model.visual = fingerprint(row.vit), row.vit
     parts.model.to(device)
-    return row, Tuner(parts, dataset, **origin, draws=draws, progress=progress)
+    return row, Tuner(tower, dataset, weights=weights, draws=draws, progress=progress)
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:

@@ -182,7 +182,7 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
     unseen: dict[str, tuple[str, ...]] = {}
     for name in dataset.classes:
         try:
-            rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0])
+            rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0].cpu())
         except UnseenWordsError as error:
             unseen[name] = error.words
             rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
@@ -207,7 +207,7 @@ def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device:
     for start in range(0, len(texts), TEXTS):
         tokens = parts.tokenizer(list(texts[start : start + TEXTS]))
         try:
-            rows.append(parts.model.encode_text(tokens.to(device), normalize=True).float().cpu())
+            rows.append(parts.model.encode_text(tokens, normalize=True).float().cpu())
         except UnseenWordsError as error:
             raise UnseenWordsError(error.words[:NAMED], f"captions of {where}") from error
     text.cpu()

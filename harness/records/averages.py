@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ from harness.records.statistics import (
     mean_interval,
     over_images,
     paired_mean,
-    paired_p,
     sign_flip,
+    sign_flip_exact,
     together,
 )
 from zoo.core.messages import tower_name
@@ -47,7 +48,7 @@ from zoo.loading.sizes import SIZES
 CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
-ENDS = ("mean", "low", "high")  # of what is measured
+ENDS = ("mean", "low", "high")  # parts of a `Measured`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,11 @@ class Average:
         """(image_count,) for how many seeds each image was right."""
         return np.sum([r.correct for r in self.records], axis=0)
 
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(image_count,) for what share of the seeds each image was right."""
+        return self.hits / len(self.records)
+
     def measured(self, name: str) -> Measured | None:
         """Return a metric; None where a record lacks it, or there is no dense row to compare with.
 
@@ -104,7 +110,7 @@ class Average:
             if self.dense is None:
                 return None
             # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
-            counts = bootstrap_counts(self.hits - self.dense.hits, seed=0)
+            counts = bootstrap_counts(self.hits - self.dense.hits)
             mean, low, high = (count / len(self.records) for count in counts)
             return Measured(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
@@ -114,7 +120,7 @@ class Average:
         if name == "top1":
             ends = mean_interval([one.mean for one in own])[1:]
             numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
-        elif (values := self.per_image(name)) is not None and (found := over_images(values, groups=self.first.groups)):
+        elif (values := self.per_image(name)) is not None and (found := over_images(values, self.first.groups)):
             numbers |= zip(ENDS, found, strict=True)
         return Measured(**numbers)
 
@@ -302,18 +308,20 @@ def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> lis
     """Return of pairs the p-value that both are equally near dense, on the same images; None without values."""
     known = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
     values = [(known[id(row)], known[id(other)], row.first.groups) for row, other in pairs]
-    return [None if a is None or b is None else sign_flip(a - b, 0, groups) for a, b, groups in values]
+    return [None if a is None or b is None else sign_flip(a - b, groups) for a, b, groups in values]
 
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
     """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
     a, b, groups = row.per_image(metric.name), other.per_image(metric.name), row.first.groups
-    return None if a is None or b is None else (paired_mean(a, b, 0, groups), sign_flip(a - b, 0, groups))
+    return None if a is None or b is None else (paired_mean(a, b, groups), sign_flip(a - b, groups))
 
 
 def row_p(row: Average, other: Average) -> float:
-    """Return the exact p-value that two rows are equally often right; see `paired_p`."""
-    return paired_p(row.hits, other.hits, len(row.records), len(other.records))
+    """Return the exact p-value that two rows are equally often right on the same images; see `sign_flip_exact`."""
+    whole = lcm(len(row.records), len(other.records))
+    a, b = (each.hits * (whole // len(each.records)) for each in (row, other))
+    return sign_flip_exact(a - b)
 
 
 def time_ratio(latency: Sequence[Times], batch: int) -> float | None:

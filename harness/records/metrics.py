@@ -154,7 +154,8 @@ class Metric:
     plotted: str = ""  # what the files of its plots against cost begin with; empty: it has none
     least: float = -1e9  # that it can be; rounding may take it a little further
     most: float = 1e9
-    interval: str = "bootstrap"  # over images, of ``INTERVALS``
+    # Of (n,) values, one per image, and the images' groups.
+    interval: Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None] = statistics.over_images
     stored: bool = True  # whether records keep the value of each image
 
     @property
@@ -188,17 +189,10 @@ class Metric:
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        found = INTERVALS[self.interval](values, groups)
+        found = self.interval(values, groups)
         if found is None:
             return None
         return Measured(mean=found.estimate, low=found.low, high=found.high, values=packed, at=at, chance=chance)
-
-
-INTERVALS: dict[str, Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None]] = {
-    "bootstrap": lambda values, groups: statistics.over_images(values, groups=groups),
-    "wilson": lambda v, _: Interval(float(v.mean()), *statistics.wilson_interval(int(v.sum()), len(v))),
-    "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
-}
 
 
 METRICS: dict[str, Metric] = {}  # as their columns stand
@@ -360,12 +354,18 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
+@metric(
+    "top1", heading="Top-1, %", **SHARE, bound="", plotted="accuracy",
+    interval=lambda values, _: statistics.wilson_interval(values),
+)  # fmt: skip
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
 
-@metric("diff_to_dense", heading="To dense", **DIFFERENCE, interval="paired")
+@metric(
+    "diff_to_dense", heading="To dense", **DIFFERENCE,
+    interval=lambda values, _: statistics.paired_difference(values > 0, values < 0),
+)  # fmt: skip
 def _diff_to_dense(sample: Sample) -> Found:
     if sample.dense is None or sample.hits is None or sample.dense.hits is None:
         return None
@@ -492,7 +492,6 @@ def recalls(features: Tensor, captions: Captions) -> dict[str, NDArray[Any]]:
     ``recall_text_K`` tells whether a text of the image is among the K nearest of all texts; ``recall_image_K`` is the
     share of its texts for which it, or another image of theirs, is among the K nearest images.
     """
-    _require_finite(features)
     images, texts = captions.pairs.T
     by_image = found_after(features, captions.features, captions.pairs)
     by_text = found_after(captions.features, features, np.ascontiguousarray(captions.pairs[:, ::-1]))[texts]

@@ -6,7 +6,6 @@ statsmodels would bring pandas along.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
 FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flip`
+SEED = 0  # of what is drawn: the same values always have the same interval and p-value
 LEAST_ROUNDS = 6  # from which on a median has an interval
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
@@ -53,12 +53,13 @@ def finite_sample(values: ArrayLike) -> NDArray[np.float64]:
     return sample
 
 
-def wilson_interval(k: int, n: int) -> tuple[float, float]:
-    """Return the ends of the Wilson score interval of a share of k successes in n trials."""
+def wilson_interval(hits: ArrayLike) -> Interval:
+    """Return the share of (n,) hits, bool or 0 and 1, with its Wilson score interval."""
     from scipy.stats import binomtest
 
-    low, high = binomtest(k, n).proportion_ci(1 - LEVEL, method="wilson")
-    return float(low), float(high)
+    sample = finite_sample(hits)
+    low, high = binomtest(int(sample.sum()), sample.size).proportion_ci(1 - LEVEL, method="wilson")
+    return Interval(float(sample.mean()), float(low), float(high))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -95,26 +96,26 @@ def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, in
     return int((a & ~b).sum()), int((b & ~a).sum()), a.size
 
 
-def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, seed: int) -> Interval:
+def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike) -> Interval:
     """Return top-1 of a minus that of b, both (n,) bool of the same images, with a percentile bootstrap over images."""
     only_a, only_b, n = discordant(correct_a, correct_b)
-    return _bootstrap_shares(np.array([only_a, only_b, n - only_a - only_b]), np.array([1, -1, 0]), seed)
+    return _bootstrap_shares(np.array([only_a, only_b, n - only_a - only_b]), np.array([1, -1, 0]))
 
 
-def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
+def bootstrap_counts(values: ArrayLike) -> Interval:
     """Return what `bootstrap_mean` does, quickly where few values are distinct, such as numbers of seeds."""
     distinct, counts = np.unique(finite_sample(values), return_counts=True)
-    return _bootstrap_shares(counts, distinct, seed)
+    return _bootstrap_shares(counts, distinct)
 
 
-def _bootstrap_shares(counts: NDArray[np.int64], worths: NDArray[Any], seed: int) -> Interval:
+def _bootstrap_shares(counts: NDArray[np.int64], worths: NDArray[Any]) -> Interval:
     """Draw how many images fall into each outcome, a multinomial, so that no image is ever indexed."""
     n = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
+    drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=RESAMPLES)
     return Interval(float(counts @ worths / n), *_percentiles(drawn @ worths / n))
 
 
-def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
+def bootstrap_mean(values: ArrayLike, groups: ArrayLike | None = None, seed: int = SEED) -> Interval:
     """Return the mean over images (of Kendall taus, say) with a percentile bootstrap; ValueError for NaN.
 
     Images of one of the ``groups``, (n,) numbers from 0, such as crops of one photograph, say less than as many others,
@@ -135,16 +136,16 @@ def _resampled(sums: NDArray[np.float64], sizes: NDArray[Any] | None, seed: int)
     return np.concatenate(ratios)
 
 
-def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
+def paired_mean(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> Interval:
     """Return the mean of a minus b over the same images, with the interval of `bootstrap_mean`."""
-    return bootstrap_mean(np.subtract(a, b, dtype=np.float64), seed, groups)
+    return bootstrap_mean(np.subtract(a, b, dtype=np.float64), groups)
 
 
-def paired_ratio(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
+def paired_ratio(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> Interval:
     """Return the mean of ``a`` over the mean of ``b`` on the same images, with the resampling of `bootstrap_mean`."""
     both = [finite_sample(values) for values in (a, b)]
     top, bottom = both if groups is None else (_sums(values, groups) for values in both)
-    return Interval(float(top.sum() / bottom.sum()), *_percentiles(_resampled(top, bottom, seed)))
+    return Interval(float(top.sum() / bottom.sum()), *_percentiles(_resampled(top, bottom, SEED)))
 
 
 def _sums(values: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:
@@ -156,7 +157,7 @@ def _percentiles(resampled: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> Interval | None:
+def over_images(values: ArrayLike, groups: ArrayLike | None = None, seed: int = SEED) -> Interval | None:
     """Return the mean of (B,) values, one per image, those that are NaN left out; None of fewer than two.
 
     The interval and the groups are those of `bootstrap_mean`.
@@ -166,7 +167,7 @@ def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = Non
         return None
     defined = ~np.isnan(every)
     left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
-    mean, low, high = bootstrap_mean(every[defined], seed, left)
+    mean, low, high = bootstrap_mean(every[defined], left, seed)
     return Interval(mean, min(low, mean), max(high, mean))  # equal values leave it out by the last digit
 
 
@@ -209,7 +210,7 @@ def sign_flip_exact(differences: ArrayLike) -> float:
     return min(1.0, max(2 * tail, 2.0 ** (1 - min(int(counts.sum()), _DEEP))))
 
 
-def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None) -> float:
+def sign_flip(differences: ArrayLike, groups: ArrayLike | None = None) -> float:
     """Return the two-sided p-value that the mean of paired differences is zero.
 
     Where the two of a pair could be exchanged, each difference is as likely as its negative. Of up to 14 differences
@@ -223,7 +224,7 @@ def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None
     least = _NEAR * abs(sample.sum())
     if sample.size <= _ALL:
         return float((np.abs(_signed_sums(sample)) >= least).mean())
-    generator, sums = np.random.default_rng(seed), np.zeros(FLIPS)
+    generator, sums = np.random.default_rng(SEED), np.zeros(FLIPS)
     for part in np.pad(sample, (0, -sample.size % 8)).reshape(-1, 8):  # eight signs are the bits of a random byte
         sums += _signed_sums(part)[generator.integers(256, size=FLIPS, dtype=np.uint8)]
     return float(((np.abs(sums) >= least).sum() + 1) / (FLIPS + 1))
@@ -235,16 +236,6 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     for value in values:
         sums = np.concatenate([sums - value, sums + value])
     return sums
-
-
-def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
-    """Return the exact p-value that two rows are equally often right on the same images.
-
-    Hits are (n,), how many of the seeds were right on each image; bool of one seed.
-    """
-    whole = lcm(seeds_a, seeds_b)
-    a, b = (np.asarray(hits, dtype=np.int64) * (whole // n) for hits, n in ((hits_a, seeds_a), (hits_b, seeds_b)))
-    return sign_flip_exact(a - b)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -286,7 +277,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 
 
 def minimum_detectable_difference(n: int, discordance: float) -> float | None:
-    """Return the least difference in top-1 that `paired_p` finds with a power of 80 %; None if none will do.
+    """Return the least difference in top-1 that McNemar's exact test finds with a power of 80 %; None if none will do.
 
     Discordant images, the share of n on which two models disagree, are binomial among all n, and those of the
     better model among them: exact, no normal approximation. Source: Duffy, 1984.

@@ -1,4 +1,4 @@
-"""What differs between two records of one row: beyond bounds, for `check`; by a test, between two runs."""
+"""What differs between two records of one row: beyond bounds, for `check`; by intervals, between two runs."""
 
 import json
 import math
@@ -110,7 +110,7 @@ class Pair:
         a, b = self.then.per_image(name), self.now.per_image(name)
         if a is None or b is None:
             return now - then if self.then.golden_images == self.now.golden_images else None
-        return paired_difference(b > 0, a > 0, 0) if name == "top1" else paired_mean(b, a, 0, self.then.groups)
+        return paired_difference(b > 0, a > 0) if name == "top1" else paired_mean(b, a, self.then.groups)
 
     @property
     def conditions(self) -> list[Movement]:

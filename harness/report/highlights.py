@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import combinations, product
 
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell, figure
-from harness.records.averages import Average, Level, fidelity_ps, labels, levels, time_ratio, tower_of
+from harness.records.averages import Average, Level, cost_of, fidelity_ps, labels, levels, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, Record, differing
 from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, together
@@ -60,10 +60,10 @@ class Standing:
     @property
     def cost(self) -> str:
         """What the rows cost, in words."""
-        target, batch, dense = self.levels[0].target, self.levels[0].batch, self.groups[0].rows[0]
+        batch, dense = self.levels[0].batch, self.groups[0].rows[0]
+        own, whole = cost_of(self.levels[0].target, batch) or 0, dense.method == DENSE and dense.mean("gflops")
         if batch is not None:
-            return f"{100 * (time_ratio(target.latency, batch) or 0):.0f} % of dense's time at batch {batch}"
-        own, whole = target.mean("gflops"), dense.method == DENSE and dense.mean("gflops")
+            return f"{100 * own:.0f} % of dense's time at batch {batch}"
         return f"{100 * own / whole:.0f} % of dense's multiply-adds" if whole else f"{own:.2f} GFLOPs"
 
     def sentence(self) -> str:

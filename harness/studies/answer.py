@@ -6,9 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -216,7 +213,7 @@ def _differences(row: Average, first: Average, dense: Average) -> dict[str, tupl
     found: dict[str, tuple[Interval, float | None]] = {}
     others = {"to_dense": dense} | ({} if first is row else {"to_first": first})
     for name, other in others.items() if dense.first.labelled else ():
-        found[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
+        found[name] = bootstrap_mean(row.shares - other.shares), row_p(row, other)
     if first is row:
         return found
     for name, metric in TESTED.items():
@@ -227,11 +224,6 @@ def _differences(row: Average, first: Average, dense: Average) -> dict[str, tupl
         pairs = zip(row.records, first.records, strict=True)
         found["over_seeds"] = mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in pairs]), None
     return found
-
-
-def _share(row: Average) -> NDArray[np.float64]:
-    """Return (image_count,) for what share of the seeds each image was right."""
-    return row.hits / len(row.records)
 
 
 def _images(dense: Record) -> str:
@@ -309,17 +301,16 @@ def _bench(
     case: StudyCase, lines: Sequence[StudyLine], foreground: bool, known: Sequence[Record], folder: Path | None
 ) -> tuple[Bench, Variant]:
     """Return a bench of the dense model and all lines that knows what they cost, and the dense model."""
-    config, tower = case.config, case.tower
-    assert tower.clip is not None
+    config = case.config
     plan = Plan(
         models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
         seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
-    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
+    bench = Bench(plan, case.dataset, case.tower, rows, case.weights, case.progress, known, folder=folder)
     # Other seeds cost the same as the first.
-    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
+    first = costs([dense, *(line.rows[0] for line in lines)], plan.timed_batches, plan.rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     return bench, dense
@@ -330,9 +321,8 @@ def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
     if first.prompted:
-        bench.prompted_costs = dict.fromkeys(
-            (row.key for row in line.rows), costs([first], {}, bench.progress)[first.key]
-        )
+        cost = costs([first], (), 0, bench.progress)[first.key]
+        bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])

@@ -39,7 +39,7 @@ def judge(
         for method in dict.fromkeys((plan.match_to, *asked)):
             try:
                 if method in METHODS:
-                    make_row(tower.vit, tower.arch, tower.tag, method, {"keep": max(plan.keeps)})
+                    make_row(tower, method, {"keep": max(plan.keeps)})
             except (ValueError, FileNotFoundError) as error:
                 if method == plan.match_to:
                     raise
@@ -98,7 +98,7 @@ def _cell(row: Average, against: Average | None) -> Cell:
     other = None if against is None else against.per_image(DISTANCE.name)
     if values is None or other is None or row is against or not min(other) > 0:  # of no distance nothing is a multiple
         return Cell(DISTANCE.text(mean), mean)
-    ratio, low, high = paired_ratio(values, other, 0, row.first.groups)
+    ratio, low, high = paired_ratio(values, other, row.first.groups)
     return Cell(f"{DISTANCE.text(mean)}, x{ratio:.2f} [{low:.2f}, {high:.2f}]", mean)
 
 

@@ -17,7 +17,7 @@ from harness.base.table import NOT_MEASURED, Table, figure, json_values
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.records.averages import Average, tower_of
-from harness.records.record import DENSE, Record
+from harness.records.record import DENSE
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.studies.answer import StudyRow, StudyTable
 from harness.studies.questions import (
@@ -74,27 +74,24 @@ MEAN = "mean"  # over all datasets
 RATIOS = ("gflops", "latency")  # compared by dividing
 
 
-def read(measure: str, records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval | None:
-    """Read the records of one line, one per seed, or compare them with another's if these are given.
+def read(measure: str, row: Average, reference: Average | None = None) -> Interval | None:
+    """Read a measure of one line, or compare the line with another if one is given.
 
     Either is a mean over seeds with a 95 % interval, None where it wasn't measured. Of times it is of the largest
     batch, with the quartiles, or the ratio to dense in the same rounds.
     """
-    first, row = records[0], Average(records=tuple(records))
     if measure == "top1":
-        right = row.hits / len(records)
-        if reference is not None:
-            right = right - Average(records=tuple(reference)).hits / len(reference)
-        elif len(records) == 1:
-            return _percent(float(right.mean()), *wilson_interval(int(right.sum()), right.size))
-        return _percent(*bootstrap_mean(right, seed=0))
+        right = row.shares if reference is None else row.shares - reference.shares
+        if reference is None and len(row.records) == 1:
+            return _percent(*wilson_interval(right))
+        return _percent(*bootstrap_mean(right))
     if measure == "match":
         match = row.measured("match_at_k")
         return None if reference or match is None else _percent(match.mean, match.low, match.high)
     if measure == "gflops":
-        count, other = first.mean("gflops"), 1.0 if reference is None else reference[0].mean("gflops")
+        count, other = row.mean("gflops"), 1.0 if reference is None else reference.mean("gflops")
         return None if count is None or other is None else exact(count / other)
-    last = max(first.latency or (), key=lambda entry: entry.batch, default=None)
+    last = max(row.first.latency, key=lambda entry: entry.batch, default=None)
     if last is None or reference is not None:
         return None if last is None else last.ratio
     return Interval(*(ms / last.batch for ms in (last.median_ms, last.q1_ms, last.q3_ms)))
@@ -131,12 +128,12 @@ class PaperRow:
         known = [self.by_dataset.get(name) for name in datasets]
         return None if not known or None in known else float(np.mean(np.array(known, float)))
 
-    def records(self, tables: Mapping[str, StudyTable]) -> dict[str, Sequence[Record]]:
-        """Return the records that the row is made of, by dataset; none where no line fits."""
+    def lines(self, tables: Mapping[str, StudyTable]) -> dict[str, Average]:
+        """Return what was measured of the first line that fits the row, by dataset; none where no line fits."""
         if not self.labels and self.method == DENSE:  # which is a line of no study
-            return {name: [table.dense] for name, table in tables.items()}
+            return {name: Average(records=(table.dense,)) for name, table in tables.items()}
         every = {name: [row for row in table.rows if self._fits(row, name)] for name, table in tables.items()}
-        return {name: rows[0].records for name, rows in every.items() if rows}
+        return {name: rows[0].average for name, rows in every.items() if rows}
 
     def _fits(self, row: StudyRow, dataset: str) -> bool:
         labels, first = {name: value.replace(JUDGED, dataset) for name, value in self.labels.items()}, row.records[0]
@@ -335,10 +332,10 @@ def compare_rows(name: str, config: StudyConfig, tables: Sequence[StudyTable]) -
     """Put what a study measured on some datasets beside the paper's rows."""
     by_dataset, dense = {table.dense.dataset: table for table in tables}, tables[0].dense
     results: dict[str, PaperResult] = {}
-    records: dict[str, dict[str, Sequence[Record]]] = {}
+    lines: dict[str, dict[str, Average]] = {}
     for row in paper_rows(name, config, len(dense.tokens_per_block or ())):
-        others, reference = records.get(row.against or "", {}), results.get(row.against or "")
-        own = records[row.name] = row.records(by_dataset)
+        others, reference = lines.get(row.against or "", {}), results.get(row.against or "")
+        own = lines[row.name] = row.lines(by_dataset)
         ours = {dataset: read(row.measure, part) for dataset, part in own.items()}
         to = {each: read(row.measure, part, others[each]) for each, part in own.items() if each in others}
         mean, base = row.mean_over([*by_dataset]), None if reference is None else reference.paper[MEAN]

@@ -125,7 +125,7 @@ class StudyCase:
         return replace(self.config.golden, **changes)
 
     def truth(self, golden: GoldenConfig) -> RankingSpec:
-        """Rank the images that are judged."""
+        """Return which golden rankings the judged images have; they are made if they are missing."""
         spec = RankingSpec(self.dataset.images_of, self.config.split, golden, self.config.limit)
         self._rankings(spec)
         return spec
@@ -221,14 +221,13 @@ class StudyCase:
 
     def _build(self, kind: Kind, keep: float, truth: RankingSpec | None) -> Variant:
         method, settings, predictor = kind
-        tower, options = self.tower, {"keep": keep, **dict(settings)}
-        path = None if predictor is None else predictor.path
+        options, path = {"keep": keep, **dict(settings)}, None if predictor is None else predictor.path
         number = f"({len(self.made)})"  # tells it from others of its name
         if predictor is not None and path is None:  # a dry run has no weights for it, so another model stands there
             options = {"keep": keep, "reduce_at": options.get("reduce_at", predictor.golden.block)}
-            row = make_row(tower.vit, tower.arch, tower.tag, "random", options, number)
+            row = make_row(self.tower, "random", options, number)
             return replace(row, method=method)
-        row = make_row(tower.vit, tower.arch, tower.tag, method, options, predictor=path)
+        row = make_row(self.tower, method, options, predictor=path)
         if method == DENSE:
             return row
         rankings = None if truth is None else self._rankings(truth)
@@ -249,8 +248,8 @@ class StudyCase:
         if len(rankings or ()) < len(image_ids):
             if self.stock is not None:
                 return None
-            how: dict[str, Any] = {"limit": spec.limit, "dtype": AUTO, "device": self.config.device}
-            job = RankJob(model=self.tower.name, source=source, config=spec.golden, **how)
+            name, device = self.tower.name, self.config.device
+            job = RankJob(model=name, source=source, config=spec.golden, limit=spec.limit, dtype=AUTO, device=device)
             rankings = Rankings.read(rank(job, self.progress).path)
         assert rankings is not None
         return rankings.take(image_ids)
@@ -290,11 +289,8 @@ class StudyCase:
         return None
 
     def _tuner(self) -> Tuner:
-        assert self.tower.clip is not None
-        return Tuner(
-            self.tower.clip, get_dataset(self.dataset.name), model=self.tower.arch, tag=self.tower.tag,
-            weights=self.weights, progress=self.progress, draws=self.config.draws,
-        )  # fmt: skip
+        dataset, draws = get_dataset(self.dataset.name), self.config.draws
+        return Tuner(self.tower, dataset, weights=self.weights, progress=self.progress, draws=draws)
 
 
 def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:

@@ -359,7 +359,7 @@ def test_a_dpt_head_runs_unchanged():
 def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Path):
     """With embed's vectors, of pictures that are turned by EXIF or have 16 bits, and of texts."""
     if name == "local-dir":
-        tower = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=0).eval()
+        tower = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3).eval()  # a classifier
         timm.models.save_for_hf(zoo.reduce(tower, method="tome", keep=0.5), tmp_path / "own", safe_serialization=True)
         name = f"local-dir:{tmp_path}/own"
     flags = ["--format", "sentence-transformers", "--folder", str(tmp_path / "out")]
@@ -386,6 +386,8 @@ def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Pat
     with pytest.raises(ValueError, match=r"open pictures with|'text' is not supported"):
         model.encode(["photo.jpg"])
     own, remote = str(tmp_path / "out"), {"trust_remote_code": True}
-    prepared = transformers.AutoProcessor.from_pretrained(own, **remote)(images=images)
+    processor = transformers.AutoProcessor.from_pretrained(own, **remote)
+    prepared = processor(images=images)
+    assert torch.equal(processor(images=images[0])["pixel_values"], prepared["pixel_values"][:1])
     features = transformers.AutoModel.from_pretrained(own, **remote).get_image_features(**prepared)
     np.testing.assert_allclose(F.normalize(features).numpy(), wanted, atol=1e-5)

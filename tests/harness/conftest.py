@@ -230,10 +230,8 @@ class QuickTuner:
         self.folder = folder
         self.calls: list[dict[str, Any]] = []
         self.salt = 0
-        self.facts: dict[str, Any] = {}
 
-    def __call__(self, parts: ClipParts, dataset: Dataset, **facts: Any) -> "QuickTuner":
-        self.dataset, self.facts = dataset, facts
+    def __call__(self, *_: Any, **__: Any) -> "QuickTuner":
         return self
 
     def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:

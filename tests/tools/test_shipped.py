@@ -8,6 +8,7 @@ from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan
 from harness.measure.rows import outcomes, variants
+from harness.models.towers import Tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import fingerprint
 from zoo.loading.clip import ClipParts, create_clip
@@ -50,7 +51,8 @@ def test_rankings_are_of_this_tower_and_these_images_and_come_out_again(dataset:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_predictor_agrees_with_golden_rankings_it_never_saw(dataset: str, embedded: ClipParts):
     split = subset(get_dataset(dataset).split("test"), 16)
-    rows = variants(embedded.model.visual, ARCH, TAG, ["patchrank", "random", "clsattn"], [0.6])
+    tower = Tower(embedded.model.visual, embedded.preprocess, f"{ARCH}.{TAG}")
+    rows = variants(tower, ["patchrank", "random", "clsattn"], [0.6])
     found = outcomes(rows, split, embedded.preprocess)
     golden = shipped(dataset).of(split.image_ids)
     tau = {row.method: kendall_tau(found[row.model].scores, golden).mean() for row in rows}

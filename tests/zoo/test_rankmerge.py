@@ -142,6 +142,13 @@ def test_a_mask_on_a_gpu_has_the_queries_dtype_and_rows_that_begin_at_multiples_
         assert attention.as_mask(bias, bias) is bias  # on a CPU nothing is copied
 
 
+def test_long_sequences_attend_by_channels_on_a_gpu_in_low_precision():
+    for count, dtype in ((1023, torch.bfloat16), (1024, torch.float32), (1024, torch.float16)):
+        query, key, bias = Mock(dtype=dtype, is_cuda=True), torch.empty(2, 3, count, 8), torch.empty(2, 1, 1, count)
+        assert attention._prefers_channels(query, key, bias) == (dtype == torch.float16)
+        assert not attention._prefers_channels(key.to(dtype), key, bias)
+
+
 def test_towers_attend_by_channels_or_by_a_mask(tower: zoo.ReducedViT, images: Tensor, monkeypatch):
     masks = []
 

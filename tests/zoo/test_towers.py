@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,21 @@ from lively import lively
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from timm.models.vision_transformer import ResPostBlock
-from tiny_towers import OPEN_CLIP, TIMM, build, check_any_order, check_export, check_methods, images_of, reduced
+from tiny_towers import (
+    OPEN_CLIP,
+    TIMM,
+    build,
+    check_any_order,
+    check_export,
+    check_methods,
+    images_of,
+    options_of,
+    reduced,
+)
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import zoo
 from zoo.core.host import Host
@@ -46,6 +60,39 @@ def test_every_method_on_every_tower(kind: str):
     check_any_order(tower)
     if kind in ("siglip b16", "rope mixed", "beit", "coca"):
         check_export(tower)
+
+
+class NoLists(TorchFunctionMode):
+    """Refuse numbers of Python as tensors or indices, which would be copied from the host."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.tensor, torch.as_tensor)
+        if func is Tensor.__getitem__:
+            assert list not in map(type, args[1] if isinstance(args[1], tuple) else args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuse tensors of the host, and sums that a GPU takes in any order."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        assert {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)} <= {"meta"}, func
+        assert not re.search("(index|scatter)_(add|put)", str(func))
+        return out
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_cuda_graph_can_hold_every_method_and_gives_the_same_each_time(kind: str):
+    """By a device without numbers, which refuses to wait for one."""
+    images, tower = images_of(build(kind), 2).to("meta"), build(kind).to("meta")
+    for method in sorted(zoo.METHODS.keys() - (NEEDS_QUERY if kind in QUERYLESS else ())):
+        models = [reduced(tower, method, keep=0.5, **options_of(method))]
+        with suppress(ValueError):
+            models.append(zoo.optimize(models[0]))
+        for model in models:
+            with torch.device("meta"), OnDevice(), NoLists():
+                model(images)
 
 
 @pytest.mark.parametrize("kind", KINDS)

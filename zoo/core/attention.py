@@ -4,13 +4,14 @@ Layers are typed Any: torch types their attributes as Tensor | Module.
 Shapes: B images, T tokens of width D, H heads of d channels.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LONG = 1024  # keys from which on a mask may cost more than the seven launches of more channels; not measured
 
 
 class PoolingQuery(NamedTuple):
@@ -93,34 +94,13 @@ def attend_by_channels(
 
 
 def _prefers_channels(query: Tensor, key: Tensor, bias: Tensor) -> bool:
-    """Tell whether to attend by channels: on GPUs in low precision, whose flash kernels refuse a mask, if faster."""
+    """Tell whether to attend by channels: on GPUs in low precision from ``LONG`` keys on.
+
+    Flash kernels take no mask. A rule and no timing, which would give the same images other features now and then.
+    """
     low = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    if torch.compiler.is_compiling() or not low or bias.shape != (len(key), 1, 1, key.shape[2]):
-        return False
-    kind = (query.device, query.dtype, key.shape[1], key.shape[3])
-    if kind not in _CHANNELS and not torch.cuda.is_current_stream_capturing():
-        _CHANNELS[kind] = _time_channels(*kind)
-    return _CHANNELS.get(kind, False)
-
-
-_CHANNELS: dict[tuple[torch.device, torch.dtype, int, int], bool] = {}  # whether they are faster, once measured
-
-
-def _time_channels(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> bool:
-    """Time both forms on 16 images of 160 tokens; tell whether channels take less than 0.9 of the mask's time."""
-    query, bias = (torch.zeros(16, *shape, device=device, dtype=dtype) for shape in ((heads, 160, width), (1, 1, 160)))
-    seconds: list[float] = []
-    with torch.no_grad():
-        for turn in range(20):
-            torch.cuda.synchronize(device)
-            begin = time.perf_counter()
-            if turn % 2:
-                attend_by_channels(query, query, query, bias)
-            else:
-                F.scaled_dot_product_attention(query, query, query, attn_mask=bias)
-            torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - begin)
-    return min(seconds[1::2]) < 0.9 * min(seconds[::2])
+    fits = key.shape[2] >= LONG and bias.shape == (len(key), 1, 1, key.shape[2])
+    return low and fits and not torch.compiler.is_compiling()
 
 
 def split_heads(shape: tuple[int, int], *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

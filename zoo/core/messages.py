@@ -28,8 +28,8 @@ def tower_name(model: str, tag: str) -> str:
 def check_fields(config: Any, **allowed: Collection[str]) -> None:
     """Refuse, by ValueError, fields of a dataclass that are not among the names, or in the interval, allowed.
 
-    An interval is a text such as ``[1, inf)``. Fields annotated as int take integers alone; None passes where it is
-    the default.
+    Of a tuple each value is to be among the names. An interval is a text such as ``[1, inf)``. Fields annotated as int
+    take integers alone; None passes where it is the default.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
     hints = get_type_hints(type(config))  # in a module with annotations as text, fields hold no types
@@ -38,8 +38,9 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
         if value is None and field.default is None:
             continue
         if not isinstance(values, str):
-            if value not in values:
-                raise ValueError(f"{name}={value!r}: {expected(value, values)}")
+            for one in value if isinstance(value, tuple) else (value,):
+                if one not in values:
+                    raise ValueError(f"{name}={one!r}: {expected(one, values)}")
             continue
         whole = hints[name] in (int, int | None)
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)

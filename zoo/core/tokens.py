@@ -129,13 +129,14 @@ class Tokens(NamedTuple):
                 and its mass by the inverse, as LayerNorm stretches its value whatever we do.
         """
         exporting = torch.compiler.is_exporting()  # its runtimes are slow or wrong at scattered sums
-        put, add_up = (_put_by_mask, _add_by_product) if exporting else (torch.scatter, _add_by_index)
+        by_product = exporting or self.x.device.type != "cpu"  # a GPU adds up by index in any order
+        put, add_up = (_put_by_mask if exporting else torch.scatter), (_add_by_product if by_product else _add_by_index)
         idx, size, own = self.patch_idx, self.sizes(), every_position(self.x, self.patch_count)
         goal = put(own, 1, gone, into)
         if stay is None:
             stay = (goal != own).int().argsort(dim=1, stable=True)[:, : self.patch_count - int(gone.shape[1])]
         alike = into.unsqueeze(2) == into.unsqueeze(1)  # (B, r, r) whether two go into one
-        pairs = alike if exporting else alike.int().argmax(dim=2)
+        pairs = alike if by_product else alike.int().argmax(dim=2)
         # Where in the old tokens, with the merged ones behind them, each of those that stay is.
         source = put(own, 1, into, self.patch_count + every_position(self.x, gone.shape[1])).gather(1, stay)
 
@@ -242,7 +243,8 @@ def _add_by_index(slot: Tensor, there: Tensor, moved: Tensor) -> Tensor:
 
 def _add_by_product(alike: Tensor, there: Tensor, moved: Tensor) -> Tensor:
     """Do the same by a matrix product; ``alike`` (B, r, r) says which go into one."""
-    return there + alike.to(moved.dtype) @ moved
+    with torch.autocast("cuda", enabled=False):
+        return there + alike.to(moved.dtype) @ moved
 
 
 def _put_by_mask(x: Tensor, _dim: int, idx: Tensor, values: Tensor) -> Tensor:

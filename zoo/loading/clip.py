@@ -156,7 +156,7 @@ class Clip(nn.Module):
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """Map token ids (B, L) to features (B, D), of unit length if ``normalize``."""
-        features: Tensor = self.text(text)
+        features: Tensor = self.text(text.to(next(self.text.parameters()).device))
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -116,7 +116,7 @@ def fold(vit: Host, added: Mapping[str, Tensor]) -> None:
     """Add to each weight named, in place, in the wider type of the two, rounded once."""
     for name, value in added.items():
         weight = vit.get_parameter(name)
-        weight.copy_(weight + value)
+        weight.copy_(weight + value.to(weight.device))
 
 
 def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -192,8 +192,7 @@ class RecoveryFile(LearnedFile):
             for end, other in ((UP, DOWN), (DOWN, UP)):
                 if name.endswith(end) and (lacking := name.removesuffix(end) + other) not in tensors:
                     raise self.refusal(f"has {name!r} without {lacking!r}")
-        device = next(model.block_modules[0].parameters()).device
-        return {names[name]: value.to(device) for name, value in additions(tensors).items()}
+        return {names[name]: value for name, value in additions(tensors).items()}
 
 
 def _reducer_mark(reducer: Reducer) -> str | None:

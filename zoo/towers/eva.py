@@ -81,10 +81,9 @@ def rotation(tokens: Tokens, index: int) -> Tensor:
 
 def _angle(table: Tensor, position: int) -> Tensor:
     """Return the angle from the first position of ``table`` (H, N, 2 d) to another, the shorter way, (H, 1, d)."""
-    sine, cosine = table[:, [0, position]].chunk(2, dim=-1)
-    along = cosine[:, 0] * cosine[:, 1] + sine[:, 0] * sine[:, 1]
-    across = cosine[:, 0] * sine[:, 1] - sine[:, 0] * cosine[:, 1]
-    return torch.atan2(across, along).unsqueeze(1)
+    (sine, cosine), (other_sine, other_cosine) = (table[:, at : at + 1].chunk(2, dim=-1) for at in (0, position))
+    along = cosine * other_cosine + sine * other_sine
+    return torch.atan2(cosine * other_sine - sine * other_cosine, along)
 
 
 @register_host(Eva)

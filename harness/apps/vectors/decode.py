@@ -72,7 +72,7 @@ def _prepare_one(picture: PictureFile, transform: Transform) -> Item:
     try:
         content = picture.read()
         known = digest(content)
-        image = decode_image(content, repr(picture.path))
+        image = decode_image(content)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
         pixels = np.asarray(transform(image))

@@ -276,7 +276,7 @@ class Encoder:
         for place, text in enumerate(texts):
             try:
                 if not text:
-                    raise ValueError("the line is empty")
+                    raise ValueError("the text is empty")
                 tokens = clip.tokenizer([text]).to(self.device)
                 if isinstance(clip.model.text, CompactText):
                     clip.model.text.rows(tokens)
@@ -299,7 +299,6 @@ class EmbedJob(ShardJob):
     setup: Setup
     source: PictureSource | TextSource
     out: Path
-    column: str | None = None  # of images, as the source was opened
     random_weights: bool = False
     shard_size: int = 4096  # pictures per file
     batch: int = 64  # pictures per pass
@@ -381,7 +380,7 @@ def _require_unchanged(job: EmbedJob) -> None:
     """Refuse pictures that have changed since the job began."""
     if isinstance(job.source, TextSource):  # read at once
         return
-    if open_source(job.source.words, column=job.column).revision != job.source.revision:
+    if open_source(job.source.words, column=job.source.column).revision != job.source.revision:
         raise ValueError(
             "the pictures changed while they were embedded, and finished shards are kept; the same command says what "
             "changed, or goes on if nothing but times did"
@@ -420,7 +419,7 @@ class Embedder:
             **{name: getattr(encoder, name) for name in same},
             kind=job.kind,
             source=job.source.words,
-            column=job.column,
+            column=job.source.column,
             revision=job.source.revision,
             count=len(job.source),
             random_weights=job.random_weights,

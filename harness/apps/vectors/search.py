@@ -205,7 +205,7 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
         if picture is None or picture.path != hit.name or picture.digest() not in ("", hit.digest):
             raise ValueError(f"picture {hit.name!r} has changed since it was embedded; embed the pictures again")
         try:
-            image = decode_image(picture.read(), repr(hit.name), behind="white")
+            image = decode_image(picture.read(), behind="white")
             sheet.paste(ImageOps.pad(image, (SIDE, SIDE), color="white"), (left, top))
         except (ValueError, OSError):
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="black")
@@ -213,5 +213,4 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
         draw.text((left, top + SIDE + LINE), shorten(printable(hit.name, ""), LETTERS), (90, 90, 90), font)
     sink = io.BytesIO()
     sheet.save(sink, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, sink.getvalue())

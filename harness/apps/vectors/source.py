@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tarfile import TarInfo
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,6 +77,7 @@ class ListedSource:
     words: tuple[str, ...]  # what was asked for, with absolute paths
     revision: str  # 12 hex digits
     table: Any  # of each picture what `PictureFile` says of it, content aside
+    column: ClassVar[None] = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -243,7 +244,9 @@ PictureSource = ListedSource | ParquetSource
 
 
 class TextSource:
-    """The lines of a text file in UTF-8; ``words`` and ``revision`` are as of `ListedSource`."""
+    """The lines of a text file in UTF-8; other attributes are as of `ListedSource`."""
+
+    column: ClassVar[None] = None
 
     def __init__(self, file: Path) -> None:
         """Read it; raise FileNotFoundError, or ValueError if it is empty or not text."""
@@ -277,18 +280,21 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
         FileNotFoundError: there is nothing.
         ValueError: several kinds at once, files of another kind, pipes, nothing inside.
     """
-    if len(words) == 1 and Path(words[0]).is_dir():
-        return _list_folder(Path(words[0]))
     files = list(dict.fromkeys(chain.from_iterable(map(_find_files, words))))
-    for file in files:
-        if not file.is_dir():
+    kinds = {file: "" if file.is_dir() else file.suffix.lower() for file in files}
+    for file, kind in kinds.items():
+        if kind:
             require_file(file)
-    kinds = {file.suffix.lower() for file in files}
-    if kinds == {TAR}:
+    every = set(kinds.values())
+    if column is not None and every != {PARQUET}:
+        raise ValueError(f"--image-column {column!r} with {shorten(words)}: only Parquet files have columns")
+    if len(files) == 1 and files[0].is_dir():
+        return _list_folder(files[0])
+    if every == {TAR}:
         return _list_tars(files, progress or Progress())
-    if kinds == {PARQUET}:
+    if every == {PARQUET}:
         return ParquetSource.open(files, column)
-    odd = next((f"{str(file)!r}" for file in files if file.suffix.lower() not in (TAR, PARQUET)), "")
+    odd = next((f"{str(file)!r}" for file, kind in kinds.items() if kind not in (TAR, PARQUET)), "")
     what = odd or f"{shorten(words)}: tars and Parquet files at once"
     raise ValueError(f"{what}: expected {EXPECTED}, one kind at a time")
 

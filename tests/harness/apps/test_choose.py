@@ -159,7 +159,7 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     rows = []
     for pair in itertools.product(config.methods, RATES):
         with contextlib.suppress(ValueError):  # which can't keep so few
-            rows += rows_of(tower.vit, ARCH, TAG, [pair])
+            rows += rows_of(tower, [pair])
     share = {(row.method, row.keep): lab.bounds.share(lab.search.values(row), 40) for row in rows}
     last = choice.judged[-1]
     assert choice.judged[0].candidate.method is None
@@ -275,6 +275,7 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
 @pytest.mark.parametrize(("make", "quoted"), [
     (lambda: ChooseConfig(methods=("tomme",)), "--methods 'tomme': did you mean 'tome'"),
     (lambda: ChooseConfig(methods=("random",)), "--methods 'random' is a control"),
+    (lambda: ChooseConfig(dtypes=("float32", "int8")), "dtypes=.int8.: expected one of"),
     (lambda: ChooseConfig(seconds=-1.0), "seconds=-1"),
     (lambda: ChooseConfig(held_out=1), "held_out=1: expected an integer in .20"),
     (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled' has no classes"),

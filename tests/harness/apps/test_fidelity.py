@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -86,8 +85,8 @@ def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
     assert again.split.image_ids == search.split.image_ids != other.split.image_ids
 
 
-def test_values_are_those_of_the_plain_way(dense: Any, tower: Tower, named: Dataset):
-    rows = rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
+def test_values_are_those_of_the_plain_way(tower: Tower, named: Dataset):
+    rows = rows_of(tower, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
     assert tower.clip is not None
     split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)
     pictures = Pictures(split, np.arange(len(split)), rows[0], tower.preprocess, classifier)

@@ -14,7 +14,8 @@ import pytest
 from harness.base.store import BrokenShardError, Shard, Store, shard_path
 from harness.datasets import get_dataset
 from harness.golden import store as module
-from harness.golden.store import RANKINGS, Provenance, Rankings, ranked_revision
+from harness.golden.rank import Source
+from harness.golden.store import RANKINGS, Provenance, Rankings
 from zoo.ranking.golden import GoldenConfig
 
 COLUMNS = ("labels", "importance", "least", "ranking")
@@ -51,8 +52,9 @@ def store(tmp_path: Path) -> Path:
 
 def test_rankings_go_by_images_and_by_prompts_where_these_matter():
     dataset = get_dataset("fashion").with_templates(["a {}"])
-    assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
-    assert ranked_revision(dataset, "label") == ranked_revision(dataset, "confidence") == dataset.condition
+    found = [Source.of(dataset, "val").ranked_revision(score) for score in ("preservation", "label", "confidence")]
+    assert found == [dataset.revision, dataset.condition, dataset.condition]
+    assert dataset.revision != dataset.condition
 
 
 def test_columns_and_metadata_are_plain(store):
@@ -153,8 +155,8 @@ def test_files_that_hold_no_rankings(tmp_path):
             Rankings.read(tmp_path / f"{name}.parquet")
 
 
-def count(block: int = 3) -> int:
-    rankings = module.find_rankings(MODEL, "fashion", "test", block=block)
+def count() -> int:
+    rankings = module.find_rankings(MODEL, "fashion", "test")
     return 0 if rankings is None else len(rankings)
 
 
@@ -166,7 +168,7 @@ def test_rankings_are_found_by_model_split_and_block_and_who_knows_more_images_w
     )
     assert count() == 0
     small(5, block=0).write(own)
-    assert (count(), count(block=0)) == (0, 5)
+    assert count() == 0
     small(2).write(own)
     assert count() == 2
     for ships in (1, 3):  # shipped rankings may cover a part of the split

@@ -188,14 +188,14 @@ def test_without_golden_rankings_of_the_split_the_row_is_missing_and_the_command
     assert [record.golden_images for record in one_group(PLAN, [])] == [None, 6, 6]
 
 
-def test_few_shots_by_a_probe_on_each_models_own_features(shipped, dense, parts, toy, monkeypatch):
+def test_few_shots_by_a_probe_on_each_models_own_features(shipped, tower, parts, toy, monkeypatch):
     """With labels instead of words even the class that can't be named is found."""
     shipped()
     used: list[torch.Tensor] = []
     monkeypatch.setattr("harness.records.metrics.predicted", lambda f, by: used.append(by) or predicted(f, by))
     groups = list(compare(replace(PLAN, shots=(0, 3), tokens="probe", seeds=1), [], Progress()))
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
-    models = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
+    models = variants(tower, ["dense", "random"], [0.5])
     split = toy.split("train")  # three of each class are the whole of it
     train = outcomes(models, split, parts.preprocess)
     labels = torch.from_numpy(split.labels)

@@ -147,9 +147,9 @@ def test_published_figures(name, options, published):
     assert found.params == sum(p.numel() for p in model.parameters())
 
 
-def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
-    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome", "random", "golden"], [0.5])
-    facts = costs(rows, {1: 2, 8: 2}, Progress())
+def test_costs_of_every_row_that_is_a_model(tower, monkeypatch, request):
+    rows = variants(tower, ["dense", "tome", "random", "golden"], [0.5])
+    facts = costs(rows, (1, 8), 2, Progress())
     plain, _, random, golden = facts.values()
     assert golden == {}
     assert random["tokens_per_block"] == (65,) * 3 + (33,) * 3
@@ -158,7 +158,7 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
 
     request.getfixturevalue("busy_machine")
     console = Console(file=io.StringIO(), width=200)
-    assert costs(rows, {1: 2, 8: 2}, Progress(console))["clip_vit_b16_tome50"]["latency"] == ()
+    assert costs(rows, (1, 8), 2, Progress(console))["clip_vit_b16_tome50"]["latency"] == ()
     assert console.file.getvalue().startswith("batch 1: too busy to time: spread of dense 40 %")
 
     single = count_costs(rows[:2], Progress())
@@ -167,9 +167,9 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
         row.vit.to(torch.bfloat16)
     assert count_costs(rows[:2], Progress()) == single
 
-    unknown = replace(gflops(dense, 64), unsupported=("aten::linalg_inv",))
+    unknown = replace(gflops(tower.vit, 64), unsupported=("aten::linalg_inv",))
     monkeypatch.setattr(cost, "gflops", lambda *args: unknown)
     console = Console(file=io.StringIO(), width=200)
-    found = costs(rows[:1], {}, Progress(console))["clip_vit_b16"]
+    found = costs(rows[:1], (), 0, Progress(console))["clip_vit_b16"]
     assert (found["uncounted_operators"], found["latency"]) == (("aten::linalg_inv",), ())
     assert "clip_vit_b16: GFLOPs lack operators of unknown cost: aten::linalg_inv" in console.file.getvalue()

@@ -52,9 +52,9 @@ def test_classes_give_in_turn_and_smaller_subsets_are_parts_of_larger_ones():
     assert all(subset(split, limit) is split for limit in (None, 1000))
 
 
-def test_outcomes_in_batches_are_those_of_one_run_in_order(toy, parts, ranked, monkeypatch):
+def test_outcomes_in_batches_are_those_of_one_run_in_order(toy, parts, tower, ranked, monkeypatch):
     monkeypatch.setattr(sampling, "BATCH", 4)
-    *rows, golden = variants(parts.model.visual, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
+    *rows, golden = variants(tower, ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows.append(replace(golden, rankings=ranked()))
     found = outcomes(rows, split, parts.preprocess, done.append)
@@ -122,8 +122,8 @@ def test_a_linear_probe_ends_at_the_minimum():
 # --- outcomes are kept by image, whatever order and parts they were asked in
 
 
-def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(dense, monkeypatch):
-    [row], cache, ran = variants(dense, "row", "", ["dense"], []), OutcomeCache(None, Progress()), []
+def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(tower, monkeypatch):
+    [row], cache, ran = variants(tower, ["dense"], []), OutcomeCache(None, Progress()), []
 
     def said(ids: str) -> Outcome:
         """Say of each image the position of its letter."""
@@ -133,12 +133,12 @@ def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(dense, monk
 
     def outcomes(_: Any, rest: Split, *__: Any, **___: Any) -> dict[str, Outcome]:
         ran.append("".join(rest.image_ids))
-        return {"row": said(ran[-1])}
+        return {row.key: said(ran[-1])}
 
     monkeypatch.setattr("harness.measure.rows.outcomes", outcomes)
     for ids in ("eb", "dcbae", "ad", "e"):
         split = Split(np.zeros(len(ids), dtype=np.int64), ids.__getitem__, refuse)
-        found, wanted = cache.find([row], split, "")["row"], said(ids)
+        found, wanted = cache.find([row], split, "")[row.key], said(ids)
         assert torch.equal(found.features, wanted.features)
         assert found.final_tokens == 3
         assert np.array_equal(found.scores, wanted.scores)

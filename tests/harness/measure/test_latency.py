@@ -20,6 +20,7 @@ from harness.measure.latency import Family, LatencyPlan, load_family, measure_la
 from harness.measure.rows import variants
 from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
 from harness.models import towers
+from harness.models.towers import Tower
 from harness.records.record import DTYPES
 from harness.records.times import EAGER, LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.files import fingerprint
@@ -96,8 +97,8 @@ def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense,
 class Runs:
     """Run plans on the tiny tower with a stand-in for ``time_in_turn``; models whose index is ``failing`` fail."""
 
-    def __init__(self, dense: zoo.ReducedViT, path: Path, patch: pytest.MonkeyPatch) -> None:
-        self.dense, self.path, self.patch = dense, path, patch
+    def __init__(self, tower: Tower, path: Path, patch: pytest.MonkeyPatch) -> None:
+        self.tower, self.path, self.patch = tower, path, patch
         self.calls: list[tuple[list[int], int, str, int]] = []
         self.failing = -1
         patch.setattr(LatencyPlan, "groups", {"clip_vit_b16.openai": []})
@@ -105,9 +106,9 @@ class Runs:
 
     def family(self, *methods: str) -> None:
         """Let a plan's models be the tiny tower with these methods at keep 50."""
-        rows = variants(self.dense, "clip_vit_b16", "openai", ["dense", *methods], [0.5])
+        rows = variants(self.tower, ["dense", *methods], [0.5])
         counts = count_costs(rows, Progress())
-        family = Family(rows=rows, counts=counts, tag="openai", weights=fingerprint(self.dense))
+        family = Family(rows=rows, counts=counts, tag="openai", weights=fingerprint(self.tower.vit))
         self.patch.setattr(latency, "load_family", lambda *_, **__: family)
 
     def time(self, models: Any, blank: LatencyRecord, plan: LatencyPlan, *_: Any, **__: Any) -> Any:
@@ -135,8 +136,8 @@ class Runs:
 
 
 @pytest.fixture
-def runs(dense: zoo.ReducedViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(dense, tmp_path / "latency.jsonl", monkeypatch)
+def runs(tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(tower, tmp_path / "latency.jsonl", monkeypatch)
 
 
 def test_every_condition_is_a_cell_of_all_models(runs):

@@ -12,7 +12,6 @@ import torch
 from by_hand import replace
 from rich.console import Console
 
-import zoo
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure.bench import compare
@@ -20,62 +19,62 @@ from harness.measure.cost import gflops
 from harness.measure.plan import SLACK, TOLERANCE, KeepSolver, Plan, keep_near_rows, matched_rows
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
+from harness.models.towers import Tower
 from harness.records.averages import CLOSE, averages, cost_of, levels
 from harness.records.record import MATCHED, read_records, write_records
 from harness.records.times import Timing
 
-ARCH, TAG = "clip_vit_b16", "openai"
-WHERE = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "batches": ()}
+WHERE = {"models": ("clip_vit_b16",), "datasets": ("toy",), "limit": None, "batches": ()}
 METHODS = ("random", "evit", "patchrank", "tome", "clsattn")
 PLAN = Plan(**WHERE, methods=METHODS, keeps=(0.7, 0.4), match="gflops")
 pytestmark = pytest.mark.usefixtures("benchmark", "predictor_file")
 
 
-def solved(dense: zoo.ReducedViT, plan: Plan, said: Console | None = None) -> dict[str, list]:
+def solved(tower: Tower, plan: Plan, said: Console | None = None) -> dict[str, list]:
     """Return the counts of patch tokens kept, by method."""
     found: dict[str, list] = {}
-    for row in matched_rows(dense, ARCH, TAG, plan, Progress(said)):
+    for row in matched_rows(tower, plan, Progress(said)):
         found.setdefault(row.method, []).append(round(64 * row.keep))
         assert found[row.method][-1] == pytest.approx(64 * row.keep) or row.method == plan.match_to
     return found
 
 
-def cost(dense: zoo.ReducedViT, method: str, count: int) -> float:
-    [row] = rows_of(dense, ARCH, TAG, [(method, count / 64)])
+def cost(tower: Tower, method: str, count: int) -> float:
+    [row] = rows_of(tower, [(method, count / 64)])
     return gflops(row.vit, 64).gflops
 
 
-def test_many_counts_tried_give_the_same_answer(dense):
+def test_many_counts_tried_give_the_same_answer(tower):
     """The slow way for two methods and many counts, with another target."""
     plan = replace(PLAN, methods=("tome", "random", "evit"), keeps=(0.5,), match_to="tome")
-    goal, found = cost(dense, "tome", 32), solved(dense, plan)
+    goal, found = cost(tower, "tome", 32), solved(tower, plan)
     assert (found.pop("dense"), found.pop("tome")) == ([64], [32])
     for method, [nearest] in found.items():
-        off = {count: abs(cost(dense, method, count) - goal) for count in range(nearest - 4, nearest + 5)}
+        off = {count: abs(cost(tower, method, count) - goal) for count in range(nearest - 4, nearest + 5)}
         assert min(off, key=off.get) == nearest
         assert off[nearest] < 0.01 * goal
     assert found["evit"] < found["random"]  # its tokens go later, so fewer may be left
     plan = replace(PLAN, methods=("random", "clsattn", "patchrank"), keeps=(1.0,))
-    assert solved(dense, plan) == {method: [64] for method in ("dense", *plan.methods)}
+    assert solved(tower, plan) == {method: [64] for method in ("dense", *plan.methods)}
     # ToMe halves at most: with fewer tokens left, its six blocks would have to do more.
-    least = KeepSolver(dense, lambda keep: rows_of(dense, ARCH, TAG, [("tome", keep)])[0].vit).least
-    assert cost(dense, "tome", least)
+    least = KeepSolver(tower.vit, lambda keep: rows_of(tower, [("tome", keep)])[0].vit).least
+    assert cost(tower, "tome", least)
     with pytest.raises(ValueError, match="at most half can"):
-        cost(dense, "tome", least - 1)
+        cost(tower, "tome", least - 1)
 
 
-def test_what_can_not_be_met_is_told_and_left_out(dense):
+def test_what_can_not_be_met_is_told_and_left_out(tower):
     """Random pruning has all tokens in blocks 0 to 2: it can't be as cheap as rankmerge, which merges in block 0."""
     console = Console(record=True, width=300)
     plan = replace(PLAN, methods=("random", "rankmerge"), keeps=(0.06, 0.03), match_to="rankmerge")
-    assert solved(dense, plan, console) == {"dense": [64], "rankmerge": [4, 2]}
+    assert solved(tower, plan, console) == {"dense": [64], "rankmerge": [4, 2]}
     first, second = (x for x in console.export_text().splitlines() if "can't" in x)
-    goal, spent = cost(dense, "rankmerge", 4), cost(dense, "random", 1)
+    goal, spent = cost(tower, "rankmerge", 4), cost(tower, "random", 1)
     line = f"random can't meet the {goal:.3f} GFLOPs of rankmerge at keep 6 %: the nearest is {spent:.3f}"
     assert first.startswith(line)
     assert first.endswith("; left out")
     assert "at keep 3 %" in second
-    assert solved(dense, replace(plan, far=True), console) == {"dense": [64], "random": [1], "rankmerge": [4, 2]}
+    assert solved(tower, replace(plan, far=True), console) == {"dense": [64], "random": [1], "rankmerge": [4, 2]}
 
 
 Clock = Callable[..., None]
@@ -110,13 +109,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return call
 
 
-def test_equal_time_is_met_or_the_nearest(dense, clock):
+def test_equal_time_is_met_or_the_nearest(tower, clock):
     """Every count tried in turn; where none takes that time, no other is nearer."""
     clock()
     plan = replace(PLAN, match="time", dtype="bfloat16")
-    rows = matched_rows(dense, ARCH, TAG, plan, Progress())
-    assert rows[0].vit is dense
-    assert {value.dtype for value in dense.parameters()} == {torch.float32}
+    rows = matched_rows(tower, plan, Progress())
+    assert rows[0].vit is tower.vit
+    assert {value.dtype for value in tower.vit.parameters()} == {torch.float32}
     for method in ("random", "evit", "clsattn", "tome"):
         least = 9 if method == "tome" else 1  # which halves the tokens of a block at most
         found = {
@@ -129,10 +128,10 @@ def test_equal_time_is_met_or_the_nearest(dense, clock):
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_a_disturbed_step_of_a_search_is_found_out(dense, clock, step):
+def test_a_disturbed_step_of_a_search_is_found_out(tower, clock, step):
     clock(disturbed=step)
     plan = replace(PLAN, match="time", methods=("patchrank", "evit"), keeps=(0.4,))
-    *_, row = matched_rows(dense, ARCH, TAG, plan, Progress())
+    *_, row = matched_rows(tower, plan, Progress())
     assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(SMOOTH["patchrank"](26), rel=TOLERANCE["time"])
 
 
@@ -166,10 +165,10 @@ def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 
 
-def test_a_row_is_left_out_if_it_misses_the_time_in_the_end(dense, clock):
+def test_a_row_is_left_out_if_it_misses_the_time_in_the_end(tower, clock):
     clock()
     plan = replace(PLAN, match="time", methods=("golden", "patchrank", "evit"))
-    rows, said = matched_rows(dense, ARCH, TAG, plan, Progress()), list[str]()
+    rows, said = matched_rows(tower, plan, Progress()), list[str]()
     full, near, late = (Timing(batch=8, samples_ms=(ms,) * 6) for ms in (100.0, 80.0, 85.0))
     costs = {row.key: {"latency": (near.latency(full),)} for row in rows if row.method != "golden"}
     costs[rows[-1].key] = {"latency": (late.latency(full),)}

@@ -13,19 +13,20 @@ from torch import Tensor
 
 import zoo
 from harness.measure.rows import Variant, run, usual_methods, variants
+from harness.models.towers import Tower
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import read_facts, write_learned
 from zoo.core.reducer import final_count
 from zoo.loading.adopt import load_predictor
 from zoo.loading.learned_files import PredictorFile
 
-ARCH, TAG = "clip_vit_b16", "openai"
+ARCH = "clip_vit_b16"
 REDUCERS = ("clsattn", "evit", "patchrank", "random", "rankmerge", "tome")
 
 
 @pytest.fixture
-def rows(dense: zoo.ReducedViT, predictor_file: Path) -> list[Variant]:
-    return variants(dense, ARCH, TAG, usual_methods(), (0.6, 0.3))
+def rows(tower: Tower, predictor_file: Path) -> list[Variant]:
+    return variants(tower, usual_methods(), (0.6, 0.3))
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_row_per_method_and_keep_rate_on_the_towers_own_weights(rows, dense):
         assert bool(extra) == (row.method == "patchrank")
 
 
-def test_settings_are_json_values_and_tell_predictors(rows, predictor_file):
+def test_settings_are_json_values_and_tell_predictors(rows, tower, predictor_file):
     """Records are compared with earlier ones, which come from JSON: a tuple would never fit."""
     for row in rows:
         assert json.loads(json.dumps(row.config)) == row.config
@@ -59,13 +60,13 @@ def test_settings_are_json_values_and_tell_predictors(rows, predictor_file):
     facts, tensors = read_facts(predictor_file, "predictor"), load_file(predictor_file)
     facts.pop("hash")
     write_learned(predictor_file, "predictor", {name: 2 * value for name, value in tensors.items()}, facts)
-    [again] = variants(rows[0].vit, ARCH, TAG, ["patchrank"], [0.6])
+    [again] = variants(tower, ["patchrank"], [0.6])
     assert again.config != first
 
 
 @torch.no_grad()
-def test_features_per_patch_are_compared_with_denses(dense, predictor_file, images):
-    rows = variants(dense, ARCH, TAG, [DENSE, "random", "rankmerge"], [0.5])
+def test_features_per_patch_are_compared_with_denses(tower, predictor_file, images):
+    rows = variants(tower, [DENSE, "random", "rankmerge"], [0.5])
     judged = {}
     found = run(rows, images, judge=lambda key, patches: judged.setdefault(key, patches)[:, :2, 0].numpy())
     for row in rows:
@@ -77,20 +78,20 @@ def test_features_per_patch_are_compared_with_denses(dense, predictor_file, imag
         else:
             cosine = F.cosine_similarity(wanted, judged[rows[0].key], dim=-1).mean(dim=1)
             assert found[row.key].patch_distance[:, 0] == pytest.approx(1 - cosine.numpy(), abs=1e-6)
-    [_, alone] = run([rows[0], *variants(dense, ARCH, TAG, ["tome"], [1.0])], images).values()
+    [_, alone] = run([rows[0], *variants(tower, ["tome"], [1.0])], images).values()
     assert not alone.patch_distance.any()
 
 
 @pytest.mark.parametrize("method", [DENSE, *REDUCERS])
 @pytest.mark.parametrize("keep", [1.0, 0.3])
-def test_equals_each_model_alone(method, keep, dense, predictor_file, images):
+def test_equals_each_model_alone(method, keep, tower, predictor_file, images):
     """The slow way: build the model, run the whole of it, read its trace."""
-    rows = variants(dense, ARCH, TAG, [*REDUCERS, DENSE], [keep])
+    rows = variants(tower, [*REDUCERS, DENSE], [keep])
     found = run(rows, images)
     row = next(row for row in rows if row.method == method)
     shape = {"arch": "conv", "width": 16} if method == "patchrank" else {}
     options = {"method": None} if method == DENSE else {"method": method, "keep": keep, **shape}
-    alone = zoo.reduce(dense, **options).eval()
+    alone = zoo.reduce(tower.vit, **options).eval()
     if method == "patchrank":
         load_predictor(alone, PredictorFile.read(predictor_file))
     with torch.inference_mode():
@@ -105,8 +106,8 @@ def test_equals_each_model_alone(method, keep, dense, predictor_file, images):
 
 
 @torch.no_grad()
-def test_golden_keeps_exactly_the_best(dense, images):
-    [row], golden = variants(dense, ARCH, TAG, [GOLDEN], [0.3]), torch.randn(3, 64)
+def test_golden_keeps_exactly_the_best(dense, tower, images):
+    [row], golden = variants(tower, [GOLDEN], [0.3]), torch.randn(3, 64)
     output = run([row], images, {row.key: golden})[row.key]
     count = round(0.3 * 64)
     assert output.final_tokens == count
@@ -129,6 +130,6 @@ def test_golden_keeps_exactly_the_best(dense, images):
     ("random", [0.6, 0.604], ValueError, "random60 twice, for keep rates 0.6 and 0.604: give"),
     ("patchrank", [0.5], FileNotFoundError, "no predictor for clip_vit"),
 ])  # fmt: skip
-def test_refused_rows(method, keeps, error, match, dense):
+def test_refused_rows(method, keeps, error, match, tower):
     with pytest.raises(error, match=re.escape(match)):
-        variants(dense, ARCH, TAG, [method], keeps)
+        variants(tower, [method], keeps)

@@ -21,27 +21,26 @@ from harness.measure import rows as measured_rows
 from harness.measure import tuning as module
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner, load_tuner
-from harness.models.towers import load_tower, text_classifier
+from harness.models.towers import Tower, load_tower, text_classifier
 from harness.records.metrics import predicted
 from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
 
-ARCH, TAG = "clip_vit_b16", "openai"
+ARCH = "clip_vit_b16"
 Command = Callable[..., int]
 QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}
 
 
 @pytest.fixture
-def rows(parts: ClipParts, predictor_file: Path) -> list[Variant]:
-    return variants(parts.model.visual, ARCH, TAG, ["dense", "random", "patchrank"], [0.5])
+def rows(tower: Tower, predictor_file: Path) -> list[Variant]:
+    return variants(tower, ["dense", "random", "patchrank"], [0.5])
 
 
 @pytest.fixture
-def tuner(parts: ClipParts, named: Dataset) -> Tuner:
-    origin = {"model": ARCH, "tag": TAG, "weights": fingerprint(parts.model.visual)}
-    return Tuner(parts, named, progress=Progress(Console(quiet=True)), **origin)
+def tuner(tower: Tower, named: Dataset) -> Tuner:
+    return Tuner(tower, named, weights=fingerprint(tower.vit), progress=Progress(Console(quiet=True)))
 
 
 @pytest.mark.parametrize("tokens", ["t", "vt"])
@@ -175,7 +174,7 @@ def test_open_clips_towers_are_tuned(foreign, named, tmp_path, monkeypatch):
 def test_a_reduced_model_of_ours_by_name(named):
     row, tuner = load_tuner("clip_vit_s14_tome50", named, draws="ours", device="cpu", progress=Progress())
     assert (row.model, row.method, row.keep) == ("clip_vit_s14_tome50", "tome", 0.5)
-    assert (tuner.model, tuner.tag) == ("clip_vit_s14", "imgfocus_lit")
+    assert tuner.tower.name == "clip_vit_s14.imgfocus_lit"
     assert row.vit is tuner.parts.model.visual
 
 

@@ -81,7 +81,7 @@ def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Reco
     for keep, (lost, gained) in losses.items():
         right = truth.copy()
         right[:lost], right[images // 2 : images // 2 + gained] = False, True
-        estimate, low, high = paired_difference(right, truth, seed=0)
+        estimate, low, high = paired_difference(right, truth)
         facts = answers(right) | {"diff_to_dense": estimate, "diff_low": low, "diff_high": high}
         found.append(replace(DENSE, **facts, method="evit", model=f"evit{keep}", keep=keep / 100))
     return found
@@ -128,7 +128,7 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_equal_cost():
     metric = METRICS["cosine_distance"]
     values = {(row.method, row.keep): row.per_image(metric.name) for row in rows}
     pairs = {
-        key: sign_flip(value - values["patchrank", key[1]], seed=0)
+        key: sign_flip(value - values["patchrank", key[1]])
         for key, value in values.items()
         if value is not None and key[0] != "patchrank" and ("patchrank", key[1]) in values
     }

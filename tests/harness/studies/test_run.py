@@ -18,7 +18,7 @@ from harness.golden.rank import Source
 from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
-from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
+from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign_flip_exact
 from harness.studies.answer import StudyTable, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.workshop import StudyConfig, find
@@ -129,7 +129,7 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyC
         assert facts == [("vt", 1, 0, 2), ("vt", 1, 1, 2)]
     pairs = zip(pruned.records, dense.records, strict=True)
     apart = [np.asarray(a.correct, float) - b.correct for a, b in pairs]
-    assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0), seed=0)
+    assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0))
     assert pruned.difference("over_seeds") == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.difference("over_seeds") is table.rows[1].difference("over_seeds") is None
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
@@ -202,7 +202,7 @@ def make_table(*records: list[Record], dense: Record | None = None) -> StudyTabl
 
 def test_each_column_is_a_family_judged_by_holm_and_marked():
     one = make_table([make_record(10, 1)], [make_record(14, 5)], [make_record(60, 3)], [make_record(10, 1)])
-    dense = [paired_p(row.records[0].correct, TRUTH) for row in one.rows]
+    dense = [sign_flip_exact(row.average.hits - TRUTH) for row in one.rows]
     family, first = one.families()["to_dense"], one.families()["to_first"]
     assert list(family.adjusted.values()) == pytest.approx(list(holm(dense)))
     assert sorted(first.alone) == [1, 2, 3]
@@ -214,11 +214,11 @@ def test_each_column_is_a_family_judged_by_holm_and_marked():
 
 def test_means_over_seeds_are_judged_by_sign_flips():
     seeds = [make_record(20, 2), make_record(25, 4)]
-    table = make_table([make_record(3)], seeds)
+    table = make_table([make_record(3)] * 3, seeds)
     hits = np.sum([record.correct for record in seeds], axis=0)
     first, second = table.rows
-    assert second.differences["to_dense"] == (bootstrap_mean(hits / 2 - TRUTH, seed=0), paired_p(hits, TRUTH, 2, 1))
-    assert second.differences["to_first"][1] == paired_p(hits, make_record(3).correct, 2, 1)
+    assert second.differences["to_dense"] == (bootstrap_mean(hits / 2 - TRUTH), sign_flip_exact(hits - 2 * TRUTH))
+    assert second.differences["to_first"][1] == sign_flip_exact(3 * hits - 2 * first.average.hits)
     assert first.differences.keys() == {"to_dense"}
 
 

@@ -60,7 +60,7 @@ def test_an_eps_named_jpg_is_in_no_known_format(read: str, mark: Path, disguised
         [picture] = open_source([str(disguised / place)]).pictures(range(1))
         why = prepare([picture], pytest.fail).items[0].wrong
     elif kind == "search":
-        with pytest.raises(ValueError, match="image") as refusal:
+        with pytest.raises(ValueError, match="query") as refusal:
             query_vector(str(disguised / place), next(read_vectors(whole)).provenance)
         why = str(refusal.value)
     else:

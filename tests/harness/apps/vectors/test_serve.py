@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
-    from fastapi import HTTPException
+    from starlette.exceptions import HTTPException
 
     from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
 from harness.apps.setup import Setup
@@ -95,14 +95,17 @@ def test_vectors_are_those_of_embed(server: Server, draw: Callable[..., bytes]):
     got = vectors_of(answer)
     np.testing.assert_allclose(got, server.wanted[[7, 0, 1, 2, 3, 4, 5, 6]], atol=1e-5)
     assert [one["index"] for one in answer.json()["data"]] == list(range(8))
-    packed = ask(server.url, server.pictures[0], encoding_format="base64").json()["data"][0]["embedding"]
+    packed = ask(server.url, server.pictures[0], encoding_format="base64", dimensions=256).json()["data"][0][
+        "embedding"
+    ]
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), server.wanted[0], atol=1e-5)
-    raw = {"data": draw(0), "headers": {"Content-Type": "image/png"}, "timeout": 60}
+    raw = {"data": draw(0), "headers": {"Content-Type": "Image/PNG"}, "timeout": 60}
     np.testing.assert_allclose(
         vectors_of(requests.post(f"{server.url}/v1/embeddings", **raw)), server.wanted[:1], atol=1e-5
     )
     [model] = requests.get(f"{server.url}/v1/models", timeout=60).json()["data"]
     assert (model["id"], model["dimensions"], model["modalities"]) == (SETUP.name, 256, ["image", "text"])
+    assert requests.get(f"{server.url}/v1", timeout=60).json()["error"]["message"] == "Not Found"
 
 
 CUT = b"\x89PNG\r\n\x1a\n cut"
@@ -118,8 +121,9 @@ CUT = b"\x89PNG\r\n\x1a\n cut"
     ({"input": "https://x.org/a.png"}, 400, "aren't fetched"),
     ({"input": "data:image/png;base64,é"}, 400, "input[0]: no base64"),
     ({"input": "data:text/plain,a"}, 400, "expected data:image/...;base64"),
+    ({"input": " "}, 400, "input[0]: the text is empty"),
     ({"input": ["a dress", "xylophone"]}, 400, "input[1]: the embedded text tower never saw"),
-    ({"input": ["a dress", data_url(CUT)]}, 400, "input[1]: image 'input[1]' can't be read"),
+    ({"input": ["a dress", data_url(CUT)]}, 400, "input[1]: it can't be read"),
 ])  # fmt: skip
 def test_bad_requests(server: Server, body: Any, status: int, match: str):
     answer = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=60)

@@ -131,6 +131,8 @@ def test_parquet_of_plain_bytes_and_the_column_that_is_asked_for(tmp_path: Path,
     assert [content for _, content in everything(open_source(word, column="jpg"))] == [draw(0), draw(1)]
     with pytest.raises(ValueError, match=r"2 columns of bytes .*jpg \(binary\).*--image-column jpg"):
         open_source(word)
+    with pytest.raises(ValueError, match=r"--image-column 'jpg' with '.*': only Parquet files have columns"):
+        open_source([str(tmp_path)], column="jpg")
 
 
 def test_lines_of_a_text(tmp_path: Path):
