@@ -87,6 +87,7 @@ class SentenceTower(nn.Module):
         about = {
             "architectures": ["SentenceTower"],
             "auto_map": {auto: f"{Path(CODE).stem}.{name}" for auto, name in parts.items()},
+            "model_type": "patchrank",
             "vision_config": {"image_size": self.visual.input_size},
         }
         save_for_hf(self.visual, folder, model_config={**(facts or {}), **about, **text}, safe_serialization=True)
@@ -160,7 +161,8 @@ class TowerProcessor:
 
     register_for_auto_class = SentenceTower.register_for_auto_class
 
-    def __call__(self, *, images: Sequence[Any] | None = None, text: Any = None, **_: Any) -> dict[str, Tensor]:
-        """Return ``pixel_values`` (n, C, H, W), ``input_ids`` (m, L), or both."""
-        parts = [self.tower.preprocess([one] if isinstance(one, str) else one) for one in (images, text) if one]
+    def __call__(self, *, images: Any = None, text: Any = None, **_: Any) -> dict[str, Tensor]:
+        """Return ``pixel_values`` (n, C, H, W) of one or several, ``input_ids`` (m, L), or both."""
+        single = (str, Image.Image)
+        parts = [self.tower.preprocess([one] if isinstance(one, single) else one) for one in (images, text) if one]
         return {name: tensor for part in parts for name, tensor in part.items()}

@@ -386,6 +386,8 @@ def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Pat
     with pytest.raises(ValueError, match=r"open pictures with|'text' is not supported"):
         model.encode(["photo.jpg"])
     own, remote = str(tmp_path / "out"), {"trust_remote_code": True}
-    prepared = transformers.AutoProcessor.from_pretrained(own, **remote)(images=images)
+    processor = transformers.AutoProcessor.from_pretrained(own, **remote)
+    prepared = processor(images=images)
+    assert torch.equal(processor(images=images[0])["pixel_values"], prepared["pixel_values"][:1])
     features = transformers.AutoModel.from_pretrained(own, **remote).get_image_features(**prepared)
     np.testing.assert_allclose(F.normalize(features).numpy(), wanted, atol=1e-5)

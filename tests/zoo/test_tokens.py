@@ -46,7 +46,7 @@ def test_merged_tokens_have_the_mean_place():
 
 @pytest.mark.parametrize("rescale", [False, True])
 def test_a_merge_as_one_product_is_that_by_sums(rescale: bool, monkeypatch: pytest.MonkeyPatch):
-    """Exported models merge by it; 2, 5 and 7 go into one token, 9 and 10 into others."""
+    """Exported models and GPUs merge by it; 2, 5 and 7 go into one token, 9 and 10 into others."""
     start = Tokens.start(torch.randn(3, 14, 8), 2, (3, 4), torch.zeros(12, 2))._replace(importance=torch.rand(3, 12))
     shift = torch.arange(3)[:, None]  # other tokens in each image
     first = [(shift + torch.tensor(positions)) % 12 for positions in ([2, 9, 5, 10, 7], [4, 3, 4, 0, 4])]

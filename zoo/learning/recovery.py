@@ -103,9 +103,9 @@ def recover(
 
     ``train`` and ``val`` are the same sets of images, in the same order; a set counts by how much of its own loss is
     left. The best round has the least geometric mean of these shares on the held-out images; a round in which one of
-    them is above 1 doesn't count. The same data, recipe, machine and number of threads give the same tensors, whether
-    or not training was stopped in between. ``on_round`` is called with round, training loss and that mean, ``on_step``
-    with the steps done; ``checkpoint`` is that of ``FitState.run``.
+    them is above 1 doesn't count. The same data, recipe, machine and number of threads give the same tensors on a CPU,
+    whether or not training was stopped in between. ``on_round`` is called with round, training loss and that mean,
+    ``on_step`` with the steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: a model that can't be recovered, no images, a loss that is NaN, or a checkpoint of another run.

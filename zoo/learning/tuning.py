@@ -315,10 +315,10 @@ def tune(
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
 
     Both towers and a reducer's own weights stay the same, bit for bit. The same data, recipe, machine and number of
-    threads give the same tokens, whether or not the run was stopped in between. ``vit`` is dense or reduced, its head
-    the projection to the joint space; the image tower of ``parts`` isn't used. ``templates`` make the untuned text
-    features, ``val`` serves early stopping only. ``on_round`` is called with round, training loss and validation loss,
-    ``on_step`` with the number of steps done; ``checkpoint`` is that of ``FitState.run``.
+    threads give the same tokens on a CPU, whether or not the run was stopped in between. ``vit`` is dense or reduced,
+    its head the projection to the joint space; the image tower of ``parts`` isn't used. ``templates`` make the untuned
+    text features, ``val`` serves early stopping only. ``on_round`` is called with round, training loss and validation
+    loss, ``on_step`` with the number of steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: no images, a tower or text tower that can't be tuned, a loss that is NaN, or a checkpoint of

@@ -5,13 +5,13 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -295,8 +295,6 @@ class Encoder:
 class EmbedJob(ShardJob):
     """What to embed, and how."""
 
-    LEAST: ClassVar[Mapping[str, int]] = {**ShardJob.LEAST, "decoders": 0}
-
     setup: Setup
     source: PictureSource | TextSource
     out: Path
@@ -308,7 +306,7 @@ class EmbedJob(ShardJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, embedding_dtype=PRECISIONS)
+        check_fields(self, embedding_dtype=PRECISIONS, decoders="[0, inf)")
 
     @property
     def kind(self) -> str:
