@@ -5,7 +5,7 @@ default that changes later is seen as a changed setting, and isn't taken for an 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from harness import git_commit
 from harness.base.lines import require_appendable
-from harness.base.table import Shown, Table
+from harness.base.table import Shown, Table, count_of
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
@@ -50,7 +50,6 @@ from harness.report.changes import (
     find_movements,
     movement_text,
 )
-from harness.report.tables import count_of
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import check_fields, tower_name
 from zoo.core.reducer import METHODS
@@ -121,7 +120,7 @@ class Case(NamedTuple):
     """What is measured on one tower under one set of conditions."""
 
     tower: str  # dense name with its weight tag
-    plan: Plan
+    plan: Plan  # whose one model is how the tower is loaded
     rows: list[CheckRow]  # of each dataset the dense one first
     file: Path | None  # with what is expected; None of the expectation that ships, which has one per dataset
 
@@ -218,15 +217,14 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
     files = [path / RECORDS if path.is_dir() else path for path in plan.files]
     for file in files if plan.update else ():
         require_appendable(file, "--update in")
-    towers = tower_names(plan.models or ())
     cases = [case for file in files for case in cases_of(read_run(file), file)] if files else shipped_cases()
-    cases = narrow(cases, plan, towers)
+    cases = narrow(cases, plan)
     if plan.update and not plan.files and git_commit() is None:
         raise ValueError(
             "--update without FILE writes the expectation that ships with this package, for which "
             "it takes a checkout; name a FILE for one of your own"
         )
-    checked = list(measure(cases, plan, towers, progress))
+    checked = list(measure(cases, plan, progress))
     if not plan.update:
         both = [Pair(then=row.record, now=now) for _, row, now in checked if row.record is not None and now is not None]
         notes = describe_conditions(both, ("expected", "now"), (*FIXED, "git_commit"), ["device"])
@@ -261,7 +259,7 @@ def show_verdict(
         lines.setdefault(one["tower"], []).append([f"{one['dataset']} {one['row']}", one["quantity"], *values])
     tables = [Table.of(f"{what}: {tower}", heads, rows, words=heads) for tower, rows in lines.items()]
     hit = len({(one["tower"], one["dataset"], one["row"]) for one in moved})
-    where = f"{len(moved)} {'quantity' if len(moved) == 1 else 'quantities'} {what} in {hit} of {len(checked)} rows"
+    where = f"{count_of(len(moved), 'value')} {what} in {hit} of {len(checked)} rows"
     passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"
     summary = f"expectation written: {where}" if update else f"check failed: {where}" if moved else passed
     code = 0 if update or not moved else 1
@@ -269,7 +267,7 @@ def show_verdict(
     return Shown(parts=(*tables, *notes, summary), data=data, code=code)
 
 
-def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:
+def narrow(cases: Sequence[Case], plan: CheckPlan) -> list[Case]:
     """Return the cases with the rows that were asked for; the dense one stays.
 
     Raises:
@@ -281,8 +279,9 @@ def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) ->
         by_keep = row.keep in (plan.keeps or (row.keep,))
         return (row.method == DENSE or (by_method and by_keep)) and row.dataset in (plan.datasets or (row.dataset,))
 
+    towers = tower_names(plan.models or ())
     left = [
-        case._replace(rows=own)
+        case._replace(rows=own, plan=replace(case.plan, models=(towers.get(case.tower, case.tower),)))
         for case in cases
         if case.tower in (towers or (case.tower,)) and (own := list(filter(stays, case.rows)))
     ]
@@ -299,26 +298,24 @@ def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) ->
     return left
 
 
-def measure(
-    cases: Sequence[Case], asked: CheckPlan, towers: Mapping[str, str], progress: Progress
-) -> Iterator[Checked]:
-    """Measure cases; earlier records are never used again. ``towers`` are those that aren't loaded by their names."""
+def measure(cases: Sequence[Case], asked: CheckPlan, progress: Progress) -> Iterator[Checked]:
+    """Measure cases; earlier records are never used again."""
     for name in dict.fromkeys(row.dataset for case in cases for row in case.rows):
         get_dataset(name)  # what can't be found is refused before anything is measured
     for case in cases:
         batches = () if asked.no_latency else case.plan.batches
         plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
-        for row, now in _measure_rows(case.rows, plan, towers.get(case.tower, case.tower), progress):
+        for row, now in _measure_rows(case.rows, plan, progress):
             if asked.update and now is not None and lacks_times(now, plan.timed_batches):
                 raise BusyError("the expectation would lose its times")
             yield case, row, now
 
 
 def _measure_rows(
-    every: Sequence[CheckRow], plan: Plan, name: str, progress: Progress
+    every: Sequence[CheckRow], plan: Plan, progress: Progress
 ) -> Iterator[tuple[CheckRow, Record | None]]:
-    """Measure rows of one tower, one dataset after the other."""
-    tower = load_tower(name)
+    """Measure rows of the plan's tower, one dataset after the other."""
+    tower = load_tower(plan.models[0])
     parts = tower.require_clip()
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets

@@ -23,7 +23,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, usual_methods
+from harness.measure.rows import Variant, make_row, usual_methods
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
@@ -121,7 +121,6 @@ class Lab:
         self.bounds, self.config, self.say, self.tower = bounds, config, say, load_tower(self.model)
         self.patience = timing.Patience(say=say)
         vit = self.tower.vit.to(config.device)
-        self.eager = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=vit, config={})
         fast = best_precision(config.device)
         self.served: dict[str, Any] = {}  # the dense tower as it is run, by precision, the fastest first
         for dtype in sorted(set(config.dtypes) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype)):
@@ -134,22 +133,16 @@ class Lab:
         self.predictors = self._find_predictors()
         self.dataset = get_dataset(dataset)
         self.search, self.held_out = self._split_pictures()
-        ids = [one.split.image_ids for one in (self.search, self.held_out)]
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
-        identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
-        identity += [
-            self.dataset.name,
-            self.dataset.condition,
-            self.bounds.max_loss is None,
-            *ids,
-            config.device,
-            torch.get_num_threads(),
-        ]
-        identity += [digest(path) for path in self.predictors]
-        self._path, known = cached_json("choices", *identity)
+        self._path, known = cached_json(
+            "choices",
+            *(version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised),
+            *(self.dataset.name, self.dataset.condition, bounds.max_loss is None),
+            *(self.search.split.image_ids, self.held_out.split.image_ids),
+            *(config.device, torch.get_num_threads(), *map(digest, self.predictors)),
+        )
         # Values on the pictures of each name, by candidate.
-        blank = dict[str, dict[str, Values]](search={}, held_out={})
-        self.known = known if isinstance(known, dict) and not fresh else blank
+        self.known: dict[str, dict[str, Values]] = (not fresh and known) or {"search": {}, "held_out": {}}
 
     def _is_optimised(self, dtype: str) -> bool:
         return isinstance(self.served[dtype], OptimizedHost)
@@ -161,7 +154,7 @@ class Lab:
         """
         fast = next(iter(self.served))
         names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
-        depth = self.eager.vit.depth
+        depth = self.tower.vit.depth
         able = []
         for name in names:
             for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth)):
@@ -194,10 +187,7 @@ class Lab:
                 raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
             classifier, _ = text_classifier(clip, self.dataset)
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
-        dense, preprocess = self.eager, self.tower.preprocess
-        return split_pictures(
-            self.dataset, sizes, seed, learned=learned, dense=dense, preprocess=preprocess, classifier=classifier
-        )
+        return split_pictures(self.dataset, sizes, seed, learned=learned, tower=self.tower, classifier=classifier)
 
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
@@ -208,7 +198,7 @@ class Lab:
 
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""
-        depth, arch, tag = self.eager.vit.depth, self.tower.arch, self.tower.tag
+        depth, arch, tag = self.tower.vit.depth, self.tower.arch, self.tower.tag
         found = set[Path]()
         for one in self.reductions:
             config = configure(str(one.method), self.find_setup(one).options, depth)
@@ -228,7 +218,7 @@ class Lab:
         vit.reducer = reduced.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
-        return dataclasses.replace(self.eager, what=str(one), vit=vit)
+        return dataclasses.replace(make_row(self.tower, DENSE, {}, str(one)), vit=vit)
 
     def measure(self, one: Candidate, pictures: str) -> Values:
         """Return values of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
@@ -257,7 +247,7 @@ class Lab:
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
-        models = {DENSE: self.eager.vit, **vits}
+        models = {DENSE: self.tower.vit, **vits}
         return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
@@ -357,7 +347,7 @@ def choose(
     model: str,
     dataset: str,
     bounds: SetupBounds,
-    config: ChooseConfig | None = None,
+    config: ChooseConfig,
     *,
     fresh: bool = False,
     progress: Progress,
@@ -372,7 +362,7 @@ def choose(
         FileNotFoundError: weights or a file are missing.
     """
     begun = time.monotonic()
-    lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress.say, fresh=fresh)
+    lab = Lab(model, dataset, bounds, config, progress.say, fresh=fresh)
     judged = _judge(lab)
     why = _describe_miss(bounds, judged[-1])
     setup = lab.certify(judged, met=not why, seconds=time.monotonic() - begun)

@@ -4,11 +4,11 @@ from collections import defaultdict
 
 import numpy as np
 
-from harness.base.table import Shown, Table
+from harness.base.table import Shown, Table, count_of
 from harness.base.terminal import Progress
 from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
-from harness.datasets.images import Decoded, decode_all, how_many, shorten
+from harness.datasets.images import Decoded, decode_all, shorten
 from harness.datasets.public import RootedDataset
 from harness.models.towers import text_classifier
 from zoo.loading.clip import create_clip
@@ -38,7 +38,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         decoded = decode_all(dataset, progress, known=False)
         unreadable = [image.wrong for name in SPLITS for image in decoded[name] if image.wrong]
         if unreadable:
-            problems.append(f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out")
+            problems.append(f"{count_of(len(unreadable), 'unreadable image')}; --skip-bad leaves them out")
         facts += _find_copies(dataset, decoded)
     # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
     (notes if kind_of(dataset.name) is None else problems).extend(facts)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
-from harness.measure.rows import Variant, run
-from harness.models.towers import nameable
+from harness.measure.rows import Variant, make_row, run
+from harness.models.towers import Tower, nameable
 from harness.records.metrics import cosine_distance, predicted
+from harness.records.record import DENSE
 from harness.records.statistics import over_images
 from zoo.core.messages import check_fields
 from zoo.deploy.optimized import OptimizedHost
@@ -95,8 +96,7 @@ def split_pictures(
     seed: int,
     *,
     learned: Collection[str],
-    dense: Variant,
-    preprocess: Any,
+    tower: Tower,
     classifier: Tensor | None = None,
 ) -> "list[Pictures]":
     """Return pictures to search by and others held out, about so many of each, that share no group.
@@ -120,7 +120,7 @@ def split_pictures(
         split = nameable(half, classifier)
         groups = _number_groups(dataset, split)
         places = np.sort(turns(groups)[:size])  # groups give in turn, so that few pictures show many of them
-        part = Pictures(split.subset(places), groups[places], dense, preprocess, classifier)
+        part = Pictures(split.subset(places), groups[places], tower, classifier)
         if part.photographs < least:
             raise ValueError(
                 f"dataset {dataset.asked_as!r} has {len(part)} pictures {what}, of {part.photographs} photographs: "
@@ -155,8 +155,7 @@ class Pictures:
 
     split: Split
     groups: NDArray[np.int64]  # (n,) number of each one's photograph
-    dense: Variant
-    preprocess: Any
+    tower: Tower
     classifier: Tensor | None = None
     _kept: list[Tensor] = field(default_factory=list)
 
@@ -174,7 +173,7 @@ class Pictures:
             yield from self._kept
             return
         every: list[Tensor] = []
-        for _, images in batches(self.split, self.preprocess):
+        for _, images in batches(self.split, self.tower.preprocess):
             if len(self) * images[0].numel() * images.element_size() <= KEPT:
                 every.append(images)
             yield images
@@ -200,7 +199,8 @@ class Pictures:
 
     @cached_property
     def _truth(self) -> Tensor:
-        return self.features([self.dense])[self.dense.key]
+        dense = make_row(self.tower, DENSE, {})
+        return self.features([dense])[dense.key]
 
     def distances(self, rows: Sequence[Variant]) -> dict[str, NDArray[np.float64]]:
         """Return each row's 1 - cosine to dense, (n,), by key."""

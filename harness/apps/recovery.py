@@ -16,7 +16,7 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import make_row, require_rows
 from harness.models.towers import load_tower
-from zoo.core.files import cache_file, cache_folder, digest
+from zoo.core.files import cache_file, digest
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
 
@@ -96,7 +96,7 @@ def train_recovery(
     require_rows(setup.model, [(setup.method, setup.options["keep"])])
     tower = load_tower(setup.model)
     row = make_row(tower, setup.method, setup.options)
-    path = out or cache_folder() / "recoveries" / f"{row.model}.{tower.tag or 'own'}.{config.what}.safetensors"
+    path = out or cache_file("recoveries", f"{row.model}.{tower.tag or 'own'}.{config.what}.safetensors")
 
     facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
     decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]

@@ -31,9 +31,8 @@ from harness.measure.cost import gflops
 from harness.measure.plan import TOLERANCE, KeepSolver
 from harness.measure.rows import Variant, make_row
 from harness.models.towers import load_tower
-from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
-from zoo.core.files import blocks_fingerprint, cache_folder
+from zoo.core.files import blocks_fingerprint, cache_file
 from zoo.core.messages import check_fields, expected
 from zoo.core.reducer import METHODS, Reducer
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
@@ -255,8 +254,7 @@ class _Bench:
 
     def pictures(self, split: Split) -> Pictures:
         """Set images beside what the dense tower makes of them."""
-        dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=self.dense, config={})
-        return Pictures(split, np.arange(len(split)), dense, self.tower.preprocess)
+        return Pictures(split, np.arange(len(split)), self.tower)
 
     def add_distances(self, pictures: Pictures, schedules: Iterable[Schedule], known: dict[str, Any]) -> None:
         """Add 1 - cosine to dense of images by schedules to what is known."""
@@ -355,8 +353,7 @@ def search_schedule(
         raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
     bench = _Bench(model, method, sources, config, device, progress)
     tower = bench.tower
-    name = f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json"
-    path = out or cache_folder() / "schedules" / name
+    path = out or cache_file("schedules", f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json")
     with claim_file(path):
         default = bench.solve(DEFAULT)
         assert default is not None

@@ -24,7 +24,7 @@ from harness.models.towers import Tower, load_tower, undo_preprocess, without_fo
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields, expected
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.tokens import top
 from zoo.ranking.golden import GoldenConfig, golden_importance
@@ -90,8 +90,7 @@ class ShowConfig:
         for name in self.left:
             if name not in (known := [*sorted(METHODS), GOLDEN]):
                 raise ValueError(f"--left {name!r}: {expected(name, known)}")
-        if not 0.25 <= self.scale <= 8:
-            raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
+        check_fields(self, scale="[0.25, 8]")
 
 
 def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path, device: str = "cpu") -> PatchSheet:

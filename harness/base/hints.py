@@ -1,4 +1,4 @@
-"""What mends a mistake: the nearest name, or a command; zoo, which takes seconds to import, isn't."""
+"""What mends a mistake: the nearest name, or a command. It doesn't import zoo, which takes seconds."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def nearest(word: str, known: Iterable[object], cutoff: float = 0.6) -> str:
-    """Phrase what was probably meant by a word; without a near one, or with few, what all are."""
+    """Phrase which known word was probably meant; name them all where none is near, or there are few."""
     names = list(map(str, known))
     near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
     hint = f"did you mean {near[0]!r}?" if near else ""

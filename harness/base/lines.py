@@ -1,4 +1,4 @@
-"""Files of JSON lines: several processes append to one, and a torn last line is told and dropped; and their lock."""
+"""Files of JSON lines, to which several processes may append and whose torn last line is dropped; locks of files."""
 
 import contextlib
 import glob
@@ -22,15 +22,16 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
+def hold_lock(path: Path, output: Path | None = None, flag: str = "--output") -> Iterator[bool]:
     """Keep other processes out while the body runs; yield False where the file system has no locks.
 
-    Wait for the lock, unless there are words for a ValueError that says at once that it is ``busy``.
+    Wait for the lock, or raise a ValueError at once if another run writes to an ``output``, which a flag names.
     """
-    lock = FileLock(path, timeout=-1 if busy is None else 0)
+    lock = FileLock(path, timeout=-1 if output is None else 0)
     try:
         lock.acquire()
     except Timeout:
+        busy = f"another run is writing to {str(output)!r}: wait for its end, or use another {flag}"
         raise ValueError(busy) from None
     except (OSError, NotImplementedError):
         yield False
@@ -98,15 +99,14 @@ def claim_file(path: Path | None, flag: str = "--output") -> Iterator[None]:
         return
     require_appendable(path, flag)
     path = Path(os.path.realpath(path))
-    busy = f"another run is writing to {str(path)!r}: wait for its end, or use another {flag}"
-    with hold_lock(_lock_path(path), busy) as alone:
+    with hold_lock(_lock_path(path), path, flag) as alone:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}") if alone else ():
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         yield
 
 
 def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """Read each line by a function that raises ValueError for what isn't right, in file order; blank ones are none.
+    """Read each line that isn't blank by a function that raises ValueError for what isn't right; in file order.
 
     A file is unpacked where its name ends in ``.gz``. A torn last line is left out with a warning.
     """
@@ -146,8 +146,6 @@ def _is_torn(line: bytes) -> bool:
     """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
-    except RecursionError:
-        pass  # whole, and nested too deeply
     return False

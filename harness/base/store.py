@@ -245,8 +245,7 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 def claim(folder: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it while the body runs; ValueError if one writes there."""
     require_appendable(folder / "any")
-    busy = f"another run is writing to {str(folder)!r}: wait for its end, or use another --output"
-    with hold_lock(folder / LOCK, busy):  # without locks two runs would only do the same work twice
+    with hold_lock(folder / LOCK, folder):  # without locks two runs would only do the same work twice
         yield
 
 

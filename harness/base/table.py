@@ -69,7 +69,7 @@ def _measure(table: RichTable) -> Measurement:
 
 
 class Cell(str):
-    """What stands in a cell."""
+    """The text of a cell, and what it is sorted by."""
 
     __slots__ = ("mark", "value")
     value: float | str | None  # what sorting goes by; None, not measured, comes last
@@ -100,6 +100,11 @@ UNMEASURED = Cell(NOT_MEASURED)
 def figure(value: float | None, form: str) -> Cell:
     """Show a number by its ``format``, in percent without the sign; a dash for None."""
     return UNMEASURED if value is None else Cell(format(value, form).removesuffix("%"), value)
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def estimate_cell(
@@ -193,9 +198,6 @@ class Table:
         rows = [[row[at] for at in places] for row in self.rows]
         return replace(self, columns=[self.columns[at] for at in places], rows=rows)
 
-    def __rich__(self) -> RichTable:
-        return self.form()
-
     def forms(self, *, explained: bool = False) -> tuple[RichTable, ...]:
         """Return what a terminal may show, the fullest first; forms alike are there once."""
         every = {tuple(self.places(form)): form for form in reversed(FORMS)}
@@ -227,7 +229,7 @@ def _plain(text: str) -> str:
     return escape(printable(text, ""))
 
 
-Part = Table | RichTable | str
+Part = Table | str
 
 
 @dataclass(frozen=True, kw_only=True)

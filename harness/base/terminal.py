@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,14 +46,9 @@ def results() -> Screen:
     return Screen(width=None if has_width() else _ENDLESS)
 
 
-def notes(args: Namespace) -> Screen:
-    """Return where progress and notes go: standard error, or nowhere with ``--quiet``."""
-    return Screen(stderr=True, quiet=args.quiet)
-
-
-def errors() -> Screen:
-    """Return where errors go: standard error, even with ``--quiet``."""
-    return Screen(stderr=True)
+def notes(*, quiet: bool = False) -> Screen:
+    """Return where errors go, standard error; progress and other notes go nowhere with ``--quiet``."""
+    return Screen(stderr=True, quiet=quiet)
 
 
 def printable(text: str, kept: str = "\n\t") -> str:
@@ -72,7 +66,7 @@ def has_width() -> bool:
 
 @dataclass(eq=False)
 class _Task:
-    """Work that goes on."""
+    """Work in progress, as it is shown."""
 
     name: str
     total: float  # 0 if unknown

@@ -4,15 +4,16 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from harness.base.hints import describe_error
+from zoo.core.messages import check_fields
 
 MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
 # Makes shards by their numbers and yields values while it goes on.
@@ -23,18 +24,13 @@ Make = Callable[[Sequence[int]], Iterator[Any]]
 class ShardJob:
     """How a store is made, whatever it holds."""
 
-    LEAST: ClassVar[Mapping[str, int]] = {"shard_size": 1, "batch": 1, "workers": 1}  # of numbers, None aside
-
     shard_size: int  # a run that stops loses at most the shards in work
     batch: int | None = None
     device: str = "cpu"
     workers: int | None = None  # Ray actors that share the work; None: this process alone
 
     def __post_init__(self) -> None:
-        for name, least in self.LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {least}")
+        check_fields(self, shard_size="[1, inf)", batch="[1, inf)", workers="[1, inf)")
         if self.workers is not None:
             require_actors("--workers", self.workers, self.device)
 

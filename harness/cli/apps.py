@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from harness.base.table import Part, Shown, Table, estimate_cell, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
 
 
-def run_choose(args: Namespace, status: Console) -> Shown:
+def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
@@ -40,7 +38,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
     dataset = args.dataset or f"images:{args.images}"
     with claim_file(args.output):
-        selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+        selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=progress)
         if not selection.why:
             selection.setup.write(args.output)
     setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
@@ -96,7 +94,7 @@ def _file_dtype(format: str, dtype: str) -> str:
     return dtype if dtype in FORMATS[format].dtypes else "float32"
 
 
-def run_export(args: Namespace, status: Console) -> Shown:
+def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features.
 
     Raises:
@@ -106,12 +104,10 @@ def run_export(args: Namespace, status: Console) -> Shown:
     import torch
 
     from harness.base.lines import claim_file
-    from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
-    from harness.golden.rank import Source
     from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
 
-    setup, progress = flags.setup_of(args), Progress(status)
+    setup = flags.setup_of(args)
     format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
     if args.layout is not None:
         if format != LAYOUTS[args.layout]:
@@ -121,7 +117,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
         setup = replace(setup, dtype=_file_dtype(format, lower))
     require_format(format, setup.dtype)  # before anything is loaded
     tower = setup.load(random_weights=args.random_weights)
-    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
+    source = flags.source_of(args, progress)
     split = subset(source.images, flags.limit_of(args))
     if len(split) < 2:
         raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
@@ -191,12 +187,12 @@ def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement")
     return Table.of(title, heads, [row], words=heads[:2])
 
 
-def run_embed(args: Namespace, status: Console) -> Shown:
+def run_embed(args: Namespace, progress: Progress) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
     from harness.apps.vectors.embed import EmbedJob, embed
 
-    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, Progress(status)))
-    done = embed(job, Progress(status))
+    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, progress))
+    done = embed(job, progress)
     facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
     return Shown(parts=_embedded_lines(done, job), data=data)
@@ -234,7 +230,7 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     return (*lines, text)
 
 
-def run_search(args: Namespace, status: Console) -> Shown:
+def run_search(args: Namespace, progress: Progress) -> Shown:
     """Search embeddings and show the nearest ones."""
     from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
@@ -244,15 +240,14 @@ def run_search(args: Namespace, status: Console) -> Shown:
     if (args.query is None) != args.losses:
         raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
     if args.losses:
-        return _show_losses(args, Progress(status))
+        return _show_losses(args, progress)
     provenance = next(read_vectors(args.vectors)).provenance
     if args.sheet is not None and provenance.kind != IMAGES:
         raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
-    say = Progress(status).say
     with claim_file(args.sheet, "--sheet"):
-        vector = query_vector(args.query, provenance, say, device=args.device)
-        found = nearest(args.vectors, vector, args.top, say)
+        vector = query_vector(args.query, provenance, progress.say, device=args.device)
+        found = nearest(args.vectors, vector, args.top, progress.say)
         if source is not None:
             write_sheet(args.sheet, args.query, found, source)
     name = "path" if provenance.kind == IMAGES else "text"
@@ -287,7 +282,7 @@ def _show_losses(args: Namespace, progress: Progress) -> Shown:
     return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
 
 
-def run_serve(args: Namespace, status: Console) -> Shown:
+def run_serve(args: Namespace, progress: Progress) -> Shown:
     """Serve a model until Ctrl-C or SIGTERM.
 
     Raises:
@@ -299,17 +294,18 @@ def run_serve(args: Namespace, status: Console) -> Shown:
     from harness.apps.serve import ServeConfig, serving
 
     setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
-    say = Progress(status).say
-    say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
+    progress.say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
-        say(f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}")
+        progress.say(
+            f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}"
+        )
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
 
 
-def run_show(args: Namespace, _status: Console) -> Shown:
+def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
@@ -322,17 +318,17 @@ def run_show(args: Namespace, _status: Console) -> Shown:
     return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
 
 
-def run_check(args: Namespace, status: Console) -> Shown:
+def run_check(args: Namespace, progress: Progress) -> Shown:
     """Check expectations, or write them anew."""
     from harness.apps.check import CheckPlan, check
     from harness.report.changes import Tolerances
 
     untimed = {"slower": math.inf} if args.no_latency else {}
     plan, bounds = flags.settings(CheckPlan, args), flags.settings(Tolerances, args, **untimed)
-    return check(plan, bounds, Progress(status))
+    return check(plan, bounds, progress)
 
 
-def run_push(args: Namespace, status: Console) -> Shown:
+def run_push(args: Namespace, progress: Progress) -> Shown:
     """Write a model with its card, and upload it unless only a folder is asked for."""
     from harness.apps import push
     from harness.records.record import read_run
@@ -349,7 +345,7 @@ def run_push(args: Namespace, status: Console) -> Shown:
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         where = None if args.folder is None else str(args.folder)
         if uploads:
-            Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
+            progress.say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
             where = push.upload(folder, args.to, private=args.private)
     files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
     text = f"wrote {where}: {files}"

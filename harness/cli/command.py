@@ -13,11 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
-
 from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
+from harness.base.terminal import Progress
 from harness.cli.flags import add_flags
 
 PROGRAM = "patchrank"  # however it was started
@@ -34,15 +33,19 @@ EXIT_CODES = {
 }
 
 
+# Runs a command with its arguments, and where progress and notes go.
+Run = Callable[[argparse.Namespace, Progress], Shown | Work]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """A subcommand. Its functions import what they need, so that help comes at once."""
 
     path: str  # its words, such as "fit predictor"
     what: str  # one sentence
-    run: Callable[[argparse.Namespace, Console], Shown | Work]  # with the arguments, and where progress and notes go
+    run: Run
     examples: Sequence[Sequence[str]]  # lines without the program's name, and their purpose
-    flags: Callable[["CommandParser"], None] = lambda _parser: None  # adds them to a parser
+    flags: Callable[["CommandParser"], None]  # adds them to a parser
     output: str = "a table on standard output"
     problems: str | None = None  # the meaning of exit code 1
     goes_on: bool = False  # from where it was stopped
@@ -59,7 +62,7 @@ class Command:
 
 def command(
     path: str,
-    run: Callable[[argparse.Namespace, Console], Shown | Work],
+    run: Run,
     arguments: Callable[["CommandParser"], None] = lambda _parser: None,
 ) -> Command:
     """Return a subcommand that ``commands.toml`` describes but for some arguments, which stand before its flags."""

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.base.hints import describe_error, nearest
-from harness.base.table import PIPE_WIDTH, Part, Shown, Table, Work, fit, least
-from harness.base.terminal import Progress, errors, has_width, notes, printable, results
+from harness.base.table import PIPE_WIDTH, Part, Shown, Work, fit, least
+from harness.base.terminal import Progress, has_width, notes, printable, results
 from harness.cli import apps, learn, measure, study
 from harness.cli.command import PROGRAM, TEXTS, Command, CommandParser, command, describe_versions
 from harness.cli.flags import check_device
@@ -115,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(words)
         args.argv = words
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
-        with _no_empty_folders(args), _warnings_as_notes(args):
-            code = _run(args)
+        progress = Progress(notes(quiet=args.quiet))
+        with _no_empty_folders(args), _warnings_as_notes(progress):
+            code = _run(args, progress)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still in the buffer has nowhere to go: leave nothing to fail at exit.
@@ -125,13 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
         text = f"[bold red]{PROGRAM}: error:[/] {escape(_describe(error))}"
-        errors().print(text, highlight=False, soft_wrap=True)
+        notes().print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
             on = "finished work is kept, and the same command continues it"
             anew = "nothing is left half-written; the same command starts again"
-            errors().print(f"stopped; {on if goes_on else anew}")
+            notes().print(f"stopped; {on if goes_on else anew}")
         return 130
     return code
 
@@ -182,26 +183,27 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warnings_as_notes(args: Namespace) -> Iterator[None]:
+def _warnings_as_notes(progress: Progress) -> Iterator[None]:
     """Say what the body warns of in a line each, without the place in the code."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: Progress(notes(args)).say(str(message))
+        warnings.showwarning = lambda message, *_, **__: progress.say(str(message))
         yield
 
 
-def _run(args: Namespace) -> int:
+def _run(args: Namespace, progress: Progress) -> int:
     from harness.datasets import forget
 
-    status, flags = notes(args), vars(args)
+    flags = vars(args)
     output = None if args.json else results()
     try:
         if flags.get("device") is not None and not (flags.get("workers") or flags.get("replicas")):
             check_device(args.device)  # that of Ray's actors may be elsewhere
-        _name_datasets(args, status)
+        _name_datasets(args, progress)
         found: list[Shown] = []
-        for part in _parts(args.run(args, status), found):
+        for part in _parts(args.run(args, progress), found):
             if output is not None:
-                _print(part, output, explained=args.explain)
+                with progress.hidden():
+                    _print(part, output, explained=args.explain)
         if output is None:
             print(printable(_document(args.command, found[0])))
     finally:
@@ -209,11 +211,11 @@ def _run(args: Namespace) -> int:
     return found[0].code
 
 
-def _name_datasets(args: Namespace, status: Console) -> None:
-    """Put names where datasets are given by a path, and say how all of them are taken.
+def _name_datasets(args: Namespace, progress: Progress) -> None:
+    """Replace paths of datasets by their names, and set how all datasets are read.
 
     Raises:
-        ValueError: a flag for datasets with ``--images``, or a dataset that can't be.
+        ValueError: a flag for datasets beside ``--images``, or a dataset that can't be read.
     """
     from harness.datasets import Options, names_of
 
@@ -228,7 +230,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     if flags.get("dry_run") or flags.get("runs"):
         datasets = []  # what is missing is part of what it tells; two runs need no images
     several: list[str] = [datasets] if isinstance(datasets, str) else datasets
-    names = names_of(several, Options(**how, progress=Progress(status)))
+    names = names_of(several, Options(**how, progress=progress))
     if datasets:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
 
@@ -253,7 +255,7 @@ def _print(part: Part, output: Console, *, explained: bool) -> None:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
         print(printable(part))
         return
-    forms = part.forms(explained=explained) if isinstance(part, Table) else (part,)
+    forms = part.forms(explained=explained)
     if has_width():
         output.print(fit(forms, output.width))
     else:

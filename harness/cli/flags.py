@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
+from harness.base.terminal import Progress
 from harness.cli.outline import Outline, outline
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
+    from harness.golden.rank import Source
     from zoo.learning.tuning import TuneConfig
 
 C = TypeVar("C", bound="DataclassInstance")
@@ -147,6 +149,17 @@ def setup_of(args: Namespace) -> "Setup":
     for name in own:
         raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")
     return dataclasses.replace(Setup.read(Path(args.model)), **precision)
+
+
+def source_of(args: Namespace, progress: Progress) -> "Source":
+    """Return the images of ``--images`` or of ``--dataset`` and its split; of a folder, say what is left out."""
+    from harness.datasets import get_dataset
+    from harness.golden.rank import Source
+
+    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
+    for note in source.notes:
+        progress.say(note)
+    return source
 
 
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":

@@ -5,31 +5,24 @@ from argparse import Namespace
 from itertools import product
 from pathlib import Path
 
-from rich.console import Console
-
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 
 
-def run_rank(args: Namespace, status: Console) -> Shown:
+def run_rank(args: Namespace, progress: Progress) -> Shown:
     """Make golden rankings and say where they are."""
-    from harness.datasets import get_dataset
-    from harness.golden.rank import RankJob, Source, rank
+    from harness.golden.rank import RankJob, rank
     from zoo.ranking.golden import GoldenConfig
 
-    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
-    progress = Progress(status)
-    for note in source.notes:
-        progress.say(note)
-    path, images, total = rank(
-        flags.settings(RankJob, args, source=source, config=flags.settings(GoldenConfig, args)), progress
-    )
+    source, config = flags.source_of(args, progress), flags.settings(GoldenConfig, args)
+    job = flags.settings(RankJob, args, source=source, config=config)
+    path, images, total = rank(job, progress)
     text = f"wrote {path}: {images} of {total} images"
     return Shown(parts=(text,), data={"path": str(path), "images": images, "images_there": total})
 
 
-def run_fit_predictor(args: Namespace, status: Console) -> Shown:
+def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.base.lines import claim_file
     from harness.datasets import get_dataset
@@ -42,7 +35,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from zoo.learning.fit import FitConfig
     from zoo.ranking.golden import GoldenConfig
 
-    config, progress = flags.settings(FitConfig, args), Progress(status)
+    config = flags.settings(FitConfig, args)
     way = flags.settings(GoldenConfig, args, window=2, stride=2)
     files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
     names = args.dataset or []
@@ -73,21 +66,19 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
 
 
-def run_fit_prompts(args: Namespace, status: Console) -> Shown:
+def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
-    from harness.base.lines import claim_file, require_appendable
+    from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import load_tuner
-    from zoo.core.files import cache_folder, write_whole
+    from zoo.core.files import write_whole
 
     config = flags.tune_config(args, args.draws, tokens=args.tokens, count=args.count)
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
-    row, tuner = load_tuner(args.model, dataset, draws=args.draws, device=args.device, progress=Progress(status))
+    row, tuner = load_tuner(args.model, dataset, draws=args.draws, device=args.device, progress=progress)
     begin = time.perf_counter()
-    if args.output is None:
-        require_appendable(cache_folder() / "prompts" / "any")
     with claim_file(args.output):
         tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
         seconds = time.perf_counter() - begin
@@ -107,7 +98,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text, recipe), data=json_values(data))
 
 
-def run_fit_recovery(args: Namespace, status: Console) -> Shown:
+def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
     from harness.apps.recovery import Sources, train_recovery
     from harness.apps.setup import Setup
@@ -115,7 +106,7 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     setup = Setup.of(args.model, method=args.method, keep=args.keep)
-    where = {"out": args.output, "device": args.device, "progress": Progress(status)}
+    where = {"out": args.output, "device": args.device, "progress": progress}
     begin = time.perf_counter()
     file = train_recovery(setup, sources, config, **where)
     seconds = time.perf_counter() - begin
@@ -129,13 +120,13 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data=json_values(data))
 
 
-def run_fit_schedule(args: Namespace, status: Console) -> Shown:
+def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     """Search a schedule, write it, and say what it gives beside the default."""
     from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig, search_schedule
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
-    where = {"out": args.output, "device": args.device, "progress": Progress(status)}
+    where = {"out": args.output, "device": args.device, "progress": progress}
     path, file = search_schedule(args.model, args.method, sources, config, **where)
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
     worth = "" if file.found else "; none is better on held-out images, so this is the default"

@@ -7,8 +7,6 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from harness.base.table import NOT_MEASURED, Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -19,14 +17,14 @@ if TYPE_CHECKING:
     from harness.records.record import Record
 
 
-def run_compare(args: Namespace, status: Console) -> Shown | Work:
+def run_compare(args: Namespace, progress: Progress) -> Shown | Work:
     """Measure side by side, or tell what changed between two runs, which takes no flag.
 
     Raises:
         ValueError: not two runs, or a flag for measuring.
     """
     if not args.runs:
-        return _side_by_side(args, status)
+        return _side_by_side(args, progress)
     from harness.report.changes import compare_runs
 
     given = {word.partition("=")[0] for word in takewhile(lambda word: word != "--", args.argv) if word[:2] == "--"}
@@ -38,7 +36,7 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
     return compare_runs(*args.runs)
 
 
-def _side_by_side(args: Namespace, status: Console) -> Work:
+def _side_by_side(args: Namespace, progress: Progress) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
     from harness.apps.show import draw_galleries
     from harness.base.lines import require_appendable
@@ -49,8 +47,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table
 
-    path, progress = args.output / RECORDS, Progress(status)
-    plan = _plan_of(args)
+    path, plan = args.output / RECORDS, _plan_of(args)
     records: list[Record] = []
 
     require_appendable(path)
@@ -59,12 +56,11 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
         for group in compare(plan, known, progress, folder=path.with_suffix(UNFINISHED)):
             keep_new(path, group, known)
             records += group
-            with progress.hidden():
-                parts = (group, *halves(group)) if args.halves else (group,)
-                for part in (rows for one in parts for rows in training_free(one)):
-                    table = comparison_table(part, plan.match_to, plan.batches)
-                    yield table
-                    yield from table.notes
+            parts = (group, *halves(group)) if args.halves else (group,)
+            for part in (rows for one in parts for rows in training_free(one)):
+                table = comparison_table(part, plan.match_to, plan.batches)
+                yield table
+                yield from table.notes
         if not args.no_gallery and records:
             draw_galleries(plan, dict.fromkeys(record.dataset for record in records), args.output)
         drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
@@ -111,19 +107,19 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
         yield f"next, at equal time: {shlex.join(words)}"
 
 
-def run_eval(args: Namespace, status: Console) -> Shown:
+def run_eval(args: Namespace, progress: Progress) -> Shown:
     """Measure one model."""
     from harness.records.averages import training_free
     from harness.records.record import record_values
     from harness.report.tables import comparison_table
 
-    groups = evaluated(args, status)
+    groups = evaluated(args, progress)
     data = {"records": [record_values(record) for group in groups for record in group]}
     tables = [comparison_table(part) for group in groups for part in training_free(group)]
     return Shown(parts=tuple(tables), data=data)
 
 
-def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
+def evaluated(args: Namespace, progress: Progress) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan
@@ -136,17 +132,17 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     data["recoveries"] = () if args.recovery is None else (args.recovery,)
     plan = flags.settings(Plan, args, **row, **data)
     if args.prompts is None:
-        return [next(compare(plan, [], Progress(status)))]
+        return [next(compare(plan, [], progress))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"--prompts {str(args.prompts)!r} with {flag} {value}: the file says what it was learned from"
             )
-    return judge(plan, args.prompts, Progress(status))
+    return judge(plan, args.prompts, progress)
 
 
-def run_latency(args: Namespace, status: Console) -> Work:
+def run_latency(args: Namespace, progress: Progress) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
@@ -156,7 +152,6 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from harness.report.folder import markdown
     from zoo.core.files import write_whole
 
-    progress = Progress(status)
     batches = batches_for(args.device, args.scenario, args.batches)
     threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
     plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
@@ -187,26 +182,27 @@ def run_latency(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 
-def run_report(args: Namespace, status: Console) -> Shown:
+def run_report(args: Namespace, progress: Progress) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import read_runs, write_report
 
-    return write_report(read_runs(args.runs), args.output, Progress(status), by_half=args.halves)
+    return write_report(read_runs(args.runs), args.output, progress, by_half=args.halves)
 
 
-def run_list(args: Namespace, _status: Console) -> Shown:
+def run_list(args: Namespace, _progress: Progress) -> Shown:
     """Show models, weights, methods and datasets, and how other datasets are named by their path.
 
     Raises:
-        NotADirectoryError: a root that is no folder.
+        OSError: a root that is no folder.
     """
     from harness.datasets import KINDS, list_datasets
+    from harness.datasets.base import require_folder
     from zoo import METHODS
     from zoo.loading.learned_files import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
-    if args.root is not None and not args.root.is_dir():
-        raise NotADirectoryError(f"--root {str(args.root)!r} is no folder; give the one with the datasets")
+    if args.root is not None:
+        require_folder(args.root, f"--root {str(args.root)!r}", "the folder with the datasets")
     data: dict[str, Any] = {"towers": [], "keep_percents": list(PERCENTS)}
     data["datasets"] = [_dataset_facts(name, args.root) for name in list_datasets()]
     data["methods"] = [
@@ -253,9 +249,9 @@ def _dataset_facts(name: str, root: Path | None) -> dict[str, Any]:
     return {**facts, "accuracy_by_text_is": text, "license": dataset.license}
 
 
-def run_dataset_check(args: Namespace, status: Console) -> Shown:
+def run_dataset_check(args: Namespace, progress: Progress) -> Shown:
     """Check a dataset."""
     from harness.apps.dataset_check import check_dataset
     from harness.datasets import get_dataset
 
-    return check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
+    return check_dataset(get_dataset(args.dataset), progress, fast=args.fast)

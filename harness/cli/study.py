@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -50,14 +48,14 @@ def _show_stock(
     return table, {"model": configs[0].model, "steps": steps}
 
 
-def run_reproduce(args: Namespace, status: Console) -> Work:
+def run_reproduce(args: Namespace, progress: Progress) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.report.charts import render
     from harness.report.folder import markdown
     from harness.studies.reproduce import TABLES, compare_rows, paper, require_readable
     from zoo.core.files import write_whole
 
-    progress, data = Progress(status), list[dict[str, Any]]()
+    data: list[dict[str, Any]] = []
     for name in dict.fromkeys(args.names):
         target, path = TABLES[name], args.output / f"{name}.jsonl"
         config = target.conditions(paper_config(args, name))
@@ -114,7 +112,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     )
 
 
-def run_final(args: Namespace, status: Console) -> Work:
+def run_final(args: Namespace, progress: Progress) -> Work:
     """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
     from harness.measure.plan import Plan
@@ -124,7 +122,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.studies.final import judge, summarise
     from zoo.core.files import write_whole
 
-    path, progress = args.output / RECORDS, Progress(status)
+    path = args.output / RECORDS
     known = earlier(path, fresh=args.fresh)
     how: dict[str, Any] = {"methods": tuple(args.methods or ()), "batches": (), "match": "gflops", "far": True}
     plan = flags.settings(Plan, args, **how)
@@ -136,8 +134,7 @@ def run_final(args: Namespace, status: Console) -> Work:
         groups.append(group)
         table = comparison_table(group, plan.match_to)
         tables.append(replace(table, title=f"{table.title}; {words}"))
-        with progress.hidden():
-            yield tables[-1]
+        yield tables[-1]
     parts = [part for group in groups for part in (group, *(halves(group) if args.halves else ()))]
     tables.append(summarise(parts, plan.match_to))
     write_whole(path.with_name("table.md"), markdown(tables).encode())
@@ -160,14 +157,14 @@ def name_study(parser: CommandParser) -> None:
     parser.add_argument_group("studies", "\n".join(f"{name}: {question}" for name, question in questions.items()))
 
 
-def run_study(args: Namespace, status: Console) -> Work:
+def run_study(args: Namespace, progress: Progress) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
     from harness.report.charts import render
     from harness.report.folder import csv_text
     from harness.studies.questions import list_studies
     from zoo.core.files import write_whole
 
-    study, progress = list_studies()[args.name], Progress(status)
+    study = list_studies()[args.name]
     config = _study_config(study, args)
     if args.dry_run:
         table, facts = _show_stock(study.title, study, [config], progress)
@@ -176,8 +173,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     for tables in _measured(study, [config], path, args, progress):
         lines += tables[-1].lines()
         write_whole(path.with_suffix(".csv"), csv_text(lines).encode())
-        with progress.hidden():
-            yield tables[-1].table()
+        yield tables[-1].table()
     if study.plot:
         written.append("svg")
         write_whole(path.with_suffix(".svg"), render([table.chart(*study.plot) for table in tables]))

@@ -1,6 +1,5 @@
 """Find every dataset: those that files of this folder list by name, others by a path."""
 
-import difflib
 import functools
 import importlib
 import os
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from harness.base.hints import nearest
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName
 from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder
@@ -66,7 +66,7 @@ class Options:
 
 
 class _State:
-    """How datasets are taken in this process, and those that were taken so, by name."""
+    """How this process reads datasets, and those it has read, by name."""
 
     options = Options()
     datasets: ClassVar[dict[str, Dataset]] = {}
@@ -122,25 +122,21 @@ def get_dataset(name: str) -> Dataset:
     elif (own := kind_of(name)) is not None:
         raise ValueError(f"dataset {name!r} is made from {KINDS[own].what}; give {own}:PATH of it")
     else:
-        near = difflib.get_close_matches(name, _listed(), n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         kinds = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
-        names = ", ".join(_listed())
-        raise ValueError(
-            f"no dataset is called {name!r}.{hint} Choose from {names}; `patchrank list` shows them. {kinds}."
-        )
+        known = nearest(prefix, (*_listed(), *KINDS), cutoff=0.4)
+        raise ValueError(f"no dataset is called {name!r}: {known}; `patchrank list` shows all. {kinds}.")
     _State.datasets[dataset.name] = dataset
     return dataset
 
 
 def forget() -> None:
-    """Take datasets as they are by themselves again, and know none that was made by its path."""
+    """Read datasets as they are by themselves again, and know none by a path."""
     _State.options = Options()
     _State.datasets.clear()
 
 
 def names_of(datasets: Sequence[str], options: Options | None = None) -> list[str]:
-    """Return names for what the command line gives; nothing goes by a path from then on. Raises as ``get_dataset``."""
+    """Return the names of what the command line gives; they are known from then on. Raises as ``get_dataset``."""
     forget()
     _State.options = options or Options()
     names = []

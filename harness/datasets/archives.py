@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import requests
-from filelock import FileLock
 from rich.filesize import decimal
 
+from harness.base.lines import hold_lock
 from harness.base.terminal import Progress
 from zoo.core.files import require_file
 
-LOCK, PART, PARTIAL = ".lock", ".part", ".unpacking"
+PART, PARTIAL = ".part", ".unpacking"
 BLOCK = 2**20
 CHUNK = 2**16  # of a download
 TIMEOUT_S = 60
@@ -67,7 +67,7 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
 
     if any((folder / one.file).exists() or (download and one.url) for one in archives if missing(one)):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):
+        with hold_lock(folder / ".lock"):
             for archive in filter(missing, archives):
                 file = folder / archive.file
                 if download and archive.url and not file.exists():

@@ -282,6 +282,18 @@ def require_folder(folder: Path, where: str, hint: str) -> None:
         raise NotADirectoryError(f"{where} is a file; give {hint}")
 
 
+def match_splits(names: Iterable[str], where: str) -> dict[SplitName, str]:
+    """Return which of some names, whatever their case, mean which split; ValueError if two mean one."""
+    found: dict[SplitName, str] = {}
+    for name in names:
+        if (split := SPLIT_NAMES.get(name.lower())) is None:
+            continue
+        if split in found:
+            raise ValueError(f"{where}: {found[split]} and {name} would both be the {split} split; leave one")
+        found[split] = name
+    return found
+
+
 def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> None:
     """Refuse captions of classes that can't be printed, or that two of the ``names`` share."""
     first: dict[str, str] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, SplitName, lines_of, require_unique
+from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, match_splits, require_unique
 from harness.datasets.images import (
     KNOWN,
     ImageList,
@@ -128,15 +128,8 @@ def _split_folders(folder: Path, images: Sequence[Path], where: str) -> dict[str
     A folder that is called like a split and has images right in it is a class.
     """
     classes = {image.parts[0] for image in images if len(image.parts) == 2}
-    roots: dict[SplitName, str] = {}
-    for path in _folders(folder):
-        split = SPLIT_NAMES.get(path.name.lower())
-        if split is None or path.name in classes or not _folders(path):
-            continue
-        if split in roots:
-            raise ValueError(f"{where}: {roots[split]} and {path.name} would both be the {split} split; leave one")
-        roots[split] = path.name
-    return {name: split for split, name in roots.items()} or {"": "test"}
+    names = (path.name for path in _folders(folder) if path.name not in classes and _folders(path))
+    return {name: split for split, name in match_splits(names, where).items()} or {"": "test"}
 
 
 def _folders(folder: Path) -> list[Path]:

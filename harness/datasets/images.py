@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from harness.base.table import count_of
 from harness.base.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName, cached_json, keep_json, require_folder
 from zoo.core.files import digest, odd_kind
@@ -161,7 +162,8 @@ def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str
     """Tell in a sentence which files that are named like images aren't read; nothing if all are."""
     unread = [f"{str(file.path.relative_to(root))!r} ({file.wrong})" for file in found if file.wrong]
     more = ", ..." if len(unread) > SHOWN else ""
-    return (f"{where}: left out: {how_many(len(unread))}: {', '.join(unread[:SHOWN])}{more}",) if unread else ()
+    told = f"{where}: left out: {count_of(len(unread), 'image')}: {', '.join(unread[:SHOWN])}{more}"
+    return (told,) if unread else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +234,10 @@ class ImageList:
 
     def differences(self) -> Iterator[str]:
         """List what images are missing or empty."""
-        for size, what in ((MISSING, "missing"), (0, "empty")):
+        for size, what in ((MISSING, "missing image"), (0, "empty image")):
             if (where := np.flatnonzero(self.sizes == size)).size:
                 names = shorten([self.paths[index] for index in where[: SHOWN + 1]])
-                yield f"{how_many(where.size, what)} in {str(self.root)!r}: {names}"
+                yield f"{count_of(where.size, what)} in {str(self.root)!r}: {names}"
 
 
 def _file_size(path: str) -> int:
@@ -279,19 +281,13 @@ def folder_images(path: Path | str, *, flag: str = "--images ") -> ImageList:
     return ImageList(root=folder, paths=paths, labels=labels, by_content=True, notes=notes)
 
 
-def measure_detail(image: Image.Image, size: tuple[int, int] | None = None) -> float:
-    """Return the mean step, of 255, between neighbouring grey pixels of an image, or of its middle at (width, height).
+def measure_detail(image: Image.Image, size: tuple[int, int]) -> float:
+    """Return the mean step, of 255, between neighbouring grey pixels of an image's middle at a (width, height).
 
     As it depends on the size, images are compared at that of a model's input.
     """
-    grey = image.convert("L")
-    pixels = np.asarray(ImageOps.fit(grey, size, Image.Resampling.BICUBIC) if size else grey).astype(np.int64)
+    pixels = np.asarray(ImageOps.fit(image.convert("L"), size, Image.Resampling.BICUBIC)).astype(np.int64)
     return float(np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()) / 2
-
-
-def how_many(count: int, what: str = "") -> str:
-    """Say how many images there are, such as "1 image" or "2 missing images"."""
-    return f"{count:,}{f' {what}' if what else ''} image{'s' if count != 1 else ''}"
 
 
 def shorten(names: Sequence[str], most: int = SHOWN) -> str:
@@ -349,7 +345,7 @@ def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
         root = getattr(dataset, "root", None)
         asked = f"{dataset.asked_as} --root {root}" if root else dataset.asked_as
         progress.say(
-            f"{dataset.name}: left out, as they can't be read: {how_many(len(bad))}; `patchrank datasets check "
-            f"--dataset {asked} --json` lists all" + "".join(f"\n  {image.wrong}" for image in bad[:SHOWN])
+            f"{dataset.name}: left out, as they can't be read: {count_of(len(bad), 'image')}; `patchrank datasets "
+            f"check --dataset {asked} --json` lists all" + "".join(f"\n  {image.wrong}" for image in bad[:SHOWN])
         )
     return frozenset(image.image_id for image in bad)

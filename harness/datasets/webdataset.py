@@ -18,13 +18,13 @@ import numpy as np
 
 from harness.datasets.archives import members_of
 from harness.datasets.base import (
-    SPLIT_NAMES,
     SPLITS,
     OwnDataset,
     Rendered,
     Split,
     SplitName,
     lines_of,
+    match_splits,
     require_template,
     require_unique,
 )
@@ -66,7 +66,8 @@ class TarDataset(OwnDataset):
             self.templates = ()
         else:
             self._read_classes(folder, where)
-        self.shards = {split: _shards(folder, split) for split in SPLITS}
+        places = match_splits(sorted(path.name for path in folder.iterdir() if path.is_dir()), where)
+        self.shards = {split: _shards(folder / places[split]) if split in places else [] for split in SPLITS}
         self._samples = {split: self._index(split) for split in SPLITS}
         if not any(self._samples.values()):
             raise ValueError(f"{where} has no tars with images; expected test/0.tar, test/1.tar, ..., and likewise")
@@ -129,13 +130,8 @@ class TarDataset(OwnDataset):
         return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
 
-def _shards(folder: Path, split: SplitName) -> list[Path]:
-    """List the tars of a split, in order of their numbers."""
-    present = [name for name, own in SPLIT_NAMES.items() if own == split and (folder / name).is_dir()]
-    if len(present) > 1:
-        both = " and ".join(present)
-        raise ValueError(f"folder of tars {str(folder)!r}: {both} would both be the {split} split; leave one")
-    place = folder / (present or [split])[0]
+def _shards(place: Path) -> list[Path]:
+    """List the tars of a split's folder, in order of their numbers."""
     tars = sorted(place.glob("*.tar"), key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1, path))
     count_file = place / "nshards.txt"
     if count_file.exists() and (text := " ".join(lines_of(count_file))) != str(len(tars)):

@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
-from zoo.core.messages import AUTO, precision_on
+from zoo.core.messages import AUTO, check_fields, precision_on
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import windows
 
@@ -64,8 +64,6 @@ class Source:
 class RankJob(ShardJob):
     """What to rank, and how."""
 
-    LEAST: ClassVar[Mapping[str, int]] = {**ShardJob.LEAST, "limit": 1, "variants": 1}
-
     model: str  # dense tower, see `harness.models.towers.load_tower`
     source: Source
     config: GoldenConfig = field(default_factory=GoldenConfig)
@@ -79,6 +77,7 @@ class RankJob(ShardJob):
     def __post_init__(self) -> None:
         """Validate."""
         super().__post_init__()
+        check_fields(self, limit="[1, inf)", variants="[1, inf)")
         if not len(self.source.images):
             raise ValueError(f"{self.source.name!r} has no {self.source.split} images to rank; name another --split")
 

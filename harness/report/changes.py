@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.base.table import NOT_MEASURED, Shown, Table, json_values
+from harness.base.table import NOT_MEASURED, Shown, Table, count_of, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import MATCHED, Record, measured_alike, read_run
 from harness.records.statistics import Interval, discordant, paired_difference, paired_mean
-from harness.report.tables import count_of
 from zoo.core.messages import check_fields
 
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary

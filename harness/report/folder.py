@@ -15,14 +15,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.base.table import Shown, Table
+from harness.base.table import Shown, Table, count_of
 from harness.base.terminal import Progress, printable
 from harness.records.metrics import METRICS
 from harness.records.record import RECORDS, UNITS, Record, Times, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
-from harness.report.tables import RATIO, Group, count_of, group_records, sections
+from harness.report.tables import RATIO, Group, group_records, sections
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, estimate_cell, figure
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, count_of, estimate_cell, figure
 from harness.records.averages import (
     CLOSE,
     Average,
@@ -165,11 +165,6 @@ def _describe_group(group: Group) -> str:
         f"weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images.{f' {unknown}.' if unknown else ''}"
     )
-
-
-def count_of(count: int, noun: str) -> str:
-    """Return a number of things in words."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def rows_table(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from packing import tarred
-from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
+from harness.base.terminal import Progress
 from harness.cli.entry import parse
 from harness.cli.measure import evaluated
 from harness.datasets import get_dataset
@@ -58,7 +58,7 @@ def test_every_image_gets_the_same_answer(model: str, folder: Path):
     classifier = zero_shot_classifier(*args, amp=False)
     logits, labels = run_classification(clip, classifier, loader, "cpu", amp=False)
     words = ["eval", "--model", model, "--dataset", "emoji", "--limit", str(COUNT)]
-    [records] = evaluated(parse(words), Console(quiet=True))
+    [records] = evaluated(parse(words), Progress())
     [answers] = [record.correct for record in records if record.model == model]
     assert len(answers) == COUNT
     assert (logits.argmax(dim=1) == labels).tolist() == answers.tolist()

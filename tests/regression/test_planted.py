@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
@@ -54,7 +53,7 @@ def write_expectation(file: Path, dataset: str, limit: int, rows: list[CheckRow]
         plan = Plan(methods=(), datasets=(dataset,), limit=limit, batches=())
         dense = CheckRow(dataset=dataset, method="dense", keep=1.0)
         case = Case("clip_vit_s14.imgfocus_lit", plan, [dense, *rows], file)
-        write_records(file, [now for *_, now in measure([case], CheckPlan(), {}, Progress()) if now is not None])
+        write_records(file, [now for *_, now in measure([case], CheckPlan(), Progress()) if now is not None])
     return file
 
 
@@ -63,8 +62,7 @@ def run() -> Callable[..., Shown]:
     """Run ``check`` with words of a command line, quietly and without timing."""
 
     def call(*words: str) -> Shown:
-        args = parse(["check", "--no-latency", *words])
-        return run_check(args, Console(quiet=True))
+        return run_check(parse(["check", "--no-latency", *words]), Progress())
 
     return call
 

@@ -5,13 +5,13 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -47,9 +47,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 class Codes(NamedTuple):
     """Embeddings as they are stored, each by itself, so that shards don't depend on one another.
 
-    int8: an embedding is its row of ``codes`` times its ``scale``, which makes the largest coordinate 127. binary: bits
-    tell which coordinates are above 0, eight to a byte, the first in the highest bit, as `numpy.packbits` has them; an
-    embedding is 1 or -1 in each coordinate, by the root of the width.
+    int8: the largest coordinate is 127, and ``codes`` times their ``scale`` have unit length. binary: bits tell which
+    coordinates are above 0, eight to a byte, the first in the highest bit, as `numpy.packbits` has them; an embedding
+    is 1 or -1 in each coordinate, by the root of the width.
     """
 
     precision: str
@@ -64,8 +64,9 @@ class Codes(NamedTuple):
         if precision == BINARY:
             return cls(precision, width, np.packbits(embeddings > 0, axis=1))
         if precision == INT8:
-            scale = np.abs(embeddings).max(axis=1) / np.float32(127)
-            embeddings = np.rint(embeddings / np.where(scale > 0, scale, 1)[:, None])
+            step = np.abs(embeddings).max(axis=1, keepdims=True) / np.float32(127)
+            embeddings = np.rint(embeddings / np.where(step > 0, step, 1))
+            scale = 1 / np.maximum(np.linalg.norm(embeddings, axis=1), 1)  # 0 stays 0
         return cls(precision, width, embeddings.astype(PRECISIONS[precision]), scale)
 
     @classmethod
@@ -80,13 +81,13 @@ class Codes(NamedTuple):
         return columns if self.scale is None else columns | {"scale": self.scale}
 
     def decode(self, rows: Any = slice(None)) -> NDArray[np.float32]:
-        """Return the embeddings of some rows, or of all, (n, D)."""
+        """Return embeddings of some rows, or of all, (n, D): those in float32 as they are, others at unit length."""
         codes = self.codes[rows]
         if self.precision == BINARY:
-            signs = 2 * np.unpackbits(codes, axis=1, count=self.width).astype(np.float32) - 1
-            return signs / np.float32(self.width**0.5)
+            codes = 2 * np.unpackbits(codes, axis=1, count=self.width).astype(np.int8) - 1
         floats = codes.astype(np.float32)
-        return floats if self.scale is None else floats * self.scale[rows, None]
+        unit: NDArray[np.float32] = F.normalize(torch.from_numpy(floats), dim=1).numpy()
+        return floats if self.precision == "float32" else unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +295,6 @@ class Encoder:
 class EmbedJob(ShardJob):
     """What to embed, and how."""
 
-    LEAST: ClassVar[Mapping[str, int]] = {**ShardJob.LEAST, "decoders": 0}
-
     setup: Setup
     source: PictureSource | TextSource
     out: Path
@@ -307,7 +306,7 @@ class EmbedJob(ShardJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, embedding_dtype=PRECISIONS)
+        check_fields(self, embedding_dtype=PRECISIONS, decoders="[0, inf)")
 
     @property
     def kind(self) -> str:

@@ -9,7 +9,6 @@ import by_hand
 import numpy as np
 import pytest
 from by_hand import KNOWN, UNLABELLED, answers, part, replace
-from rich.console import Console
 
 from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows
 from harness.base.table import Shown
@@ -199,7 +198,7 @@ def run(tower: Tower, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("harness.apps.check.get_dataset", lambda name: toy)
 
     def call(*words: str) -> Shown:
-        return run_check(parse(["check", *words]), Console(quiet=True))
+        return run_check(parse(["check", *words]), Progress())
 
     return call
 
@@ -216,7 +215,7 @@ def file(run: Run, tmp_path: Path) -> Path:
         rows = [CheckRow(dataset="toy", method=name, keep=0.5) for name in ("random", "tome", "evit")]
         rows = [CheckRow(dataset="toy", method="dense", keep=1.0), *rows, replace(rows[-1], options={"fuse": True})]
         case = Case("clip_vit_b16.openai", plan, rows, path)
-        write_records(path, [now for *_, now in measure([case], CheckPlan(), {}, Progress()) if now is not None])
+        write_records(path, [now for *_, now in measure([case], CheckPlan(), Progress()) if now is not None])
         _WRITTEN.append(path.read_bytes())
     path.write_bytes(_WRITTEN[0])
     return path

@@ -144,8 +144,8 @@ def chosen(bounds: SetupBounds, config: ChooseConfig = CONFIG, **more: Any) -> A
     return choose(ARCH, "toy", bounds, config, progress=Progress(), **more)
 
 
-def make_lab(config: ChooseConfig, say: Callable[[str], object] = lambda _: None) -> Lab:
-    return Lab(ARCH, "toy", SetupBounds(min_cosine=0.97), config, say)
+def make_lab(config: ChooseConfig, say: Callable[[str], object] = lambda _: None, model: str = ARCH) -> Lab:
+    return Lab(model, "toy", SetupBounds(min_cosine=0.97), config, say)
 
 
 @pytest.mark.usefixtures("small")
@@ -279,7 +279,7 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     (lambda: ChooseConfig(seconds=-1.0), "seconds=-1"),
     (lambda: ChooseConfig(held_out=1), "held_out=1: expected an integer in .20"),
     (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled' has no classes"),
-    (lambda: choose("clip_vit_s14_tome60", "toy", SetupBounds(min_cosine=0.9), progress=Progress()), "'clip_vit_s14'"),
+    (lambda: make_lab(CONFIG, model="clip_vit_s14_tome60"), "'clip_vit_s14'"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("small")
 def test_refusals(make: Callable[[], Any], quoted: str):

@@ -43,7 +43,7 @@ def test_no_loss_among_few_pictures_is_not_taken_for_none():
     none = {CHANGE: [0.0] * 98}
     assert SetupBounds(max_loss=2).share(none, 98) == pytest.approx(1.96 * math.sqrt(2) / 98 / 0.02, rel=0.03)
     split = Split(np.zeros(98, dtype=np.int64), str, lambda *_: None)
-    figures = Pictures(split, np.arange(98), None, None).figures(none | {COSINE: [1.0] * 98}, 0)
+    figures = Pictures(split, np.arange(98), None).figures(none | {COSINE: [1.0] * 98}, 0)
     assert figures[CHANGE]["estimate"] == 0
     assert -0.035 < figures[CHANGE]["low"] < -0.02
     assert SetupBounds(max_loss=4, min_cosine=0.999).meets(figures)
@@ -51,7 +51,7 @@ def test_no_loss_among_few_pictures_is_not_taken_for_none():
 
 
 def divide(dataset: Dataset, sizes: tuple[int, int], seed: int = 0) -> list[Pictures]:
-    return fidelity.split_pictures(dataset, sizes, seed, learned=(), dense=None, preprocess=None)
+    return fidelity.split_pictures(dataset, sizes, seed, learned=(), tower=None)
 
 
 def test_a_known_dataset_is_judged_by_its_test_split(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +89,7 @@ def test_values_are_those_of_the_plain_way(tower: Tower, named: Dataset):
     rows = rows_of(tower, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
     assert tower.clip is not None
     split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)
-    pictures = Pictures(split, np.arange(len(split)), rows[0], tower.preprocess, classifier)
+    pictures = Pictures(split, np.arange(len(split)), tower, classifier)
     distances = pictures.distances(rows)
     for row in rows:
         own = pictures.values(row)
@@ -112,7 +112,7 @@ def test_intervals_are_over_photographs():
     def width(times: int) -> float:
         groups = np.repeat(np.arange(30), times)
         split = Split(np.zeros(len(groups), dtype=np.int64), str, lambda *_: None)
-        pictures = Pictures(split, groups, None, None)
+        pictures = Pictures(split, groups, None)
         found = pictures.figures({COSINE: means[groups].tolist()}, 0)[COSINE]
         return found["high"] - found["low"]
 

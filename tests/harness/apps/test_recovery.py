@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from by_hand import replace
-from rich.console import Console
 
 import zoo
 from harness.apps import recovery
@@ -31,7 +30,7 @@ REDUCED = Setup.of(NAME)
 PLAN = Plan(models=(ARCH,), methods=("evit", "random"), keeps=(0.5,), datasets=("toy",), limit=None, batches=())
 RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
 TOY = Sources(datasets=("toy",))
-QUIET = Progress(Console(quiet=True))
+QUIET = Progress()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Colour, width and silence; progress of long work, and no silence of it in a pipe."""
 
-import argparse
 import io
 import json
 
@@ -42,9 +41,9 @@ SHOWN = r"a\u001b[31m\u009b2J\u007f\u202e\udcff [red]"
 
 def test_names_of_others_can_not_steer_a_terminal(capsys):
     """Of a table's cells newlines neither; JSON keeps its meaning."""
-    screen = notes(argparse.Namespace(quiet=False))
+    screen = notes()
     Progress(screen).say(HOSTILE)
-    screen.print(Table.of(HOSTILE, ["name"], [[HOSTILE]], words=["name"]))
+    screen.print(Table.of(HOSTILE, ["name"], [[HOSTILE]], words=["name"]).form())
     err = capsys.readouterr().err
     assert err.startswith(f"{SHOWN}\nb\n")
     assert err.count(SHOWN + r"\nb") == 2

@@ -109,7 +109,7 @@ def test_what_ends_workers_ends_the_run_with_one_message(tmp_path: Path):
 @pytest.mark.parametrize(("facts", "match"), [
     ({"device": "cuda:1"}, "--device 'cuda:1' with --workers: say cuda; each of them"),
     ({"workers": 3, "device": "cuda"}, "--workers 3 on a machine with 2 GPUs: each of them takes"),
-    ({"workers": 0}, "--workers 0: expected a number from 1"),
+    ({"workers": 0}, "workers=0: expected an integer in .1, inf"),
     ({}, r"--workers 2 needs Ray: pip install 'clip-patchrank\[ray\]'"),
 ])  # fmt: skip
 def test_workers_that_can_not_be_had(facts: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):

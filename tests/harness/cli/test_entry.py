@@ -13,12 +13,11 @@ from unittest.mock import Mock
 import pytest
 from by_hand import replace
 from killing import kill_when
-from rich.table import Table
 
 import zoo
 from harness.base.lines import claim_file
 from harness.base.store import claim
-from harness.base.table import Shown
+from harness.base.table import Shown, Table
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, main
 from harness.datasets import list_datasets
 from harness.records.record import read_records
@@ -76,10 +75,10 @@ def command(monkeypatch) -> Any:
 def test_long_work_shows_parts_as_they_come_and_its_data_at_the_end(command, capsys):
     seen: list[str] = []
 
-    def work(args, status):
+    def work(args, progress):
         yield "first"
         seen.append(capsys.readouterr().out)
-        yield Table(title="second")
+        yield Table.of("second", ("n",), ())
         return Shown(parts=("last",), data={"n": 2}, code=1)
 
     command(work)
@@ -94,7 +93,7 @@ def test_a_mistake_of_ours_is_no_wrong_use_and_a_nan_is_no_result(command):
     command(Mock(side_effect=KeyError("ours")))
     with pytest.raises(KeyError, match="ours"):
         main(["list"])
-    command(lambda args, status: Shown(parts=(), data={"x": float("nan")}))
+    command(lambda args, progress: Shown(parts=(), data={"x": float("nan")}))
     with pytest.raises(AssertionError, match="list: Out of range"):
         main(["list", "--json"])
 

@@ -58,7 +58,9 @@ def test_without_shipped_rankings_images_are_ranked_first(tower: Tower, toy: Dat
 def test_from_a_folder_to_a_pruned_model_of_another_library(foreign: str, tmp_path: Path, capsys):
     pictures, store = write_images(tmp_path / "pictures", [f"{i}.png" for i in range(20)]), tmp_path / "rankings"
     rank = f"rank --model {foreign} --images {pictures} --full --window 2 --stride 2 --output {store}"
+    (pictures / "x.heic").touch()
     assert main(rank.split()) == 0
+    assert f"--images '{pictures}': left out: 1 image: 'x.heic'" in capsys.readouterr().err
     out = tmp_path / "p.safetensors"
     command = f"fit predictor --model {foreign} --rankings {store} --arch mlp --width 8 --epochs 2"
     assert main(f"{command} --images {pictures} --output {out}".split()) == 0

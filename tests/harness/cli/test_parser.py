@@ -89,7 +89,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
     ("rank", "one of the arguments --dataset --images is required; see patchrank rank --help"),
     ("list everything", "no argument 'everything' is expected here"),
-    ("list --root gone", "--root 'gone' is no folder"),
+    ("list --root gone", "--root 'gone' does not exist"),
     ("eval --model clip_vit_s14_patchrank65 --dataset emoji", "clip_vit_s14 --methods patchrank --keeps 0.65"),
     ("latency --model clip_vit_b16_patchrank60", "fit predictor --model clip_vit_b16.openai --block 3"),
     ("compare --shots 4 -1", "--shots -1: expected 0, which is by text, or a number from 1"),
@@ -101,7 +101,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("show gone.png", "image 'gone.png' does not exist"),
     ("show fashion:val:3 --keeps 0.5 1.5", "--keeps (0.5, 1.5): expected fractions in (0, 1)"),
     ("show fashion:val:3 --keeps 0.5 0.5", "each once"),
-    ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
+    ("show fashion:val:3 --scale 0", "scale=0.0: expected a number in [0.25, 8]"),
     ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
     ("show fashion:val:3 --left tmoe", "--left 'tmoe': did you mean 'tome'"),
     ("compare --split final", FINAL_ONLY),
@@ -164,5 +164,5 @@ def test_the_subcommand_of_the_extension_guide_is_one_like_the_others(monkeypatc
     dataset = shipped_facts("emoji")
     counts = [(dataset.labels("val") == label).sum() for label in range(len(dataset.classes))]
     assert main(["count", "emoji", "--split", "val"]) == 0
-    shown = re.findall(r"│ (.+?) +│ (\d+) +│", capsys.readouterr().out)
+    shown = re.findall(r"│ (.+?) +│ +(\d+) │", capsys.readouterr().out)
     assert shown == [(name, str(n)) for name, n in zip(dataset.classes, counts, strict=True)]

@@ -221,4 +221,4 @@ def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: py
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: provide("x", tmp_path, archives, download=False, progress=Progress()), range(4)))
     assert len(calls) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "images", "images.tar.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "images.tar.gz"]

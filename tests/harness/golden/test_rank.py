@@ -110,7 +110,7 @@ def test_a_folder_of_images_needs_no_labels(run, toy, tmp_path):
 
 @pytest.mark.parametrize(("facts", "match"), [
     ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
-    ({"limit": 0}, "--limit 0: expected a number from 1"),
+    ({"limit": 0}, "limit=0: expected an integer"),
     ({"config": GoldenConfig(score="label")}, "score='label' needs every class named, and --skip-unknown-classes"),
 ], ids=str)  # fmt: skip
 def test_refusals_leave_no_folder(facts, match, run, tmp_path, monkeypatch):

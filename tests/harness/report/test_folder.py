@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from by_hand import part, per_image, replace
 from markupsafe import Markup
-from rich.console import Console
 
+from harness.base.terminal import Progress
 from harness.cli.entry import main, parse
 from harness.records.metrics import METRICS
 from harness.records.record import UNITS, Record, Times, read_run, write_records
@@ -47,12 +47,12 @@ def test_the_same_run_gives_the_same_bytes(records: list[Record], tmp_path):
     write_records(tmp_path / "records.jsonl", records)
     again = str(tmp_path / "records.jsonl")  # a run that is named twice is read once
     args = parse(["report", str(tmp_path), again, "--output", str(tmp_path / "out")])
-    data = json.loads(json.dumps(args.run(args, Console(quiet=True)).data, allow_nan=False))
+    data = json.loads(json.dumps(args.run(args, Progress()).data, allow_nan=False))
     assert all(Path(name).exists() for name in data["files"])
     assert (data["runs"], data["records"]) == ([str(tmp_path)], len(records))
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / "report.html").write_text("older")
-    args.run(args, Console(quiet=True))
+    args.run(args, Progress())
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 

@@ -36,7 +36,7 @@ def test_a_reader_sees_all_of_it(reader: str, whole: Path, tmp_path: Path):
     order = np.argsort(out["ids"])
     assert out["ids"][order].tolist() == [position for shard in shards for position in shard.ids]
     assert out["paths"][order].tolist() == [name for shard in shards for name in shard.names]
-    vectors = np.concatenate([shard.embeddings for shard in shards])
+    vectors = np.concatenate([shard.codes.codes for shard in shards])
     assert np.array_equal(out["vectors"][order].astype(np.float16), vectors)
     if out["hits"].size:
         hits = nearest(whole, vectors[0].astype(np.float32), 5).hits

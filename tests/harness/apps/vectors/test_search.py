@@ -44,9 +44,11 @@ def test_stored_in_bytes_and_bits(width: int, seed: int):
     floats = np.random.default_rng(seed).normal(size=(3, width)).astype(np.float32)
     floats /= np.linalg.norm(floats, axis=1, keepdims=True)
     int8, bits = Codes.of(floats, INT8), Codes.of(floats, BINARY)
-    error = np.abs(int8.decode() - floats).max(axis=1)
-    assert (error <= np.abs(floats).max(axis=1) / 254 * (1 + 1e-5)).all()
+    steps = np.abs(floats).max(axis=1, keepdims=True) / 127
+    assert np.abs(int8.codes - floats / steps).max() <= 0.5 + 1e-4
     assert (np.abs(int8.codes).max(axis=1) == 127).all()
+    assert np.allclose(int8.decode(), int8.codes * int8.scale[:, None], atol=1e-6)
+    assert np.allclose(np.linalg.norm(int8.decode(), axis=1), 1)
     assert not Codes.of(0 * floats, INT8).decode().any()
     for row, stored in zip(floats, bits.codes, strict=True):
         text = "".join(str(int(value > 0)) for value in row)
@@ -86,7 +88,8 @@ def test_a_search_is_that_of_a_loop(precision: str, top: int, floats: np.ndarray
     decoded = floats.tolist()
     if precision == INT8:
         steps = [max(map(abs, row)) / 127 for row in floats]
-        decoded = [[round(x / step) * step for x in row] for row, step in zip(floats, steps, strict=True)]
+        codes = [[round(x / step) for x in row] for row, step in zip(floats, steps, strict=True)]
+        decoded = [[x / np.linalg.norm(row) for x in row] for row in codes]
     if precision == BINARY:
         decoded = [[(1 if x > 0 else -1) / 20**0.5 for x in row] for row in floats]
     scores = [sum(x * q for x, q in zip(row, vector, strict=True)) for row in decoded]
