@@ -286,7 +286,7 @@ def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
 
 
 def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
-    """A square of the tower's own size is what its processor makes of it; the harness has one grid."""
+    """A square of the tower's own size is what its processor makes of it, in exports, too; the harness has one grid."""
     model = build("siglip 2")
     processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     for each in (model, processor):
@@ -295,7 +295,10 @@ def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
     square = Image.fromarray(pixels((32, 32, 3)))
     wanted = model(**processor(images=square, return_tensors="pt")).pooler_output
     assert tower.preprocess(square).shape == (3, 32, 32)
-    assert torch.allclose(tower.vit(tower.preprocess(square)[None]), wanted, atol=1e-5)
+    image = tower.preprocess(square)[None]
+    assert torch.allclose(tower.vit(image), wanted, atol=1e-5)
+    half = zoo.reduce(tower.vit, method="rankmerge", keep=0.5)
+    assert zoo.export_model(half, tmp_path / "half.onnx", image.expand(2, -1, -1, -1), format="onnx").deviation < 1e-5
 
 
 @pytest.mark.parametrize("damage", ["config.json", "preprocessor_config.json", "model.safetensors"])
