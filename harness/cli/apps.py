@@ -8,7 +8,6 @@ import signal
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,7 +123,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
         raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
     about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
-    about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
+    about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
     progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
     how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
@@ -139,43 +138,42 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     size = path.stat().st_size
     text = f"wrote {path} ({size:,} bytes) and {path.name}.json, which says what it is"
     if args.layout is not None:
-        with torch.no_grad():
-            features = tower.vit(images[:1]).shape[1]
-        text += f", and {_write_layout(args.layout, args.output, setup.dtype, images.shape[1:], features)}"
+        text += f", and {_write_layout(args.layout, path)}"
     if setup.dtype != lower:
         text += f"; it is in {setup.dtype}, as {format} has no {lower}"
     return Shown(parts=(table, text), data=json_values(data | {"path": path, "bytes": size}))
 
 
-def _write_layout(server: str, folder: Path, dtype: str, image: Sequence[int], features: int) -> Path:
-    """Write what a server reads beside a model's version, and return its path.
+def _write_layout(server: str, model: Path) -> Path:
+    """Write what a server reads beside the folder of a model's version, and return its path.
 
     Raises:
         ValueError: OpenVINO Model Server's file is there and is none.
     """
     from zoo.core.files import strict_json, write_whole
 
+    about, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
     if server == "triton":
         lines = [
             f"name: {json.dumps(folder.name)}",
             'backend: "onnxruntime"',
             "max_batch_size: 64",
-            f'input {{ name: "images" data_type: TYPE_FP32 dims: {list(image)} }}',
-            f'output {{ name: "features" data_type: TYPE_FP32 dims: [{features}] }}',
+            f'input {{ name: "images" data_type: TYPE_FP32 dims: {[3, *about["image_size"]]} }}',
+            f'output {{ name: "features" data_type: TYPE_FP32 dims: [{about["features"]}] }}',
             "dynamic_batching { max_queue_delay_microseconds: 2000 }",
         ]
         path, content = folder / "config.pbtxt", "\n".join(lines)
     else:
-        path = folder.absolute().parent / "config.json"  # of all models of the repository
+        path = folder.parent / "config.json"  # of all models of the repository
         try:
-            models = strict_json(path.read_bytes())["model_config_list"] if path.exists() else []
-            models = [one for one in models if one["config"]["name"] != folder.name]
+            whole = strict_json(path.read_bytes()) if path.exists() else {"model_config_list": []}
+            models = [one for one in whole["model_config_list"] if one["config"]["name"] != folder.name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
         # Without the hint the server computes in the precision that it finds fastest.
-        hint = {"INFERENCE_PRECISION_HINT": dtype.replace("float", "f")}
+        hint = {"INFERENCE_PRECISION_HINT": about["dtype"].replace("float", "f")}
         own = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
-        content = json.dumps({"model_config_list": [*models, {"config": own}]}, indent=2)
+        content = json.dumps({**whole, "model_config_list": [*models, {"config": own}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path
 

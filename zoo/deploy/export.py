@@ -163,7 +163,8 @@ def export_model(
         agreement = FeatureAgreement.of(torch.cat(features).split(len(images)), eager, batches)
         if problem := agreement.problem(dtype, least_cosine, reduced=getattr(model, "reducer", None) is not None):
             raise DisagreementError(f"{format} in {dtype}: {problem}; {path.name} was not written", agreement)
-        about = {**_describe(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
+        about = {**_describe(model), "features": eager.shape[1], **(facts or {}), "format": format, "dtype": dtype}
+        about["agreement"] = asdict(agreement)
         write_whole(_about(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
         # The file that is asked for comes last: who finds it finds the others.
         for file in sorted(Path(folder).glob(f"{glob.escape(path.stem)}.*"), key=lambda file: file == place):

@@ -55,9 +55,9 @@ def test_killed_at_any_moment_the_next_run_writes_the_same_bytes_and_leaves_noth
         assert path.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
 
 
-def test_folders_for_other_servers_say_what_their_files_have(tiny: Build, tmp_path: Path, capsys):
+def test_folders_for_other_servers_say_what_their_files_have(tiny: Build, tmp_path: Path, capsys, monkeypatch):
     onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
-    timm.models.save_for_hf(tiny("clip_vit_b16"), tmp_path / "tower", safe_serialization=True)
+    timm.models.save_for_hf(tiny("clip_vit_b16", num_classes=0), tmp_path / "tower", safe_serialization=True)
     command = ["export", "--model", f"local-dir:{tmp_path}/tower", "--limit", "3", "--batches", "2"]
     models = tmp_path / "models"
     assert main([*command, "--layout", "triton", "--output", str(models / "a")]) == 0
@@ -69,12 +69,14 @@ def test_folders_for_other_servers_say_what_their_files_have(tiny: Build, tmp_pa
         assert not tensor.shape.dim[0].HasField("dim_value")  # any batch
         dims = [one.dim_value for one in tensor.shape.dim][1:]
         assert f'{kind} {{ name: "{value.name}" data_type: TYPE_FP32 dims: {dims} }}' in config
-    other = {"config": {"name": "z", "base_path": "z"}}
-    (models / "config.json").write_text(json.dumps({"model_config_list": [other]}))
-    assert main([*command, "--layout", "ovms", "--output", str(models / "b")]) == 0
+    other, more = {"config": {"name": "z", "base_path": "z"}}, {"monitoring": {"metrics": {"enable": True}}}
+    (models / "config.json").write_text(json.dumps({"model_config_list": [other], **more}))
+    (models / "b").mkdir()
+    monkeypatch.chdir(models / "b")
+    assert main([*command, "--layout", "ovms", "--output", "."]) == 0
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     own = {"config": {"name": "b", "base_path": "b", "plugin_config": hint}}
-    assert json.loads((models / "config.json").read_text()) == {"model_config_list": [other, own]}
+    assert json.loads((models / "config.json").read_text()) == {"model_config_list": [other, own], **more}
     model = openvino.Core().read_model(models / "b" / "1" / "model.xml")
     assert model.input("images").partial_shape[0].is_dynamic
     assert main([*command, "--layout", "ovms", "--format", "onnx", "--output", str(models / "d")]) == 2
