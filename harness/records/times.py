@@ -34,7 +34,7 @@ CONDITIONS = (
     "bound_ms", "rate", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
-AGAIN = "the same command times again when the machine is idle, or with fewer threads: OMP_NUM_THREADS=2"
+AGAIN = "the same command times again when the machine is idle, or with a smaller OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, kw_only=True)
