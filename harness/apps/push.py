@@ -21,7 +21,7 @@ from harness.models.towers import (
     TIMM,
     TRANSFORMERS,
     create_pretrained,
-    has_projection,
+    drop_classifier,
     split_method,
     split_name,
 )
@@ -269,8 +269,7 @@ def _sentence_tower(model: Publishable) -> SentenceTower:
     """Join an image tower and the text tower of its weights, if there is one."""
     if model.classes:
         raise ValueError(f"--format {SENTENCE}: {model.arch} was tuned to tell classes apart; it gives no vectors")
-    if not has_projection(model.vit):
-        model.vit.reset_classifier(0)  # as embed does
+    drop_classifier(model.vit)  # as embed does
     known = MODELS.get(model.arch)
     if known is None or not model.vit.num_classes:
         return SentenceTower(model.vit)

@@ -146,6 +146,8 @@ def _is_torn(line: bytes) -> bool:
     """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
     try:
         json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return True
+    except RecursionError:
+        pass  # nested too deeply to tell, so it is kept and refused
     return False

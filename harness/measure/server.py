@@ -136,11 +136,14 @@ class Servers(Generic[K]):
         self.calls[key](self.images[:count])
         timing.synchronizer(self.images.device)()
 
-    def time_sizes(self) -> dict[K, dict[int, list[float]]]:
-        """Return the seconds that some calls of each model took, by their number of queries; models take turns."""
+    def time_sizes(self, samples: int) -> dict[K, dict[int, list[float]]]:
+        """Return the seconds of so many calls of each model by their number of queries, after one that makes it warm.
+
+        Models take turns.
+        """
         times_s: dict[K, dict[int, list[float]]] = {key: {} for key in self.calls}
         for count in range(len(self.images), 0, -1):
-            for turn in range(1 + SAMPLES):
+            for turn in range(1 + samples):
                 for key, times in times_s.items():
                     seconds = timeit.timeit(functools.partial(self.serve, key, count), number=1)
                     if turn:
@@ -198,7 +201,7 @@ def measure_loads(
         BusyError: other processes left too little of the CPU.
     """
     others_cores = timing.count_others()
-    times_s = servers.time_sizes()  # and make all sizes warm
+    times_s = servers.time_sizes(SAMPLES if rate is None else 0)
 
     def run(rates: Mapping[K, float], bound_ms: float = math.inf) -> dict[K, Load]:
         loads = servers.run_rounds(rates, tick, bound_ms)

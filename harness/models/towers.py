@@ -125,7 +125,7 @@ def split_method(name: str) -> tuple[str, str | None, float]:
 def load_tower(name: str) -> Tower:
     """Load a dense image tower with its weights, and its text tower where there is one, by a name of `KINDS`.
 
-    A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a model that was saved
+    A classifier's logits are no features, so `drop_classifier` takes a classifier away. Of a model that was saved
     with a reduction method, the dense tower is taken, and of a tuned one the projection; learned visual tokens stay.
 
     Raises:
@@ -224,7 +224,13 @@ def named(classifier: Tensor) -> NDArray[np.bool_]:
     return np.asarray(~classifier.isnan().any(dim=1).numpy())
 
 
-def has_projection(model: TimmHost) -> bool:
+def drop_classifier(model: TimmHost) -> None:
+    """Make a model give features: take its head away unless that projects to a joint space of images and text."""
+    if model.num_classes and not _has_projection(model):
+        model.reset_classifier(0)
+
+
+def _has_projection(model: TimmHost) -> bool:
     """Tell whether the head projects to a joint space of images and text, or classifies.
 
     Our names have a projection of known width. For timm's ``_clip_`` names and Perception Encoder's core the bias
@@ -303,8 +309,7 @@ def _dense(model: Any, name: str) -> ReducedViT:
     try:
         if not isinstance(model, TimmHost) or model.reducer is not None:
             model = reduce(model, method=None)
-        if model.num_classes and not has_projection(model):
-            model.reset_classifier(0)
+        drop_classifier(model)
         vit: ReducedViT = model.float().eval()
         vit.spec()
     except ValueError as error:

@@ -85,9 +85,8 @@ class Codes(NamedTuple):
         codes = self.codes[rows]
         if self.precision == BINARY:
             codes = 2 * np.unpackbits(codes, axis=1, count=self.width).astype(np.int8) - 1
-        floats = codes.astype(np.float32)
-        unit: NDArray[np.float32] = F.normalize(torch.from_numpy(floats), dim=1).numpy()
-        return floats if self.precision == "float32" else unit
+        floats: NDArray[np.float32] = codes.astype(np.float32)
+        return floats if self.precision == "float32" else F.normalize(torch.from_numpy(floats), dim=1).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,7 +113,7 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
     monkeypatch.setattr(server, "serve_queries", serve_on_a_clock)
     times_s = {key: {n: [cost * (1 + n / 10)] for n in range(1, 5)} for key, cost in costs.items()}
     times_s["slow"] = {n: [0.7 * seconds for seconds in times] for n, times in times_s["slow"].items()}
-    monkeypatch.setattr(Servers, "time_sizes", lambda self: times_s)
+    monkeypatch.setattr(Servers, "time_sizes", lambda *_: times_s)
     monkeypatch.setattr(timing, "why_crowded", lambda _: "")
     servers = Servers(calls=calls, images=torch.zeros(4, 3, 8, 8), rounds=6, seconds=60.0)
     loads = measure_loads(replace(servers, seconds=0.0), rate=None, bound_ms=50)
