@@ -73,5 +73,5 @@ def _merge_tail(index: int, tokens: Tokens, count: int) -> Tokens:
     similarity, partner = (rows(metric, tail) @ rows(metric, head).transpose(1, 2)).float().max(dim=-1)
     turn = tokens.importance.gather(1, tail)
     size = size.scatter(1, tail, size.gather(1, tail) * similarity.clamp(min=0.0))
-    after = tokens._replace(size=None, mass=size).merge(index, tail, head.gather(1, partner), turn, stay=head)
-    return after._replace(size=after.mass, mass=None, importance=None)
+    after = tokens._replace(size=None, key_weight=size).merge(index, tail, head.gather(1, partner), turn, stay=head)
+    return after._replace(size=after.key_weight, key_weight=None, importance=None)

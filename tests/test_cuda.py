@@ -22,7 +22,7 @@ from harness.measure import timing
 from harness.records.statistics import kendall_tau
 from harness.records.times import EAGER, read_latencies
 from zoo.core.attention import attend, attend_by_channels
-from zoo.core.messages import PRECISIONS
+from zoo.core.settings import PRECISIONS
 from zoo.deploy.export import ONNX, export_model
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig

@@ -51,8 +51,8 @@ from harness.report.changes import (
     movement_text,
 )
 from zoo.core.files import fingerprint, write_whole
-from zoo.core.messages import check_fields, tower_name
 from zoo.core.reducer import METHODS
+from zoo.core.settings import check_fields, tower_name
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 

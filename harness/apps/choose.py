@@ -30,8 +30,8 @@ from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
 from harness.records.times import Timing, describe_machine
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
-from zoo.core.messages import best_precision, check_fields, expected
 from zoo.core.reducer import METHODS, configure
+from zoo.core.settings import best_precision, check_fields, expected
 from zoo.deploy.optimized import OptimizedHost
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 

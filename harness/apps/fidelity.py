@@ -19,7 +19,7 @@ from harness.models.towers import Tower, nameable
 from harness.records.metrics import cosine_distance, predicted
 from harness.records.record import DENSE
 from harness.records.statistics import over_images
-from zoo.core.messages import check_fields
+from zoo.core.settings import check_fields
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, CHANGE = "cosine", "diff_to_dense"  # of the features to dense, and of answers that are right

@@ -29,7 +29,7 @@ from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running, require_actors
 from harness.records.times import cores
 from zoo.core.files import is_out_of_memory, strict_json
-from zoo.core.messages import check_fields
+from zoo.core.settings import check_fields
 
 MOST = 2048  # inputs of a request, as OpenAI allows
 EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"

@@ -13,8 +13,8 @@ from harness.measure.rows import make_row, require_rows
 from harness.models.towers import Tower, find_tower, split_method
 from harness.records.record import DENSE, DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
-from zoo.core.messages import check_fields
 from zoo.core.reducer import METHODS
+from zoo.core.settings import check_fields
 from zoo.deploy.optimized import optimize
 from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery

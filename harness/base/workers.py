@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness.base.hints import describe_error
-from zoo.core.messages import check_fields
+from zoo.core.settings import check_fields
 
 MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
 # Makes shards by their numbers and yields values while it goes on.

@@ -94,7 +94,7 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
     """Name the methods that a run with the usual ones leaves out, and the command for equal time."""
     from harness.measure.rows import known_methods
     from harness.records.record import DENSE, GOLDEN
-    from zoo.core.messages import best_precision
+    from zoo.core.settings import best_precision
 
     if args.methods is None:
         every = [name for name in known_methods() if name not in (DENSE, GOLDEN)]

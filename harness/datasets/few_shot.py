@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Example, Split, SplitName
-from zoo.core.messages import expected
+from zoo.core.settings import expected
 
 BATCH = 32
 SUBSET_SEED = 0

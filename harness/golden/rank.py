@@ -23,7 +23,7 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
-from zoo.core.messages import AUTO, check_fields, precision_on
+from zoo.core.settings import AUTO, check_fields, precision_on
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import windows
 

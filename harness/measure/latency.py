@@ -22,8 +22,8 @@ from harness.records.record import DENSE, DTYPES, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import EAGER, LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
 from zoo.core.files import fingerprint, is_out_of_memory
-from zoo.core.messages import check_fields, expected
 from zoo.core.reducer import METHODS
+from zoo.core.settings import check_fields, expected
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS

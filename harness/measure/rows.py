@@ -29,8 +29,8 @@ from harness.models.towers import TIMM, Tower
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
-from zoo.core.messages import best_precision, expected
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
+from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
 from zoo.loading.adopt import load_predictor, reduce
@@ -277,7 +277,7 @@ def run_blocks(
 def patch_features(vit: Host, tokens: Tokens) -> Tensor:
     """Return unit features of all patches, (B, N, D) float32, of tokens that left the last block."""
     unit = F.normalize(vit.normalise(tokens.x).float(), dim=-1)
-    return tokens._replace(x=unit).spread()[:, tokens.prefix :]
+    return tokens._replace(x=unit).unmerge()[:, tokens.prefix :]
 
 
 def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:

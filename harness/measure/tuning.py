@@ -21,7 +21,7 @@ from harness.models.towers import Tower, load_tower, split_method, text_classifi
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
-from zoo.core.messages import precision_on
+from zoo.core.settings import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.learned_files import PromptFile

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
 from zoo.core.learned import CosineHead
-from zoo.core.messages import expected, tower_name
+from zoo.core.settings import expected, tower_name
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip

@@ -42,7 +42,7 @@ from harness.records.statistics import (
     sign_flip_exact,
     together,
 )
-from zoo.core.messages import tower_name
+from zoo.core.settings import tower_name
 from zoo.loading.sizes import SIZES
 
 CLOSE = 0.05  # costs that differ by more are not equal

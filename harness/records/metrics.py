@@ -299,7 +299,7 @@ def _cosine_distance(sample: Sample) -> Found:
     fidelity="1 - cosine to dense of the features per patch, mean over patches",
 )  # fmt: skip
 def _patch_distance(sample: Sample) -> Found:
-    """Compare `Tokens.spread` with dense's tokens, normalised as those that leave the tower."""
+    """Compare `Tokens.unmerge` with dense's tokens, normalised as those that leave the tower."""
     return sample.patch_distance
 
 

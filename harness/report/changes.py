@@ -18,7 +18,7 @@ from harness.records.averages import describe_uncounted, judged_on, protocol, to
 from harness.records.metrics import METRICS
 from harness.records.record import MATCHED, Record, measured_alike, read_run
 from harness.records.statistics import Interval, discordant, paired_difference, paired_mean
-from zoo.core.messages import check_fields
+from zoo.core.settings import check_fields
 
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null

@@ -22,7 +22,7 @@ from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import cache_file, digest
-from zoo.core.messages import AUTO, precision_on
+from zoo.core.settings import AUTO, precision_on
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PredictorFile, PromptFile

@@ -14,7 +14,7 @@ import zoo
 from zoo.core.tokens import Tokens
 from zoo.ranking.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.ranking.suffix import Suffix, follow, members, outside, run_whole, windows
-from zoo.towers.lean import LeanBlock, Product
+from zoo.towers.fused import FusedBlock, Product
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 LABELS = torch.tensor([4, 0, 2])
@@ -233,15 +233,15 @@ def test_carriers_attend_to_the_window_and_are_attended_to_later(tower: zoo.Redu
 def test_projection_and_mlp_of_the_class_token_are_not_rounded(cls: bool, tiny: Build):
     """With all values 0, and the projection's bias kept, nothing else is left that could be."""
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
-    lean = LeanBlock(block, torch.bfloat16, cls=cls)
-    assert lean.low is not None
-    qkv = lean.low.qkv
+    fused = FusedBlock(block, torch.bfloat16, cls=cls)
+    assert fused.low is not None
+    qkv = fused.low.qkv
     assert qkv.bias is not None
-    lean.low.qkv = Product(*(torch.cat((each[:96], torch.zeros_like(each[96:]))) for each in (qkv.weight, qkv.bias)))
+    fused.low.qkv = Product(*(torch.cat((each[:96], torch.zeros_like(each[96:]))) for each in (qkv.weight, qkv.bias)))
     x = torch.randn(4, 30, 48)
     wanted = x + block.attn.proj.bias
     wanted = wanted + block.mlp(block.norm2(wanted))
     mixed = x.clone()
-    lean.run(mixed)
+    fused.run(mixed)
     assert torch.allclose(mixed[:, 0], wanted[:, 0], atol=1e-5) == cls
     assert 1e-4 < (mixed[:, 1:] - wanted[:, 1:]).norm() / wanted.norm() < 0.03

@@ -19,7 +19,7 @@ import zoo
 from harness.measure.timing import peak_mib
 from zoo.core.learned import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
-from zoo.towers.lean import Product
+from zoo.towers.fused import Product
 
 # Class token, average, both, maximum, attention pool, registers, LayerScale.
 LEAN = ("deit 3", "averaged", "averaged with maximum", "maximum", "siglip b16", "dinov2 registers", "naflex siglip 2")

@@ -123,13 +123,13 @@ def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
     merged = tokens.merge(0, torch.tensor([[1, 3]]), torch.tensor([[0, 2]]), torch.zeros(1, 2), rescale=True)
     norm = math.hypot(1.5, 1.5)
     assert merged.size.tolist() == [[2, 2]]
-    assert merged.mass[0].tolist() == pytest.approx([2 * norm / 3, 2 * 3 * 2**0.5 / (4 * 2**0.5)])
+    assert merged.key_weight[0].tolist() == pytest.approx([2 * norm / 3, 2 * 3 * 2**0.5 / (4 * 2**0.5)])
     assert merged.patches[0, 0].tolist() == pytest.approx([1.5 * 3 / norm] * 2)
     assert merged.patches[0, 1].tolist() == pytest.approx([4, 4])
-    assert tokens.merge(0, torch.tensor([[1]]), torch.tensor([[0]]), torch.zeros(1, 1)).mass is None
+    assert tokens.merge(0, torch.tensor([[1]]), torch.tensor([[0]]), torch.zeros(1, 1)).key_weight is None
     again = merged.merge(1, torch.tensor([[1]]), torch.tensor([[0]]), torch.zeros(1, 1))
-    assert torch.equal(again.mass, merged.mass.sum(dim=1, keepdim=True))
-    assert torch.allclose(again.size_bias()[0, 0, 0, 1:].exp(), again.mass)
+    assert torch.equal(again.key_weight, merged.key_weight.sum(dim=1, keepdim=True))
+    assert torch.allclose(again.size_bias()[0, 0, 0, 1:].exp(), again.key_weight)
     assert torch.allclose(merged.mean(merged.x), x.mean(dim=1), atol=1e-6)
 
 

@@ -13,7 +13,7 @@ from lively import Build
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.reducer import Reducer, final_count, register_method, spread
+from zoo.core.reducer import Reducer, final_count, register_method, token_counts
 from zoo.core.tokens import Reduction, Tokens, append_fused, rank_scores, tokens_of, top
 
 
@@ -59,7 +59,7 @@ def test_a_merge_as_one_product_is_that_by_sums(rescale: bool, monkeypatch: pyte
     for name, sums, product in zip(Tokens._fields, *found, strict=True):
         if isinstance(sums, torch.Tensor):
             assert torch.allclose(sums, product, atol=1e-6), name
-    assert (found[0].mass is None) != rescale
+    assert (found[0].key_weight is None) != rescale
     for sums, product in zip(found[0].history, found[1].history, strict=True):
         assert all(torch.equal(*pair) for pair in zip(sums[1:], product[1:], strict=True))
 
@@ -122,8 +122,8 @@ def test_every_patch_gets_its_tokens_features(steps: str, missing: str):
     for block, step in enumerate(steps.split()):
         tokens = apply(step, block, tokens, groups)
     x = tokens.x.bfloat16().detach().requires_grad_()
-    spread, counts = tokens._replace(x=x).spread(missing), torch.zeros_like(x)
-    assert torch.equal(spread[:, :2], x[:, :2])
+    unmerged, counts = tokens._replace(x=x).unmerge(missing), torch.zeros_like(x)
+    assert torch.equal(unmerged[:, :2], x[:, :2])
     counts[:, :2] = 1
     for image, own in enumerate(groups):
         token = {patch: place for place, group in enumerate(own) for patch in group}
@@ -131,12 +131,12 @@ def test_every_patch_gets_its_tokens_features(steps: str, missing: str):
             row, column = divmod(patch, 4)
             near = min(token, key=lambda other: ((other // 4 - row) ** 2 + (other % 4 - column) ** 2, other))
             if patch not in token and missing == "zeros":
-                assert not spread[image, 2 + patch].any()
+                assert not unmerged[image, 2 + patch].any()
             else:
                 place = 2 + token.get(patch, token[near])
                 counts[image, place] += 1
-                assert torch.equal(spread[image, 2 + patch], x[image, place])
-    spread.sum().backward()
+                assert torch.equal(unmerged[image, 2 + patch], x[image, place])
+    unmerged.sum().backward()
     assert torch.equal(x.grad, counts)
 
 
@@ -215,7 +215,7 @@ def test_final_count_is_the_rounded_share(patches: int, percent: int):
 
 @given(patches=st.integers(1, 1024), keep=st.floats(0.01, 1.0), points=POINTS, schedule=SCHEDULE)
 def test_counts_fall_to_the_end(patches: int, keep: float, points: tuple[int, ...], schedule: str):
-    counts = spread(patches, keep, points, schedule, depth=9)
+    counts = token_counts(patches, keep, points, schedule, depth=9)
     assert tuple(counts) == points
     values = [patches, *counts.values()]
     assert all(a >= b for a, b in pairwise(values))
@@ -223,18 +223,18 @@ def test_counts_fall_to_the_end(patches: int, keep: float, points: tuple[int, ..
 
 
 def test_stored_schedules():
-    assert spread(196, 0.6, (3,), "geometric") == {3: 118}
-    assert spread(196, 0.6, (3, 6, 9), "geometric") == {3: 165, 6: 139, 9: 118}
-    assert spread(196, 0.6, (3, 6, 9), "linear") == {3: 170, 6: 144, 9: 118}
-    assert spread(196, 0.5, (0, 3, 6), (0.8, 0.75)) == {0: 157, 3: 147, 6: 98}
-    assert spread(196, 0.5, (0, 3, 6), (0.8, 0.4)) == {0: 157, 3: 98, 6: 98}  # never fewer than in the end
+    assert token_counts(196, 0.6, (3,), "geometric") == {3: 118}
+    assert token_counts(196, 0.6, (3, 6, 9), "geometric") == {3: 165, 6: 139, 9: 118}
+    assert token_counts(196, 0.6, (3, 6, 9), "linear") == {3: 170, 6: 144, 9: 118}
+    assert token_counts(196, 0.5, (0, 3, 6), (0.8, 0.75)) == {0: 157, 3: 147, 6: 98}
+    assert token_counts(196, 0.5, (0, 3, 6), (0.8, 0.4)) == {0: 157, 3: 98, 6: 98}  # never fewer than in the end
     # The first of 9 blocks is left alone down to a keep rate of exp(-1/3) = 0.72, of 12 blocks exp(-3/4) = 0.47.
-    assert spread(1000, 0.8, (0, 3, 5, 7), "delayed", 9) == {0: 1000, 3: 928, 5: 862, 7: 800}
-    assert spread(1000, 0.3, (0, 3, 5, 7), "delayed", 9) == {0: 706, 3: 531, 5: 399, 7: 300}
-    assert spread(1000, 0.3, (0, 3, 6, 9), "delayed", 12) == {0: 834, 3: 593, 6: 422, 9: 300}
-    assert spread(1000, 0.3, (3, 5, 7), "delayed", 9) == spread(1000, 0.3, (3, 5, 7), "geometric")
+    assert token_counts(1000, 0.8, (0, 3, 5, 7), "delayed", 9) == {0: 1000, 3: 928, 5: 862, 7: 800}
+    assert token_counts(1000, 0.3, (0, 3, 5, 7), "delayed", 9) == {0: 706, 3: 531, 5: 399, 7: 300}
+    assert token_counts(1000, 0.3, (0, 3, 6, 9), "delayed", 12) == {0: 834, 3: 593, 6: 422, 9: 300}
+    assert token_counts(1000, 0.3, (3, 5, 7), "delayed", 9) == token_counts(1000, 0.3, (3, 5, 7), "geometric")
     # Table 4 of the paper: 20 of 196 before each of four blocks.
-    assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
+    assert token_counts(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
 
 
 @pytest.mark.parametrize(("method", "options", "quoted"), [

@@ -163,7 +163,7 @@ def test_features_of_all_patches_of_a_reduced_tower(kind: str, method: str):
     tokens, [first, _] = model.advance(model.embed(images), taps=[0, 2])
     maps = found["image_intermediates"]
     assert torch.equal(maps[0], first.patches)
-    assert torch.equal(maps[1], tokens.spread()[:, model.prefix_count :])
+    assert torch.equal(maps[1], tokens.unmerge()[:, model.prefix_count :])
 
 
 def test_the_probe_attends_as_in_the_pool():

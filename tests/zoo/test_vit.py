@@ -38,8 +38,8 @@ def test_features_and_head_make_the_forward(half: zoo.ReducedViT, images: Tensor
     half.reset_classifier(0, "avg")
     tokens, _ = half.advance(half.embed(images))
     size = torch.ones_like(tokens.patch_idx) if tokens.size is None else tokens.size
-    mass = size if tokens.mass is None else tokens.mass
-    mean = (half.forward_features(images)[:, 1:] * mass[..., None]).sum(dim=1) / size.sum(dim=1, keepdim=True)
+    key_weight = size if tokens.key_weight is None else tokens.key_weight
+    mean = (half.forward_features(images)[:, 1:] * key_weight[..., None]).sum(dim=1) / size.sum(dim=1, keepdim=True)
     assert torch.allclose(half(images), mean, atol=1e-5)
     for mask in ({"is_causal": True}, {"attn_mask": torch.zeros(65, 65)}):
         with pytest.raises(ValueError, match="attn_mask and is_causal need all tokens"):
@@ -52,10 +52,10 @@ def test_intermediates_have_features_of_all_patches(half: zoo.ReducedViT, images
     assert torch.equal(final, half.forward_features(images))
     _, each = half.advance(half.embed(images), taps=range(half.depth))
     for found, tokens in zip(maps, each, strict=True):
-        wanted = tokens.spread()[:, 1:]
+        wanted = tokens.unmerge()[:, 1:]
         assert torch.allclose(found, half.norm(wanted) if norm else wanted, atol=1e-6)
     [last] = half.forward_intermediates(images, 1, norm=norm, intermediates_only=True, missing="zeros")
-    absent = (each[-1].spread("zeros")[:, 1:] == 0).all(dim=2)
+    absent = (each[-1].unmerge("zeros")[:, 1:] == 0).all(dim=2)
     assert torch.equal((last == 0).all(dim=1).flatten(1), absent)
     with pytest.raises(ValueError, match="missing='mean': expected one of nearest, zeros"):
         half.forward_intermediates(images, missing="mean")

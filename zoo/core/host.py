@@ -286,7 +286,7 @@ class Host(nn.Module):
         """Run the blocks, and return what is left, features of all patches after some blocks, and of prefix tokens.
 
         ``embedded`` are the tokens that enter the first block. The rest is as in timm's ``forward_intermediates``,
-        ``missing`` as in ``Tokens.spread``.
+        ``missing`` as in ``Tokens.unmerge``.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
@@ -294,7 +294,7 @@ class Host(nn.Module):
         left, tapped = self.advance(embedded, stop=last + 1 if stop_early else None, taps=take)
         if norm:
             tapped = [tokens._replace(x=self.normalise(tokens.x)) for tokens in tapped]
-        maps = [tokens.spread(missing)[:, tokens.prefix :] for tokens in tapped]
+        maps = [tokens.unmerge(missing)[:, tokens.prefix :] for tokens in tapped]
         if output_fmt == "NCHW":
             maps = [m.transpose(1, 2).unflatten(2, t.grid).contiguous() for m, t in zip(maps, tapped, strict=True)]
         return left, maps, [tokens.x[:, : tokens.prefix] for tokens in tapped]

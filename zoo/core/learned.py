@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from zoo.core.messages import expected
+from zoo.core.settings import expected
 
 
 class TokenLinear(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended
-from zoo.core.messages import check_fields, expected
+from zoo.core.settings import check_fields, expected
 from zoo.core.tokens import Tokens
 
 SCHEDULES = ("geometric", "linear", "delayed")
@@ -22,7 +22,7 @@ def final_count(patches: int, keep: float) -> int:
     return max(1, round(keep * patches))
 
 
-def spread(
+def token_counts(
     patches: int, keep: float, points: tuple[int, ...], schedule: str | tuple[float, ...], depth: int = 0
 ) -> dict[int, int]:
     """Return the patch tokens left after each reduction point in a tower of ``depth`` blocks; see ``ReducerConfig``.
@@ -203,7 +203,7 @@ class Reducer(nn.Module):
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many of N >= 1 patch tokens are left after each reduction point."""
         assert self.config.keep is not None
-        return spread(patches, self.config.keep, self.points, self.config.schedule, self.depth)
+        return token_counts(patches, self.config.keep, self.points, self.config.schedule, self.depth)
 
     def count_after(self, index: int, tokens: Tokens) -> int:
         """Return how many patch tokens must be left after block ``index``, a reduction point."""

@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     size: Tensor | None = None  # (B, n) float number of patches that each stands for, None while all are 1
     importance: Tensor | None = None  # (B, n) float carried from an earlier reduction point
     history: tuple[Reduction, ...] = ()  # the reductions so far, oldest first
-    mass: Tensor | None = None  # (B, n) float number of tokens that each is worth to attention, None for its size
+    key_weight: Tensor | None = None  # (B, n) float weight of each token in attention, None for its size
     # What blocks add for each position of the grid, such as rotary embeddings; None where tokens hold their places.
     positional: Tensor | None = None
     # (B, n, 2) float mean row and column of what each patch token stands for; None for that of its ``patch_idx``.
@@ -54,9 +54,9 @@ class Tokens(NamedTuple):
         return torch.ones_like(self.patch_idx, dtype=torch.float32) if self.size is None else self.size
 
     def size_bias(self) -> Tensor | None:
-        """Return the log of each key's mass, (B, 1, 1, T), which attends in proportion to it; None while all are 1."""
-        mass = self.size if self.mass is None else self.mass
-        return None if mass is None else F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+        """Return the log of each key's weight in attention, (B, 1, 1, T); None while all weights are 1."""
+        key_weight = self.size if self.key_weight is None else self.key_weight
+        return None if key_weight is None else F.pad(key_weight.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
 
     def places(self) -> Tensor:
         """Return the row and column of each patch token, (B, n, 2) float32; a fused token needs its ``place``."""
@@ -67,7 +67,7 @@ class Tokens(NamedTuple):
 
     def images(self, rows: Tensor) -> "Tokens":
         """Return the sequences of the images ``rows`` (k,), without history."""
-        names = ("x", "patch_idx", "size", "mass", "importance", "place")
+        names = ("x", "patch_idx", "size", "key_weight", "importance", "place")
         moved: dict[str, Any] = {name: value[rows] for name in names if (value := getattr(self, name)) is not None}
         return self._replace(**moved, history=())
 
@@ -76,12 +76,12 @@ class Tokens(NamedTuple):
         return [self.images(rows) for rows in torch.arange(len(self.x), device=self.x.device).split(count)]
 
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of these tokens as ``x`` (B, prefix + n, D), (B, D): of all that they stand for, by mass."""
+        """Return the mean of these tokens as ``x`` (B, prefix + n, D), (B, D), each by its weight in attention."""
         if self.size is None:
             return x.mean(dim=1)
-        mass = F.pad(self.size if self.mass is None else self.mass, (self.prefix, 0), value=1.0)
+        key_weight = F.pad(self.size if self.key_weight is None else self.key_weight, (self.prefix, 0), value=1.0)
         total = self.size.sum(dim=1, keepdim=True) + self.prefix
-        return ((mass.unsqueeze(1) @ x.float()).squeeze(1) / total).to(x.dtype)
+        return ((key_weight.unsqueeze(1) @ x.float()).squeeze(1) / total).to(x.dtype)
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance (B, n), in their present order, see ``top``.
@@ -98,7 +98,7 @@ class Tokens(NamedTuple):
             x=torch.cat((self.x[:, : self.prefix], rows(self.x, self.prefix + keep_idx)), dim=1),
             patch_idx=after,
             size=None if self.size is None else self.size.gather(1, keep_idx),
-            mass=None if self.mass is None else self.mass.gather(1, keep_idx),
+            key_weight=None if self.key_weight is None else self.key_weight.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
             place=None if self.place is None else rows(self.place, keep_idx),
             history=(*self.history, Reduction(index, self.patch_idx, after, importance, into)),
@@ -126,7 +126,7 @@ class Tokens(NamedTuple):
             importance: (B, r) of those that go, higher = went later, for the history.
             stay: (B, n - r) int64, all other positions in the order of the new sequence; None for ascending.
             rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026),
-                and its mass by the inverse, as LayerNorm stretches its value whatever we do.
+                and its weight in attention by the inverse, as LayerNorm stretches its value whatever we do.
         """
         exporting = torch.compiler.is_exporting()  # its runtimes are slow or wrong at scattered sums
         by_product = exporting or self.x.device.type != "cpu"  # a GPU adds up by index in any order
@@ -145,15 +145,17 @@ class Tokens(NamedTuple):
         parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
         moves = (parts - target) * (moved / total).to(parts.dtype)
         merged = target + add_up(pairs, torch.zeros_like(moves), moves)
-        mass = size if self.mass is None and rescale else self.mass
-        if mass is not None:
-            heavier = add_up(pairs, mass.gather(1, into).unsqueeze(2), mass.gather(1, gone).unsqueeze(2)).squeeze(2)
+        key_weight = size if self.key_weight is None and rescale else self.key_weight
+        if key_weight is not None:
+            heavier = add_up(
+                pairs, key_weight.gather(1, into).unsqueeze(2), key_weight.gather(1, gone).unsqueeze(2)
+            ).squeeze(2)
         if rescale:
             arrived, before, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
             stretch = (alike * arrived.unsqueeze(1)).amax(dim=2).maximum(before) / now.clamp(min=1e-12)
             merged, heavier = merged * stretch.unsqueeze(2).to(merged.dtype), heavier / stretch
-        if mass is not None:
-            mass = put(mass, 1, into, heavier).gather(1, stay)
+        if key_weight is not None:
+            key_weight = put(key_weight, 1, into, heavier).gather(1, stay)
         place, carried = None, self.importance
         if self.positional is not None:
             places = self.places()
@@ -171,7 +173,7 @@ class Tokens(NamedTuple):
             x=rows(torch.cat((self.x, merged), dim=1), sequence),
             patch_idx=after,
             size=put(size, 1, into, total.squeeze(2)).gather(1, stay),
-            mass=mass,
+            key_weight=key_weight,
             importance=carried,
             place=place,
             history=(*self.history, Reduction(index, idx, after, last, new.gather(1, goal))),
@@ -182,7 +184,7 @@ class Tokens(NamedTuple):
         first = self.history[0].before if self.history else self.patch_idx
         return follow_patches(first, self.history, every_position(self.x, self.grid[0] * self.grid[1]))
 
-    def spread(self, missing: str = "nearest") -> Tensor:
+    def unmerge(self, missing: str = "nearest") -> Tensor:
         """Return tokens for all patches, (B, prefix + N, D), prefix tokens first: of each patch the one that it is in.
 
         For a patch whose token was dropped stands that of the ``nearest`` patch, the first of equals, or ``zeros``.
@@ -196,8 +198,10 @@ class Tokens(NamedTuple):
         if missing == "nearest":
             token = token.gather(1, nearest_known(known, self.grid))
         idx = torch.cat((every_position(self.x, self.prefix), self.prefix + token.clamp(min=0)), dim=1)
-        spread = rows(self.x, idx)
-        return spread if missing == "nearest" else spread.masked_fill(F.pad(~known, (self.prefix, 0))[..., None], 0.0)
+        unmerged = rows(self.x, idx)
+        return (
+            unmerged if missing == "nearest" else unmerged.masked_fill(F.pad(~known, (self.prefix, 0))[..., None], 0.0)
+        )
 
 
 def follow_patches(first: Tensor, history: tuple[Reduction, ...], every: Tensor) -> Tensor:

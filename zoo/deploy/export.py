@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import PARTIAL, fingerprint, no_room, strict_json, wanting, write_whole
 from zoo.core.host import Host
-from zoo.core.messages import PRECISIONS, expected
+from zoo.core.settings import PRECISIONS, expected
 
 Call = Callable[[Tensor], Tensor]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.host import Host, HostBlock, share_weights
-from zoo.core.messages import PRECISIONS, expected
+from zoo.core.settings import PRECISIONS, expected
 from zoo.loading.adopt import image_tower, reduce
-from zoo.towers.lean import LeanBlock, Product, is_lean, special_layer
+from zoo.towers.fused import FusedBlock, Product, is_fusible, special_layer
 from zoo.towers.open_clip import ReducedOpenClip
 from zoo.towers.vit import TimmHost
 
@@ -51,7 +51,7 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
 
 def _check(host: Host, dtype: str) -> None:
     name, blocks = type(host).__name__, host.block_modules
-    other = next((f"{type(b).__name__} of {type(b).__module__}" for b in blocks if not is_lean(b)), None)
+    other = next((f"{type(b).__name__} of {type(b).__module__}" for b in blocks if not is_fusible(b)), None)
     known = isinstance(host, (TimmHost, ReducedOpenClip))
     if known and other is not None and dtype != "float32":
         raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
@@ -83,7 +83,7 @@ def _refuse(what: str, instead: str, then: str = ", and optimise that") -> Calla
 
 
 class OptimizedHost(Host):
-    """A tower of lean blocks, for inference alone, with the given model's ``state_dict``; ``optimize`` makes it."""
+    """A tower of fused blocks, for inference alone, with the given model's ``state_dict``; ``optimize`` makes it."""
 
     in_place = True
     _blocks: list[HostBlock]
@@ -92,10 +92,10 @@ class OptimizedHost(Host):
         """Prepare the blocks; the last one stays the tower's own where it is run for the class token alone."""
         self._blocks = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
         for index, block in enumerate(self._blocks[: self.depth - self.pools_first]):
-            if is_lean(block.module):
-                self._blocks[index] = LeanBlock(block.module, dtype, index, block.probe)
+            if is_fusible(block.module):
+                self._blocks[index] = FusedBlock(block.module, dtype, index, block.probe)
         self.__dict__["grad_checkpointing"] = False  # a property in open_clip's
-        if dtype != torch.float32 and isinstance(self._blocks[0], LeanBlock):
+        if dtype != torch.float32 and isinstance(self._blocks[0], FusedBlock):
             self._embed_low(dtype)
 
     def _embed_low(self, dtype: torch.dtype) -> None:

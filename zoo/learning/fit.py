@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
 from zoo.core.learned import Predictor, architecture
-from zoo.core.messages import check_fields
+from zoo.core.settings import check_fields
 
 _FACTS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest
 from zoo.core.learned import CosineHead, VisualPrompts
-from zoo.core.messages import AUTO, check_fields, precision_on
+from zoo.core.settings import AUTO, check_fields, precision_on
 from zoo.learning.fit import FitState
 from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
 from zoo.loading.learned_files import PromptFile, save_prompts

@@ -24,8 +24,8 @@ from zoo.core.files import (
     write_whole,
 )
 from zoo.core.learned import PromptShape
-from zoo.core.messages import tower_name
-from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
+from zoo.core.reducer import METHODS, ReducerConfig, configure, token_counts
+from zoo.core.settings import tower_name
 
 PredictorPath = str | Path | None
 PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict
@@ -240,7 +240,7 @@ class ScheduleFile:
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in OPTIONS}
         ReducerConfig(**numbers)
-        spread(1, self.keep, self.reduce_at, self.schedule)
+        token_counts(1, self.keep, self.reduce_at, self.schedule)
         check_settings(self.method, self.options | numbers)
         dataset_names(self.datasets)
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from zoo.core.files import EMBEDDED, cache_file, digest, write_whole
 from zoo.core.host import give_features
-from zoo.core.messages import expected
 from zoo.core.reducer import on_method
+from zoo.core.settings import expected
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import (
     VOCABULARY,

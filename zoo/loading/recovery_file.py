@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest, from_json, weights_digest, write_learned
 from zoo.core.host import Host, share_weights
-from zoo.core.messages import AUTO, check_fields, precision_on
 from zoo.core.reducer import Reducer
+from zoo.core.settings import AUTO, check_fields, precision_on
 from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names
 
 WHATS = ("head", "norm", "lora", "head+norm", "head+lora")

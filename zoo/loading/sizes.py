@@ -13,8 +13,8 @@ from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 
 from zoo.core.files import EMBEDDED, wanting
-from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, configure
+from zoo.core.settings import expected
 
 
 class Tag(NamedTuple):

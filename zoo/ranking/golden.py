@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.messages import PRECISIONS, check_fields, expected
+from zoo.core.settings import PRECISIONS, check_fields, expected
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
 from zoo.ranking.suffix import Suffix, follow, mean_over_windows, members, outside, windows
-from zoo.towers.lean import is_lean, special_layer
+from zoo.towers.fused import is_fusible, special_layer
 
 SCORES = ("preservation", "label", "confidence")
 FOLLOWED = "follow:0"  # the only approximation that a greedy search can take
@@ -191,8 +191,8 @@ def _check(model: Host, config: GoldenConfig) -> None:
     if config.block >= model.depth:
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
     have = ", ".join(sorted({str(parameter.dtype) for parameter in model.parameters()}))
-    lean = filter(is_lean, model.block_modules[config.block :])
-    special = next(filter(None, map(special_layer, lean)), None)
+    fused = filter(is_fusible, model.block_modules[config.block :])
+    special = next(filter(None, map(special_layer, fused)), None)
     problems = {
         "the dense model: zoo.reduce(model, method=None)": model.reducer is not None,
         "the model in evaluation mode: model.eval()": model.training,

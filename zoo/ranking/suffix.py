@@ -1,6 +1,6 @@
 """Windows of patches, and the rest of a tower, from one block on, run without them.
 
-Whole sequences go through blocks that are lean where they are timm's plain ones.
+Whole sequences go through blocks that are fused where they are timm's plain ones.
 """
 
 import os
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.messages import PRECISIONS
+from zoo.core.settings import PRECISIONS
 from zoo.core.tokens import Tokens, every_position
-from zoo.towers.lean import LeanBlock, is_lean
+from zoo.towers.fused import FusedBlock, is_fusible
 
 SHARE_OF_FREE = 0.25  # of the memory, for one batch
 
@@ -60,9 +60,9 @@ class Suffix:
         self.blocks = [model.block(number) for number in range(index, model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
         self.whole = self.blocks[:-1] if model.pools_first else self.blocks
-        lean = [LeanBlock(b.module, PRECISIONS[precision], cls=True) for b in self.whole if is_lean(b.module)]
-        self._lean = lean if len(lean) == len(self.whole) else None
-        if self._lean is None and precision != "float32":
+        fused = [FusedBlock(b.module, PRECISIONS[precision], cls=True) for b in self.whole if is_fusible(b.module)]
+        self._fused = fused if len(fused) == len(self.whole) else None
+        if self._fused is None and precision != "float32":
             kind = type(self.whole[0].module).__name__
             raise ValueError(f"precision={precision!r}: expected 'float32' for this tower, whose blocks are {kind}")
         like = next(model.parameters())
@@ -78,12 +78,12 @@ class Suffix:
 
     def _through(self, tokens: Tokens) -> Tensor:
         """Run token sequences, whose ``x`` is used up, to unit features."""
-        if self._lean is None:
+        if self._fused is None:
             for block in self.whole:
                 tokens = tokens._replace(x=block.whole(tokens))
         else:
-            for lean in self._lean:
-                lean.run(tokens.x)
+            for fused in self._fused:
+                fused.run(tokens.x)
         if self.model.pools_first:
             tokens = tokens._replace(x=self.blocks[-1].first(tokens))
         return self.finish(tokens)

@@ -124,7 +124,7 @@ class ReducedOpenClip(Host, VisionTransformer):
         output_extra_tokens: bool = False,
         missing: str = "nearest",
     ) -> dict[str, Any]:
-        """Return open_clip's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
+        """Return open_clip's intermediates, with features for all patches; see ``Tokens.unmerge`` for ``missing``."""
         norm = normalize_intermediates
         tokens, maps, prefixes = self.feature_maps(
             self.embed(x), indices, stop_early=stop_early, norm=norm, output_fmt=output_fmt, missing=missing

@@ -168,7 +168,7 @@ class TransformersHost(Host):
     ) -> Any:
         """Return transformers' output, with ``kept``; ``inputs`` are the arguments of ``embed`` beside images.
 
-        With ``unmerge``, None for what ``zoo.reduce`` was told, all patches have tokens, see ``Tokens.spread``.
+        With ``unmerge``, None for what ``zoo.reduce`` was told, all patches have tokens, see ``Tokens.unmerge``.
 
         Raises:
             ValueError: ``output_attentions``, or an unknown ``missing``.
@@ -183,7 +183,7 @@ class TransformersHost(Host):
         last, pooled = self.leave(tokens)
         states = [each.x for each in tapped]
         if self.unmerge if unmerge is None else unmerge:
-            last, states = tokens._replace(x=last).spread(missing), [each.spread(missing) for each in tapped]
+            last, states = tokens._replace(x=last).unmerge(missing), [each.unmerge(missing) for each in tapped]
         return self.output(tokens, last, pooled, (embedded.x, *states) if tapping else None)
 
     def require_reducible(self) -> None:

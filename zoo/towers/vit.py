@@ -179,7 +179,7 @@ class TimmHost(Host):
         is_causal: bool = False,
         missing: str = "nearest",
     ) -> Any:
-        """Return timm's intermediates, with features for all patches; see ``Tokens.spread`` for ``missing``."""
+        """Return timm's intermediates, with features for all patches; see ``Tokens.unmerge`` for ``missing``."""
         embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
         tokens, maps, prefixes = self.feature_maps(
             embedded, indices, stop_early=stop_early, norm=norm, output_fmt=output_fmt, missing=missing

@@ -31,7 +31,7 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.records.record import DTYPES
 from harness.records.times import cores
 from zoo.core.files import fingerprint, weights_digest, write_whole
-from zoo.core.messages import check_fields
+from zoo.core.settings import check_fields
 from zoo.loading.clip import CompactText
 
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of

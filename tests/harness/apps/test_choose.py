@@ -32,7 +32,7 @@ from harness.measure.timing import BusyError
 from harness.models.towers import Tower
 from harness.records.times import Timing
 from zoo.core.files import cache_folder
-from zoo.core.messages import PRECISIONS
+from zoo.core.settings import PRECISIONS
 from zoo.deploy.export import EXPORTED_PROGRAM
 
 ARCH, TAG = "clip_vit_b16", "openai"

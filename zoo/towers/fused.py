@@ -25,12 +25,12 @@ ROWS = 3200  # tokens at a time on a CPU at most, so that a layer's output is st
 # twice as long for each; so they are run in parts of no more than the lower one.
 FEW, MANY = 480, 1300
 TAIL = 16
-# The layers whose weights a lean block reads instead of calling them.
+# The layers whose weights a fused block reads instead of calling them.
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-def is_lean(block: Any) -> bool:
-    """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``LeanBlock`` stands for."""
+def is_fusible(block: Any) -> bool:
+    """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``FusedBlock`` stands for."""
     kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
     return kinds == (Block, Attention, Mlp)
 
@@ -43,7 +43,7 @@ def special_layer(block: Any) -> str | None:
     return None
 
 
-class LeanBlock(ViTBlock):
+class FusedBlock(ViTBlock):
     """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
 
     ``dtype`` is that of the matrix products; the residual stream stays float32. Rounding of patch tokens averages out
