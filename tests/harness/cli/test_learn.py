@@ -24,7 +24,7 @@ EMBEDDED = "clip_vit_s14.imgfocus_lit"
 
 def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeypatch):
     rank, fit = Mock(return_value=Mock(path=Path("ranked"))), Mock(return_value=(Path("out"), 0.5))
-    monkeypatch.setattr("harness.golden.fit.fit", fit)
+    monkeypatch.setattr("harness.learning.predictor.fit", fit)
     monkeypatch.setattr("harness.golden.rank.rank", rank)
     flags = "--dataset fashion emoji --arch mixer --learning-rate 0.001 --shots 4 --rankings a --val b c"
     assert main(["fit", "predictor", *flags.split()]) == 0

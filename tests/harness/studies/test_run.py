@@ -265,7 +265,7 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     monkeypatch.setattr(type(toy), "has_final", True)
     monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
     monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
-    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.apps.compare.get_dataset", lambda name: toy)
 
 
 @pytest.mark.usefixtures("final_split")
