@@ -24,10 +24,11 @@ from harness.models.towers import Tower, load_tower, undo_preprocess, without_fo
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
+from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.settings import check_fields, expected
 from zoo.core.tokens import top
-from zoo.ranking.golden import GoldenConfig, golden_importance
+from zoo.ranking.golden import golden_importance
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 PREDICTOR = "patchrank"

@@ -23,8 +23,9 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
+from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import AUTO, check_fields, precision_on
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.golden import GoldenEngine
 from zoo.ranking.suffix import windows
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32

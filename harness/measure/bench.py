@@ -72,8 +72,8 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import best_precision, tower_name
-from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 

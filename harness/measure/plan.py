@@ -23,8 +23,8 @@ from harness.models.towers import Tower
 from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import check_fields, expected
-from zoo.learning.tuning import TuneConfig
 from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 

@@ -29,6 +29,7 @@ from harness.models.towers import TIMM, Tower
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
+from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
@@ -37,7 +38,6 @@ from zoo.loading.adopt import load_predictor, reduce
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES
-from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 
 if TYPE_CHECKING:

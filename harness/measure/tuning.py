@@ -21,8 +21,9 @@ from harness.models.towers import Tower, load_tower, split_method, text_classifi
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
-from zoo.learning.tuning import Labelled, TuneConfig, tune
+from zoo.learning.tuning import Labelled, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.learned_files import PromptFile
 from zoo.towers.vit import ReducedViT

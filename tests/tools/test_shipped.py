@@ -11,8 +11,9 @@ from harness.measure.rows import outcomes, variants
 from harness.models.towers import Tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import fingerprint
+from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts, create_clip
-from zoo.ranking.golden import GoldenConfig, golden_importance
+from zoo.ranking.golden import golden_importance
 
 ARCH, TAG = "clip_vit_s14", "imgfocus_lit"
 DATASETS = ("emoji", "fashion")

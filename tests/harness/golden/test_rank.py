@@ -20,7 +20,8 @@ from harness.golden.rank import Ranked, RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings
 from harness.models.towers import Tower, text_classifier
 from zoo.core.files import fingerprint
-from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
+from zoo.core.recipes import SCORES, GoldenConfig
+from zoo.ranking.golden import GoldenEngine
 
 Run = Callable[..., Ranked]
 SPARSE = GoldenConfig(window=2, stride=2)

@@ -24,7 +24,7 @@ from harness.measure.tuning import Tuner, load_tuner
 from harness.models.towers import Tower, load_tower, text_classifier
 from harness.records.metrics import predicted
 from zoo.core.files import blocks_fingerprint, fingerprint
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
 

@@ -21,9 +21,7 @@ from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
 from harness.studies.workshop import StudyConfig
-from zoo.learning.fit import FitConfig
-from zoo.learning.tuning import TuneConfig
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")

@@ -22,8 +22,8 @@ from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign
 from harness.studies.answer import StudyTable, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.workshop import StudyConfig, find
+from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts
-from zoo.ranking.golden import GoldenConfig
 
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
