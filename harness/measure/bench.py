@@ -57,7 +57,6 @@ from harness.models.towers import (
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import (
     DENSE,
-    DTYPES,
     GOLDEN,
     OPTIMIZED,
     PROBE,
@@ -73,7 +72,7 @@ from harness.records.record import (
 )
 from zoo.core.files import digest, fingerprint
 from zoo.core.recipes import TuneConfig
-from zoo.core.settings import best_precision, tower_name
+from zoo.core.settings import best_precision, torch_dtype, tower_name
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
@@ -188,7 +187,7 @@ class Bench:
         self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method != OPTIMIZED:  # which is in its place
-                row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
+                row.vit.to(self.plan.device, torch_dtype(self.plan.dtype))
 
     @classmethod
     def build(
