@@ -31,8 +31,8 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.golden.fit import fit
     from harness.golden.rank import RankJob, Source, rank
     from harness.golden.store import shipped_rankings
-    from harness.models.towers import load_tower
     from zoo.learning.fit import FitConfig
+    from zoo.loading.towers import load_tower
     from zoo.ranking.golden import GoldenConfig
 
     config = flags.settings(FitConfig, args)
