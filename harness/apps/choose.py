@@ -25,13 +25,13 @@ from harness.datasets.text_features import text_classifier
 from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row, usual_methods
-from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
+from harness.records.record import DENSE, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
 from harness.records.times import Timing, describe_machine
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
-from zoo.core.settings import best_precision, check_fields, expected
+from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
 from zoo.deploy.optimized import OptimizedHost
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 from zoo.loading.towers import load_tower, split_method
@@ -66,7 +66,7 @@ class ChooseConfig:
                 control = " is a control to compare methods with" if method in CONTROLS else ""
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
         ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
-        check_fields(self, dtypes=DTYPES, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
+        check_fields(self, dtypes=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 class Candidate(NamedTuple):
@@ -218,7 +218,7 @@ class Lab:
         vit = share_weights(dense, type(dense))
         vit.reducer = reduced.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
-            vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
+            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(one.dtype))
         return dataclasses.replace(make_row(self.tower, DENSE, {}, str(one)), vit=vit)
 
     def measure(self, one: Candidate, pictures: str) -> Values:

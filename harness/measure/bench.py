@@ -47,7 +47,6 @@ from harness.measure.tuning import (
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import (
     DENSE,
-    DTYPES,
     GOLDEN,
     OPTIMIZED,
     PROBE,
@@ -62,7 +61,7 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
-from zoo.core.settings import best_precision, tower_name
+from zoo.core.settings import best_precision, torch_dtype, tower_name
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
@@ -179,7 +178,7 @@ class Bench:
         self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method != OPTIMIZED:  # which is in its place
-                row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
+                row.vit.to(self.plan.device, torch_dtype(self.plan.dtype))
 
     @classmethod
     def build(
