@@ -33,6 +33,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
     from zoo.core.recipes import FitConfig, GoldenConfig
+    from zoo.loading.towers import load_tower
 
     config = flags.settings(FitConfig, args)
     way = flags.settings(GoldenConfig, args, window=2, stride=2)

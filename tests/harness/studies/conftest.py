@@ -14,7 +14,6 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.measure import rows as measured_rows
 from harness.measure import tuning
 from harness.measure.cost import OperatorCost
-from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
 from harness.studies.answer import answer
@@ -22,6 +21,7 @@ from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
 from harness.studies.workshop import StudyConfig
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
+from zoo.loading.towers import Tower
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")

@@ -264,7 +264,7 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     """Give the toy dataset a final split, which refuses whoever has no release."""
     monkeypatch.setattr(type(toy), "has_final", True)
     monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
-    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
     monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
 
 
