@@ -31,7 +31,6 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.golden.fit import fit
     from harness.golden.rank import RankJob, Source, rank
     from harness.golden.store import shipped_rankings
-    from harness.models.towers import load_tower
     from zoo.core.recipes import FitConfig, GoldenConfig
     from zoo.loading.towers import load_tower
 
