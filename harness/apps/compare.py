@@ -13,12 +13,12 @@ from harness.learning.prompts import Tuner, tuning_of
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan, check_plan
 from harness.measure.rows import Tuned, require_rows
-from harness.models.towers import split_method, without_folders
 from harness.records.record import GOLDEN, PROMPTS, Record
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import best_precision, tower_name
-from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.towers import split_method, without_folders
 
 
 def compare(

@@ -16,7 +16,7 @@ from harness.datasets import kind_of
 from harness.datasets.base import DATA_DIR, Dataset, Split, SplitName
 from harness.datasets.images import folder_images
 from zoo.core.files import cache_folder, write_whole
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
 UNKNOWN = -1  # label of an image without one

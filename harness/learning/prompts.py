@@ -12,14 +12,16 @@ from torch import Tensor
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
+from harness.datasets.text_features import text_classifier
 from harness.measure.rows import OutcomeCache, Tuned, Variant, require_rows, rows_of
-from harness.models.towers import Tower, load_tower, split_method, text_classifier
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
-from zoo.learning.tuning import Labelled, TuneConfig, tune
+from zoo.learning.tuning import Labelled, tune
 from zoo.loading.learned_files import PromptFile
+from zoo.loading.towers import Tower, load_tower, split_method
 
 T = TypeVar("T")
 

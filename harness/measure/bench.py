@@ -17,6 +17,7 @@ from harness import git_commit
 from harness.base.terminal import Progress
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset
+from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan, costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
@@ -30,19 +31,9 @@ from harness.measure.rows import (
     recovered_rows,
     variants,
 )
-from harness.models.towers import (
-    Tower,
-    caption_features,
-    load_tower,
-    nameable,
-    named,
-    text_classifier,
-    without_text,
-)
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import (
     DENSE,
-    DTYPES,
     GOLDEN,
     OPTIMIZED,
     PROBE,
@@ -56,6 +47,8 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
+from zoo.core.settings import torch_dtype
+from zoo.loading.towers import Tower, load_tower, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
@@ -83,7 +76,7 @@ class Bench:
         self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method != OPTIMIZED:  # which is in its place
-                row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
+                row.vit.to(self.plan.device, torch_dtype(self.plan.dtype))
 
     @classmethod
     def build(

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split, SplitName
-from harness.datasets.few_shot import batches, subset
+from harness.datasets.few_shot import batches, subset, undo_preprocess
 from harness.measure.rows import Judge, Variant, patch_features, run_blocks
-from harness.models.towers import undo_preprocess
 from zoo.towers.vit import ReducedViT
 
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes, and choose their strength

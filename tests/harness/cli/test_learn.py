@@ -15,9 +15,9 @@ import zoo
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import shipped_rankings
-from harness.models.towers import Tower, load_tower
 from zoo.core.files import cache_folder
 from zoo.loading.learned_files import PredictorFile
+from zoo.loading.towers import Tower, load_tower
 
 EMBEDDED = "clip_vit_s14.imgfocus_lit"
 
@@ -39,8 +39,8 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
 
 @pytest.mark.usefixtures("miniature")
 def test_without_shipped_rankings_images_are_ranked_first(tower: Tower, toy: Dataset, monkeypatch, capsys):
-    for place in ("golden.rank", "models.towers"):
-        monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
+    for place in ("harness.golden.rank", "zoo.loading.towers"):
+        monkeypatch.setattr(f"{place}.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
     command = "fit predictor --model clip_vit_b16 --dataset toy --limit 6 --block 4"
     command += " --arch linear --loss bce --epochs 1 --shots 1"

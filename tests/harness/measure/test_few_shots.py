@@ -18,9 +18,9 @@ from harness.golden.store import Rankings
 from harness.learning.prompts import tuning_of
 from harness.measure import bench
 from harness.measure.plan import Plan
-from harness.models import towers
 from harness.records.record import Record, read_records, write_records
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
+from zoo.loading import towers
 from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from harness.apps.compare import compare
 from harness.base.terminal import Progress
+from harness.datasets.text_features import caption_features
 from harness.measure.plan import Plan
 from harness.measure.rows import captions_of
-from harness.models.towers import caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 
