@@ -19,10 +19,11 @@ from harness.measure.cost import gflops
 from harness.records.record import DENSE, RECOVERY, Record, lacking
 from harness.report.folder import markdown
 from harness.report.tables import conditions_of, group_records, sections
-from zoo.core.files import digest, fingerprint, read_facts, write_whole
+from zoo.core.digests import digest, fingerprint
+from zoo.core.files import write_whole
 from zoo.core.learned import CosineHead
 from zoo.loading.adopt import reduce
-from zoo.loading.learned_files import find_predictor
+from zoo.loading.learned_files import find_predictor, read_facts
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.towers import (

@@ -11,7 +11,8 @@ from torch import nn
 
 from harness.measure.rows import make_row, require_rows
 from harness.records.record import DENSE
-from zoo.core.files import from_json, strict_json, write_whole
+from zoo.core.files import write_whole
+from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
 from zoo.core.settings import PRECISIONS, check_fields, torch_dtype
 from zoo.deploy.optimized import optimize

@@ -18,7 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from harness.base.table import count_of
 from harness.base.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName, cached_json, keep_json, require_folder
-from zoo.core.files import digest, odd_kind
+from zoo.core.digests import digest
+from zoo.core.files import special_kind
 
 # What images are read, by PIL's names, and their extensions. To read one neither starts a program, as EPS does, nor
 # opens another file.
@@ -141,7 +142,7 @@ def _look_at(file: Path) -> FoundFile:
     except OSError as error:
         what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
         return FoundFile(file, wrong=f"{what} can't be read: {error.strerror}")
-    kind = odd_kind(facts.st_mode)
+    kind = special_kind(facts.st_mode)
     fault = name_fault(file.name) or (f"it is {kind}; expected a regular file" if kind else None)
     return FoundFile(file, facts.st_size, facts.st_mtime_ns, fault)
 

@@ -23,7 +23,9 @@ from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
 from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, require_folder, require_unique
 from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset
-from zoo.core.files import digest, from_json, require_file, strict_json
+from zoo.core.digests import digest
+from zoo.core.files import require_file
+from zoo.core.json_reader import from_json, strict_json
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"

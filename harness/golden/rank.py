@@ -20,7 +20,7 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import text_classifier
 from harness.golden.store import RANKINGS, Provenance, Rankings, Source, own_store
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import AUTO, check_fields, precision_on
 from zoo.loading.towers import Tower, load_tower

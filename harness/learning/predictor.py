@@ -17,7 +17,8 @@ from harness.datasets.base import Split, SplitName
 from harness.datasets.few_shot import batches, draw_ranked, seeded_order
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, Source
 from harness.records.statistics import kendall_tau
-from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
+from zoo.core.digests import blocks_fingerprint, digest, fingerprint
+from zoo.core.files import cache_file, cache_folder
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.learned_files import predictor_name

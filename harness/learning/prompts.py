@@ -16,7 +16,9 @@ from harness.datasets.text_features import text_classifier
 from harness.measure.rows import OutcomeCache, Tuned, Variant, require_rows, rows_of
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
-from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.digests import digest, fingerprint
+from zoo.core.files import cache_file
+from zoo.core.json_reader import from_json
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
 from zoo.learning.tuning import Labelled, tune

@@ -15,7 +15,8 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import make_row, require_rows
-from zoo.core.files import cache_file, digest
+from zoo.core.digests import digest
+from zoo.core.files import cache_file
 from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryFile, save_recovery

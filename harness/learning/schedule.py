@@ -31,7 +31,8 @@ from harness.measure.fidelity import Pictures, join_splits
 from harness.measure.plan import TOLERANCE, KeepSolver
 from harness.measure.rows import Variant, make_row
 from harness.records.statistics import paired_mean
-from zoo.core.files import blocks_fingerprint, cache_file
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_file
 from zoo.core.reducer import METHODS, Reducer
 from zoo.core.settings import check_fields, expected
 from zoo.loading.learned_files import OPTIONS, ScheduleFile

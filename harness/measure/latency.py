@@ -19,7 +19,8 @@ from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import EAGER, LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
-from zoo.core.files import fingerprint, is_out_of_memory
+from zoo.core.digests import fingerprint
+from zoo.core.errors import is_out_of_memory
 from zoo.core.reducer import METHODS
 from zoo.core.settings import PRECISIONS, check_fields, expected, torch_dtype
 from zoo.loading import towers

@@ -26,7 +26,7 @@ from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
-from zoo.core.files import digest
+from zoo.core.digests import digest
 from zoo.core.host import Host
 from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
-from zoo.core.files import is_out_of_memory
+from zoo.core.errors import is_out_of_memory
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
 from zoo.deploy.optimized import optimize
 from zoo.towers.vit import ReducedViT

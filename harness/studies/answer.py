@@ -34,7 +34,7 @@ from harness.records.statistics import (
 from harness.report.charts import Chart, Dot
 from harness.studies.foreground import PROBE_SPLITS, fit_judge
 from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.loading.towers import load_tower
 

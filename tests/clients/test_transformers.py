@@ -25,7 +25,7 @@ from harness.apps.vectors.decode import prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.cli.entry import main
-from zoo.core.files import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
 from zoo.loading.towers import load_tower
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -13,7 +13,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, digest
+from zoo.core.digests import blocks_fingerprint, digest
 from zoo.core.learned import CosineHead, VisualPrompts
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on

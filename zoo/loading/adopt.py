@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from zoo.core.files import EMBEDDED, blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import EMBEDDED
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.learned import for_head
 from zoo.core.reducer import build_reducer

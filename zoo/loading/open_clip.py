@@ -21,7 +21,8 @@ from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zoo.core.files import EMBEDDED, cache_file, digest, write_whole
+from zoo.core.digests import digest
+from zoo.core.files import EMBEDDED, cache_file, write_whole
 from zoo.core.host import give_features
 from zoo.core.reducer import on_method
 from zoo.core.settings import expected

@@ -9,7 +9,8 @@ import torch
 
 import zoo
 from harness.apps.setup import Setup
-from zoo.core.files import blocks_fingerprint, cache_folder
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import save_predictor
