@@ -2,12 +2,12 @@
 
 import copy
 import functools
+import itertools
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from zoo.towers.vit import ReducedViT
 
 MATCHES = ("keep", "gflops", "time")
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
-GRID = 7  # numbers of patch tokens at which a method is timed at once
-CALLS, ROUNDS = 3, 4  # measurements of a time, of which one may be disturbed, and the rounds of each
+GRID, NEAR = 5, 3  # numbers of patch tokens at which a method is timed at once, over all and around one
+CALLS, ROUNDS = 3, 3  # measurements of a time, of which one may be disturbed, and the rounds of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +128,19 @@ class KeepSolver:
         counts = (self.patches, above, max(above - 1, self.least))
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
-    def grid(self, low: float, high: float) -> list[int]:
-        """Return up to `GRID` numbers of patch tokens, evenly from ``low`` to ``high``, that the model can end with."""
-        counts = np.linspace(low, high, GRID).round().clip(self.least, self.patches - 1)
+    def grid(self, low: float, high: float, size: int) -> list[int]:
+        """Return up to ``size`` numbers of patch tokens, evenly from ``low`` to ``high``, that the model can end with.
+
+        Keeping all of them is the dense tower.
+        """
+        counts = np.linspace(low, high, size).round().clip(self.least, self.patches - 1)
         return [int(count) for count in np.unique(counts)]
 
-    def zoom(self, costs: Mapping[int, float]) -> list[int]:
-        """Return the grid around the number whose cost is 1, interpolated between measured costs by number."""
+    def meet(self, costs: Mapping[int, float]) -> list[int]:
+        """Return numbers around the one whose cost is 1, interpolated between measured costs by number."""
         counts, rising = [*costs], isotonic_regression([*costs.values()]).x
-        middle, margin = np.interp(1.0, rising, counts), (counts[-1] - counts[0]) / (2 * GRID - 2)
-        return self.grid(middle - margin, middle + margin)
+        middle, margin = np.interp(1.0, rising, counts), self.patches / GRID**2
+        return self.grid(middle - margin, middle + margin, NEAR)
 
     @functools.cached_property
     def least(self) -> int:
@@ -162,24 +165,28 @@ def equal_times(
 ) -> dict[MethodRate, float]:
     """Return the keep rates at which methods take the targets' times, by method and the target's keep rate.
 
-    Each method is timed at `GRID` numbers of patch tokens, between which the target's time is interpolated, and then
-    around the number that this gives, where the nearest in time is taken. A method that stays further off than `CLOSE`
-    has no keep rate. The dense tower and the targets are timed in the same rounds.
+    Each method is timed at `GRID` numbers of patch tokens, in the same rounds as the dense tower and the targets. The
+    target's time is interpolated between them, `NEAR` numbers around the result are timed, and the nearest in time is
+    taken. A method further off than `CLOSE` there has no keep rate.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, torch_dtype(plan.dtype))
-    counts, costs = {key: solver.grid(1, solver.patches) for key, solver in solvers.items()}, dict[MethodRate, Any]()
+    done = itertools.count(1)
+    counts, costs = (
+        {key: solver.grid(1, solver.patches, GRID) for key, solver in solvers.items()},
+        dict[MethodRate, Any](),
+    )
     with progress.task("keep rates of equal time", 2 * CALLS) as update:
-        for step in range(2):
+        for _ in range(2):
             models: dict[Any, ReducedViT] = {DENSE: dense} | {rate: targets[rate] for _, rate in solvers}
             for (method, rate), solver in solvers.items():
                 models |= {(method, n): solver.build(n / solver.patches) for n in counts[method, rate]}
-            ratios = _time_ratios(models, plan, progress, lambda calls, step=step: update(step * CALLS + calls))
+            ratios = _time_ratios(models, plan, progress, lambda: update(next(done)))
             costs = {
                 (method, rate): {n: ratios[method, n] / ratios[rate] for n in counts[method, rate]}
                 for method, rate in solvers
             }
-            counts = {key: solver.zoom(costs[key]) for key, solver in solvers.items()}
+            counts = {key: solver.meet(costs[key]) for key, solver in solvers.items()}
     keeps = {}
     for key, solver in solvers.items():
         goal = ratios[key[1]]
@@ -193,7 +200,7 @@ def equal_times(
 
 
 def _time_ratios(
-    models: Mapping[Any, ReducedViT], plan: Plan, progress: Progress, tick: Callable[[int], object]
+    models: Mapping[Any, ReducedViT], plan: Plan, progress: Progress, tick: Callable[[], object]
 ) -> dict[Any, float]:
     """Return models' times by that of the first, the dense tower, whose weights, device and precision all share.
 
@@ -206,11 +213,11 @@ def _time_ratios(
         copies[name].reducer = copy.deepcopy(vit.reducer)
         copies[name].to(like.device, like.dtype).eval()
     ratios = defaultdict[Any, list[float]](list)
-    for call in range(CALLS):
+    for _ in range(CALLS):
         timings = time_models(copies, plan.match_batch, ROUNDS, warmup=0, patience=patience)
         for name, timing in timings.items():
             ratios[name].append(timing.ratio_to(timings[DENSE]).estimate)
-        tick(call + 1)
+        tick()
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
@@ -232,11 +239,13 @@ def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[R
     else:
         targets = {rate: make_row(tower, plan.match_to, {"keep": rate}) for rate in plan.keeps}
         keeps = _known_keeps(known, targets, plan)
-        every = product((name for name in solvers if name != plan.match_to), targets)
+        every = itertools.product((name for name in solvers if name != plan.match_to), targets)
         if left := {key: solvers[key[0]] for key in every if key not in keeps}:
             keeps |= equal_times(tower.vit, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
     keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
-    pairs = [(name, keeps[name, rate]) for name, rate in product(methods, plan.keeps) if (name, rate) in keeps]
+    pairs = [
+        (name, keeps[name, rate]) for name, rate in itertools.product(methods, plan.keeps) if (name, rate) in keeps
+    ]
     rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *pairs]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
