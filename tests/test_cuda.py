@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
+from harness.apps.settings import EmbedJob
 from harness.apps.setup import Setup
-from harness.apps.vectors.embed import EmbedJob, embed, read_vectors
+from harness.apps.vectors.embed import embed, read_vectors
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
 from harness.cli.entry import main

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from harness.apps.settings import IMAGES
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import BINARY, IMAGES, PRECISIONS, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.embed import BINARY, PRECISIONS, Codes, Encoder, VectorsProvenance, read_vectors
 from harness.apps.vectors.source import PictureFile, PictureSource
 from harness.base.terminal import printable
 from harness.datasets.images import EXTENSIONS, decode_image
