@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
-from harness.apps.setup import Setup
 from harness.apps.vectors.embed import EmbedJob, embed, read_vectors
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
@@ -25,6 +24,7 @@ from zoo.core.attention import attend, attend_by_channels
 from zoo.core.recipes import GoldenConfig, RecoveryConfig
 from zoo.core.settings import PRECISIONS, torch_dtype
 from zoo.deploy.export import ONNX, export_model
+from zoo.deploy.setup import Setup
 from zoo.learning.recovery import recover
 from zoo.ranking.golden import GoldenEngine
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from harness import git_commit
-from harness.apps.setup import Setup
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -17,6 +16,7 @@ from harness.datasets.few_shot import batches, require_images, seeded_order, sub
 from harness.measure.rows import make_row, require_rows
 from zoo.core.files import cache_file, digest
 from zoo.core.recipes import RecoveryConfig
+from zoo.deploy.setup import Setup
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryFile, save_recovery
 from zoo.loading.towers import load_tower

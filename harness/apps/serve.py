@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from ray import serve
 from starlette.exceptions import HTTPException
 
-from harness.apps.setup import Setup
 from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
@@ -30,6 +29,7 @@ from harness.base.workers import cluster_address, ray_running, require_actors
 from harness.records.times import cores
 from zoo.core.files import is_out_of_memory, strict_json
 from zoo.core.settings import check_fields
+from zoo.deploy.setup import Setup
 
 MOST = 2048  # inputs of a request, as OpenAI allows
 EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"

@@ -19,10 +19,10 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
-    from harness.apps.setup import Setup
     from harness.apps.vectors.embed import Embedded, EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
+    from zoo.deploy.setup import Setup
 
 LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
 
@@ -82,7 +82,7 @@ def _describe_use(setup: "Setup", args: Namespace) -> str:
         *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors"),
         f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
         f"{PROGRAM} export --model {file} --output model.onnx",
-        *("# Python", "from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
+        *("# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
     ]
     return "\n".join(lines)
 
@@ -106,6 +106,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     from harness.base.lines import claim_file
     from harness.datasets.few_shot import subset
     from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
+    from zoo.loading.preprocessing import describe_preprocessing
 
     setup = flags.setup_of(args)
     format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
@@ -122,7 +123,11 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if len(split) < 2:
         raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
-    about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
+    about: dict[str, Any] = {
+        "model": setup.name,
+        "tower": setup.model,
+        "preprocessing": describe_preprocessing(tower.preprocess),
+    }
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
     progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"format": format, "dtype": setup.dtype}

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.apps.setup import Setup, make_runtime
 from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
@@ -31,6 +30,7 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.records.times import cores
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.settings import check_fields, torch_dtype
+from zoo.deploy.setup import Setup, make_runtime
 from zoo.loading.clip import CompactText
 
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of

@@ -12,7 +12,6 @@ from by_hand import replace
 import zoo
 from harness.apps import recovery
 from harness.apps.recovery import Sources, train_recovery
-from harness.apps.setup import Setup
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
@@ -22,6 +21,7 @@ from harness.records.averages import training_free
 from harness.records.record import Record
 from zoo.core.files import cache_folder, digest
 from zoo.core.recipes import RecoveryConfig
+from zoo.deploy.setup import Setup
 from zoo.learning.recovery import distance
 from zoo.loading.recovery_file import RecoveryFile
 
