@@ -63,7 +63,6 @@ class Plan:
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
     optimized: bool = False  # a row of the dense tower by `zoo.optimize`, too
     match_batch: int = 8  # images per call, where that cost is time
-    foreground: bool = False  # fit probes of foreground on datasets with masks, see `tuning.fit_probes`
     far: bool = False  # keep rows that can't come near the GFLOPs they should meet
 
     @property

@@ -12,9 +12,9 @@ import torch
 from by_hand import replace
 from rich.console import Console
 
+from harness.apps.compare import compare
 from harness.base.terminal import Progress
 from harness.cli.entry import main
-from harness.measure.bench import compare
 from harness.measure.cost import gflops
 from harness.measure.plan import SLACK, TOLERANCE, KeepSolver, Plan, keep_near_rows, matched_rows
 from harness.measure.rows import rows_of
