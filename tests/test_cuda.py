@@ -22,11 +22,11 @@ from harness.measure import timing
 from harness.records.statistics import kendall_tau
 from harness.records.times import EAGER, read_latencies
 from zoo.core.attention import attend, attend_by_channels
-from zoo.core.settings import PRECISIONS
+from zoo.core.recipes import GoldenConfig, RecoveryConfig
+from zoo.core.settings import PRECISIONS, torch_dtype
 from zoo.deploy.export import ONNX, export_model
 from zoo.learning.recovery import recover
-from zoo.loading.recovery_file import RecoveryConfig
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.golden import GoldenEngine
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 both = pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -73,7 +73,7 @@ def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kerne
     ran, most = 0, MOST[dtype] * (10 if device == "cuda" else 1)
     for form, count in product((attend, attend_by_channels), COUNTS):
         model = Attention(form, count).to(device)
-        parts = torch.randn(3, 2, 3, count, 32).to(device, PRECISIONS[dtype])
+        parts = torch.randn(3, 2, 3, count, 32).to(device, torch_dtype(dtype))
         wanted, found = model.slow(parts), [model(parts)]  # by torch's choice
         try:
             with sdpa_kernel(kernel):
@@ -96,7 +96,7 @@ def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kerne
 def test_gradients_of_attention_in_proportion_to_size(device: str, dtype: str):
     for form, count in product((attend, attend_by_channels), COUNTS):
         model = Attention(form, count).to(device)
-        parts = torch.randn(3, 2, 3, count, 32).to(device, PRECISIONS[dtype]).requires_grad_()
+        parts = torch.randn(3, 2, 3, count, 32).to(device, torch_dtype(dtype)).requires_grad_()
         [found], [wanted] = (torch.autograd.grad(call(parts).square().sum(), parts) for call in (model, model.slow))
         assert (found - wanted).norm() < 10 * MOST[dtype] * wanted.norm()
 
@@ -115,7 +115,7 @@ def test_towers_in_every_way_and_precision(device: str, way: str, dtype: str, me
     vit = tiny("clip_vit_b16" if method == "dense" else f"clip_vit_b16_{method}50")
     every = torch.cat((images, images.flip(0), images.roll(9, dims=-1)))
     wanted = vit(every)
-    every = every.to(device, PRECISIONS[dtype])
+    every = every.to(device, torch_dtype(dtype))
     ready = timing.prepare(vit.to(every), way, every, dtype)
     assert ready.failed is None
     for turn in range(2):  # a graph has no images of its own

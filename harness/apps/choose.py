@@ -21,19 +21,20 @@ from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
+from harness.datasets.text_features import text_classifier
 from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row, usual_methods
-from harness.models.towers import load_tower, split_method, text_classifier
-from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
+from harness.records.record import DENSE, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
 from harness.records.times import Timing, describe_machine
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
-from zoo.core.settings import best_precision, check_fields, expected
+from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
 from zoo.deploy.optimized import OptimizedHost
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
+from zoo.loading.towers import load_tower, split_method
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
@@ -65,7 +66,7 @@ class ChooseConfig:
                 control = " is a control to compare methods with" if method in CONTROLS else ""
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
         ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
-        check_fields(self, dtypes=DTYPES, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
+        check_fields(self, dtypes=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 class Candidate(NamedTuple):
@@ -217,7 +218,7 @@ class Lab:
         vit = share_weights(dense, type(dense))
         vit.reducer = reduced.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
-            vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
+            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(one.dtype))
         return dataclasses.replace(make_row(self.tower, DENSE, {}, str(one)), vit=vit)
 
     def measure(self, one: Candidate, pictures: str) -> Values:

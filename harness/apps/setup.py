@@ -10,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from harness.measure.rows import make_row, require_rows
-from harness.models.towers import Tower, find_tower, split_method
-from harness.records.record import DENSE, DTYPES
+from harness.records.record import DENSE
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.reducer import METHODS
-from zoo.core.settings import check_fields
+from zoo.core.settings import PRECISIONS, check_fields, torch_dtype
 from zoo.deploy.optimized import optimize
 from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
+from zoo.loading.towers import Tower, find_tower, split_method
 from zoo.towers.vit import ReducedViT
 
 FORMAT = 1  # of a file
@@ -38,7 +38,7 @@ class Setup:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        check_fields(self, dtype=DTYPES)
+        check_fields(self, dtype=PRECISIONS)
         if self.method is None:
             if self.options or self.recovery:
                 raise ValueError(f"{self.model} without a method takes no options and no recovery: name a method")
@@ -128,4 +128,4 @@ def make_runtime(vit: ReducedViT, dtype: str) -> tuple[Any, str]:
     try:
         return optimize(vit, dtype=dtype), ""
     except ValueError as error:
-        return (vit if dtype == "float32" else copy.deepcopy(vit).to(DTYPES[dtype]).eval()), str(error)
+        return (vit if dtype == "float32" else copy.deepcopy(vit).to(torch_dtype(dtype)).eval()), str(error)

@@ -16,17 +16,17 @@ from harness.measure import timing
 from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, require_rows, rows_of
 from harness.measure.server import Servers, measure_loads, prepare_server
-from harness.models import towers
-from harness.models.towers import split_method, split_name
-from harness.records.record import DENSE, DTYPES, utc_now
+from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import EAGER, LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
 from zoo.core.files import fingerprint, is_out_of_memory
 from zoo.core.reducer import METHODS
-from zoo.core.settings import check_fields, expected
+from zoo.core.settings import PRECISIONS, check_fields, expected, torch_dtype
+from zoo.loading import towers
 from zoo.loading.adopt import reduce
-from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
+from zoo.loading.towers import split_method, split_name
+from zoo.loading.weights import FOLDER, HUB
 from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
@@ -45,7 +45,7 @@ class LatencyPlan:
     methods: tuple[str, ...] = ()  # further reductions of each model's dense tower
     keeps: tuple[float, ...] = (0.6,)  # their keep rates
     batches: tuple[int, ...] = CPU_BATCHES
-    dtypes: tuple[str, ...] = ("float32",)  # of `DTYPES`
+    dtypes: tuple[str, ...] = ("float32",)  # of `PRECISIONS`
     ways: tuple[str, ...] = (EAGER,)  # of `timing.WAYS`
     threads: tuple[int, ...]  # torch's
     rounds: int = 9  # calls of each model, at least; of fewer than 6 no median has a 95 % interval
@@ -58,7 +58,7 @@ class LatencyPlan:
 
     def __post_init__(self) -> None:
         ranges = {"rounds": f"[{LEAST_ROUNDS}, inf)", "seconds": "[0, inf)", "bound_ms": "(0, inf)"}
-        check_fields(self, dtypes=DTYPES, scenario=SCENARIOS, **ranges)
+        check_fields(self, dtypes=PRECISIONS, scenario=SCENARIOS, **ranges)
         if self.rates and self.scenario != SERVER:
             raise ValueError(f"--rate {self.rates[0]:g} with --scenario {self.scenario}: give --scenario {SERVER}")
         if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:
@@ -158,7 +158,7 @@ def measure_latency(
                 if dtype not in vits:
                     vits.clear()  # before there are others
                     copies = copy.deepcopy([row.vit for row in family.rows])
-                    vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
+                    vits[dtype] = [vit.to(plan.device, torch_dtype(dtype)) for vit in copies]
                 # The first, a dense model, is timed with whatever is missing.
                 runs = {i: (blanks[i], vits[dtype][i]) for i in sorted(missing | {0})}
                 try:
@@ -264,7 +264,7 @@ def time_in_turn(
     Return how making each ready went, and what was measured of those that did not fail; ``tick`` takes models ready and
     rounds done.
     """
-    device, precision = torch.device(plan.device), DTYPES[timing.model_dtype(blank.way, blank.dtype)]
+    device, precision = torch.device(plan.device), torch_dtype(timing.model_dtype(blank.way, blank.dtype))
     patience.wait(device)  # before models are made ready, which takes a while
     ready = dict.fromkeys(models, timing.ReadyModel(failed=f"{timing.OUT_OF_MEMORY}, for the images alone"))
     prepare = prepare_server if plan.scenario == SERVER else timing.prepare

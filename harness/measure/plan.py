@@ -19,13 +19,13 @@ from harness.datasets.base import SplitName
 from harness.measure.cost import count_costs, gflops
 from harness.measure.rows import MethodRate, Variant, make_row, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
-from harness.models.towers import Tower
 from harness.records.averages import CLOSE, time_ratio
-from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
+from harness.records.record import DENSE, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
-from zoo.core.settings import check_fields, expected
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
+from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.loading.adopt import reduce
+from zoo.loading.towers import Tower
 from zoo.towers.vit import ReducedViT
 
 MATCHES = ("keep", "gflops", "time")
@@ -56,7 +56,7 @@ class Plan:
     split: SplitName = "test"
     seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"
-    dtype: str = "float32"  # of `DTYPES`
+    dtype: str = "float32"  # of `PRECISIONS`
     batches: tuple[int, ...] = (8,)  # for latency, none to skip it
     rounds: int = 9  # calls of each model at each batch size; of fewer than 6 no median has a 95 % interval
     match: str = "keep"  # what rows have in common, of `MATCHES`
@@ -199,7 +199,7 @@ def equal_times(
     tower, the targets and what all searches ask for in the same rounds.
     """
     # A copy, as predictors know the tower by its weights.
-    dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
+    dense = copy.deepcopy(dense).to(plan.device, torch_dtype(plan.dtype))
     like, patience = next(dense.parameters()), Patience(say=progress.say)
     searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
     asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0

@@ -20,13 +20,11 @@ from harness.base.lines import append_lines, parse_lines
 from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, kind_of, strict_json
-from zoo.core.settings import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
 OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision
 UNREDUCED = (DENSE, OPTIMIZED)
 RANDOM = "random"  # the control: a method that is no better than it does nothing
-DTYPES = PRECISIONS
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file

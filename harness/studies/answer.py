@@ -15,10 +15,9 @@ from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.plan import Plan, costs
 from harness.measure.rows import Variant
 from harness.measure.tuning import tuning_of
-from harness.models.towers import load_tower
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
-from harness.records.record import DTYPES, Record, Tuning, refuse_mixed
+from harness.records.record import Record, Tuning, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -34,6 +33,8 @@ from harness.records.statistics import (
 from harness.report.charts import Chart, Dot
 from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
 from zoo.core.files import fingerprint
+from zoo.core.settings import torch_dtype
+from zoo.loading.towers import load_tower
 
 NOTES = (
     "1 - cosine of the features to dense, and top-1 in %, mean over seeds; differences, of top-1 in points, on the "
@@ -325,6 +326,6 @@ def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
         bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
-        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
+        own.vit.to(bench.plan.device, torch_dtype(bench.plan.dtype))
         records += bench.judge(tuning_of(own.file), [row], {row.key: own})
     return records

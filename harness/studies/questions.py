@@ -13,9 +13,8 @@ from harness.datasets.few_shot import SHOTS, subset
 from harness.measure.rows import Variant
 from harness.studies.workshop import MERGED, PREDICTED, Study, StudyCase, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
-from zoo.learning.fit import LOSSES
+from zoo.core.recipes import LOSSES, SCORES
 from zoo.methods.rankmerge import RANKS, RankMergeConfig
-from zoo.ranking.golden import SCORES
 
 DROPPING = ("clsattn", "evit", "evitfuse", "random")
 WAYS = {"none": "", "T": "t", "V+T": "vt"}

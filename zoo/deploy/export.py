@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import PARTIAL, fingerprint, no_room, strict_json, wanting, write_whole
 from zoo.core.host import Host
-from zoo.core.settings import PRECISIONS, expected
+from zoo.core.settings import PRECISIONS, expected, torch_dtype
 
 Call = Callable[[Tensor], Tensor]
 
@@ -139,7 +139,7 @@ def export_model(
         eager = torch.cat([model(part) for part in images.split(max(batches))])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without gradients: exporters cannot undo views of what needs them.
-    size = 8 if format == OPENVINO else PRECISIONS[dtype].itemsize  # float32, with ONNX's file beside it
+    size = 8 if format == OPENVINO else torch_dtype(dtype).itemsize  # float32, with ONNX's file beside it
     weights = sum(weight.numel() for weight in model.parameters()) * size
     real = Path(os.path.realpath(path))
     _require_room(real, weights + GRAPH)  # torch's writer aborts the process later
@@ -243,7 +243,7 @@ class Served(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: str) -> None:
         super().__init__()
-        self.dtype = PRECISIONS[dtype]
+        self.dtype = torch_dtype(dtype)
         self.model = model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -375,7 +375,7 @@ class Format(NamedTuple):
     load: Callable[[Path, str, int], Call]
 
 
-_ALL, _ONNX = tuple(PRECISIONS), ("onnx", "onnxscript")
+_ALL, _ONNX = PRECISIONS, ("onnx", "onnxscript")
 FORMATS: dict[str, Format] = {
     EXPORTED_PROGRAM: Format(".pt2", _ALL, (), (), _write_program, _load_program),
     AOTI: Format(".pt2", _ALL, (), (), _write_aoti, _load_aoti),

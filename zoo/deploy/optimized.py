@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.host import Host, HostBlock, share_weights
-from zoo.core.settings import PRECISIONS, expected
+from zoo.core.settings import PRECISIONS, expected, torch_dtype
 from zoo.loading.adopt import image_tower, reduce
 from zoo.towers.fused import FusedBlock, Product, is_fusible, special_layer
 from zoo.towers.open_clip import ReducedOpenClip
@@ -45,7 +45,7 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
     _check(host, dtype)
     kind: Any = type(host)
     tower = share_weights(_frozen(host), _kind(kind))
-    tower.take_apart(PRECISIONS[dtype])
+    tower.take_apart(torch_dtype(dtype))
     return tower
 
 

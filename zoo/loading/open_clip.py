@@ -38,10 +38,10 @@ from zoo.loading.clip import (
 )
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.weights import find_clip, loading, read_weights
+from zoo.loading.weights import FOLDER, HUB, find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
 
-FOLDER, HUB, CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
+CONFIG = "open_clip_config.json"
 _POOLS = {"tok": "token", "avg": "avg"}
 _CROPS = {"shortest": "center", "squash": "squash"}
 

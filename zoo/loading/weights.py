@@ -23,6 +23,7 @@ from zoo.loading.sizes import SIZES
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 _UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
+FOLDER, HUB = "local-dir:", "hf-hub:"  # before the place of a saved model in its name
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of the user's own files
 SAVED = "local-dir:FOLDER, saved by timm's save_for_hf"

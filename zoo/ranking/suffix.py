@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.settings import PRECISIONS
+from zoo.core.settings import torch_dtype
 from zoo.core.tokens import Tokens, every_position
 from zoo.towers.fused import FusedBlock, is_fusible
 
@@ -60,7 +60,7 @@ class Suffix:
         self.blocks = [model.block(number) for number in range(index, model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
         self.whole = self.blocks[:-1] if model.pools_first else self.blocks
-        fused = [FusedBlock(b.module, PRECISIONS[precision], cls=True) for b in self.whole if is_fusible(b.module)]
+        fused = [FusedBlock(b.module, torch_dtype(precision), cls=True) for b in self.whole if is_fusible(b.module)]
         self._fused = fused if len(fused) == len(self.whole) else None
         if self._fused is None and precision != "float32":
             kind = type(self.whole[0].module).__name__

@@ -28,10 +28,9 @@ from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, 
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
-from harness.records.record import DTYPES
 from harness.records.times import cores
 from zoo.core.files import fingerprint, weights_digest, write_whole
-from zoo.core.settings import check_fields
+from zoo.core.settings import check_fields, torch_dtype
 from zoo.loading.clip import CompactText
 
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
@@ -253,7 +252,7 @@ class Encoder:
             assert self._scale is not None
             pixels = self._scale(pixels)
         try:
-            features: Tensor = self.vit(pixels.to(torch.float32 if self.optimised else DTYPES[self.setup.dtype]))
+            features: Tensor = self.vit(pixels.to(torch.float32 if self.optimised else torch_dtype(self.setup.dtype)))
         except torch.OutOfMemoryError as error:
             size = len(pixels)
             raise ValueError(f"out of memory on {self.device} with --batch {size}: try {max(1, size // 2)}") from error
