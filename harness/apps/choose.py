@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
@@ -23,6 +22,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.datasets.text_features import text_classifier
 from harness.measure import timing
+from harness.measure.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row, usual_methods
 from harness.records.record import DENSE, GOLDEN, RANDOM, utc_now

@@ -30,8 +30,8 @@ LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
-    from harness.apps.fidelity import SetupBounds
     from harness.base.lines import claim_file
+    from harness.measure.fidelity import SetupBounds
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name

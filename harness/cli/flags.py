@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
-    from harness.golden.rank import Source
+    from harness.golden.store import Source
     from zoo.core.recipes import TuneConfig
 
 C = TypeVar("C", bound="DataclassInstance")
@@ -154,7 +154,7 @@ def setup_of(args: Namespace) -> "Setup":
 def source_of(args: Namespace, progress: Progress) -> "Source":
     """Return the images of ``--images`` or of ``--dataset`` and its split; of a folder, say what is left out."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import Source
+    from harness.golden.store import Source
 
     source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
     for note in source.notes:

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.apps.compare import compare
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import make_row, usual_methods
 from harness.records.averages import CLOSE, Average, averages, cost_of, level_of, tower_of
