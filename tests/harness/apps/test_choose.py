@@ -26,8 +26,9 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.fidelity import Pictures, SetupBounds
-from harness.measure.rows import rows_of
+from harness.measure.rows import rows_of, usual_methods
 from harness.measure.timing import BusyError
+from harness.records.record import DENSE, GOLDEN
 from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
@@ -267,7 +268,8 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     lab = make_lab(replace(CONFIG, methods=()), said.append)
     assert list(lab.left_out) == ["patchrank"]
     assert "patchrank is left out" in said[-1]
-    assert [way.method for way in lab.reductions] == ["clsattn", "evit", *3 * ["rankmerge"], "tome"]
+    tried = [way.method for way in lab.reductions]
+    assert (tried.count("rankmerge"), {*tried}) == (3, set(usual_methods()) - {DENSE, GOLDEN, "patchrank", "random"})
     with pytest.raises(FileNotFoundError, match="no predictor"):
         chosen(SetupBounds(min_cosine=0.9))  # which asks for it by name
 
