@@ -154,6 +154,12 @@ def test_the_tables_of_a_page_are_those_of_its_records(page: Path, monkeypatch):
     assert write_results.write(page) == page.read_text("utf-8"), "run: python -m tools.write_results"
 
 
+@pytest.mark.parametrize("path", write_results.FILES, ids=str)
+def test_a_file_has_the_figures_of_its_records(path: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert write_results.FILES[path]() == path.read_text("utf-8"), "run: python -m tools.write_results"
+
+
 @pytest.mark.parametrize("name", list_studies())
 def test_the_figures_of_a_study_are_those_of_its_records(name: str):
     """Labels say which records a line is of; all else is computed again."""

@@ -15,7 +15,6 @@ import torch
 
 from harness import git_commit
 from harness.apps.settings import CONTROLS, ChooseConfig
-from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
@@ -33,6 +32,7 @@ from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import best_precision, torch_dtype
 from zoo.deploy.optimized import OptimizedHost
+from zoo.deploy.setup import Setup, make_runtime
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 from zoo.loading.towers import load_tower, split_method
 

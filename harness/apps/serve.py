@@ -23,12 +23,12 @@ from ray import serve
 from starlette.exceptions import HTTPException
 
 from harness.apps.settings import ServeConfig
-from harness.apps.setup import Setup
 from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running
 from zoo.core.files import is_out_of_memory, strict_json
+from zoo.deploy.setup import Setup
 
 MOST = 2048  # inputs of a request, as OpenAI allows
 EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"

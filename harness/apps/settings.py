@@ -3,21 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from harness.base.workers import ShardJob, require_actors
+from harness.base.workers import require_actors
 from harness.measure.settings import Plan
 from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import PRECISIONS, check_fields, expected
 
-if TYPE_CHECKING:
-    from harness.apps.setup import Setup
-    from harness.apps.vectors.source import PictureSource, TextSource
-
 CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
-IMAGES, TEXTS = "images", "texts"  # what is embedded
-STORAGES = ("float32", "float16", "int8", "binary")  # of embeddings
-MOST_DECODERS = 16  # processes that decode, unless more are asked for
 TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
 FORMATS = (TIMM_FORMAT, SENTENCE)  # of a published folder
 
@@ -47,41 +39,6 @@ class ChooseConfig:
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
         ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
         check_fields(self, dtypes=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedJob(ShardJob):
-    """What to embed, and how."""
-
-    setup: "Setup"
-    source: "PictureSource | TextSource"
-    out: Path
-    random_weights: bool = False
-    shard_size: int = 4096  # pictures per file
-    batch: int = 64  # pictures per pass
-    embedding_dtype: str = "float16"
-    decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, embedding_dtype=STORAGES, decoders="[0, inf)")
-
-    @property
-    def kind(self) -> str:
-        """What is embedded: images or texts."""
-        from harness.apps.vectors.source import TextSource
-
-        return TEXTS if isinstance(self.source, TextSource) else IMAGES
-
-    @property
-    def processes(self) -> int:
-        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
-        from harness.records.times import cores
-
-        if self.decoders is not None:
-            return self.decoders
-        share = cores() // 4 if self.device.startswith("cpu") else cores()
-        return max(1, min(MOST_DECODERS, share) // (self.workers or 1))
 
 
 @dataclass(frozen=True, kw_only=True)

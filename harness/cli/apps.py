@@ -19,11 +19,11 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
-    from harness.apps.settings import EmbedJob
-    from harness.apps.setup import Setup
     from harness.apps.vectors.embed import Embedded
+    from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
+    from zoo.deploy.setup import Setup
 
 LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
 
@@ -84,7 +84,7 @@ def _describe_use(setup: "Setup", args: Namespace) -> str:
         *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors"),
         f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
         f"{PROGRAM} export --model {file} --output model.onnx",
-        *("# Python", "from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
+        *("# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
     ]
     return "\n".join(lines)
 
@@ -108,6 +108,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     from harness.base.lines import claim_file
     from harness.datasets.few_shot import subset
     from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
+    from zoo.loading.preprocessing import describe_preprocessing
 
     setup = flags.setup_of(args)
     format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
@@ -124,7 +125,11 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if len(split) < 2:
         raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
-    about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
+    about: dict[str, Any] = {
+        "model": setup.name,
+        "tower": setup.model,
+        "preprocessing": describe_preprocessing(tower.preprocess),
+    }
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
     progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
@@ -191,8 +196,8 @@ def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement")
 
 def run_embed(args: Namespace, progress: Progress) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
-    from harness.apps.settings import EmbedJob
     from harness.apps.vectors.embed import embed
+    from harness.apps.vectors.settings import EmbedJob
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, progress))
     done = embed(job, progress)
@@ -235,9 +240,9 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 def run_search(args: Namespace, progress: Progress) -> Shown:
     """Search embeddings and show the nearest ones."""
-    from harness.apps.settings import IMAGES
     from harness.apps.vectors.embed import read_vectors
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
+    from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.source import open_source
     from harness.base.lines import claim_file
 

@@ -101,10 +101,10 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.apps.setup import Setup
     from harness.learning.recovery import train_recovery
     from harness.learning.settings import Sources
     from zoo.core.recipes import RecoveryConfig
+    from zoo.deploy.setup import Setup
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     setup = Setup.of(args.model, method=args.method, keep=args.keep)

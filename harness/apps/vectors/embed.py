@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.apps.settings import IMAGES, STORAGES, TEXTS, EmbedJob
-from harness.apps.setup import Setup, make_runtime
 from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
+from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, make_shards, require_same
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.settings import torch_dtype
+from zoo.deploy.setup import Setup, make_runtime
 from zoo.loading.clip import CompactText
 
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
