@@ -100,7 +100,8 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
     from harness.apps.setup import Setup
-    from harness.learning.recovery import Sources, train_recovery
+    from harness.learning.recovery import train_recovery
+    from harness.learning.sources import Sources
     from zoo.core.recipes import RecoveryConfig
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
@@ -126,8 +127,8 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     """Search a schedule, write it, and say what it gives beside the default."""
-    from harness.learning.recovery import Sources
     from harness.learning.schedule import SearchConfig, search_schedule
+    from harness.learning.sources import Sources
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}

@@ -23,7 +23,7 @@ from harness.learning.prompts import Tuner, load_tuner
 from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant, variants
 from harness.records.metrics import predicted
-from zoo.core.files import blocks_fingerprint, fingerprint
+from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.recipes import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
@@ -113,11 +113,11 @@ def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
     monkeypatch.setattr(module, "tune", lambda *args, **kwargs: whole(*args, on_round=stop, **kwargs))
     with pytest.raises(KeyboardInterrupt):
         replace(tuner).tune(rows[2:], 1, 0, config)
-    assert path.with_suffix(".pt").is_file()
+    [checkpoint] = (cache_folder() / "fits").iterdir()
     replace(tuner).tune(rows[2:], 1, 0, config)
     assert rounds == [0, 1]
     assert path.read_bytes() == weights
-    assert not path.with_suffix(".pt").exists()
+    assert not checkpoint.exists()
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.learning import recovery
-from harness.learning.recovery import Sources, train_recovery
+from harness.learning.recovery import train_recovery
+from harness.learning.sources import Sources
 from harness.measure.plan import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
@@ -34,7 +35,7 @@ QUIET = Progress()
 
 @pytest.fixture(autouse=True)
 def _toy(benchmark: None, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.sources.get_dataset", lambda name: toy)
 
 
 def trained(what: str = "norm", **options: Any) -> RecoveryFile:
