@@ -19,7 +19,7 @@ from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign_flip_exact
 from harness.studies.answer import StudyTable, answer, take_stock
-from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
+from harness.studies.questions import KINDS, four_points, list_studies, schedules
 from harness.studies.workshop import StudyConfig, find
 from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts
@@ -92,7 +92,8 @@ def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: Study
     assert images == [("all", "18"), ("2", "12"), ("1", "6")]
 
 
-@pytest.mark.parametrize("name", ["schedule", "baselines"])
+@pytest.mark.parametrize("name", ["schedule", "merging"])
+@pytest.mark.usefixtures("predictor_file")
 def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studied):
     """As nearly as whole tokens allow: one token more or less is the smallest step."""
     table, _ = studied(name, replace(few, seeds=1))["plain"]
@@ -101,8 +102,6 @@ def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studi
     if name == "schedule":  # a golden row has the keep rate of the predicted one
         keeps = [row.records[0].keep for row in table.rows]
         assert keeps[::2] == keeps[1::2]
-    else:
-        assert [row.labels["method"] for row in table.rows] == ["patchrank", *WITHOUT_PREDICTOR]
 
 
 def test_schedules_stay_in_the_tower():
@@ -178,11 +177,11 @@ def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(to
     assert search() is None
 
 
-@pytest.mark.usefixtures("staged", "quick_costs")
+@pytest.mark.usefixtures("staged", "quick_costs", "predictor_file")
 def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_path: Path):
     kept = tmp_path / "other"
     kept.mkdir()
-    assert list(answer(list_studies()["baselines"], replace(few, seeds=1), [], Progress(), folder=tmp_path))
+    assert list(answer(list_studies()["merging"], replace(few, seeds=1), [], Progress(), folder=tmp_path))
     assert list(tmp_path.iterdir()) == [kept]
 
 
