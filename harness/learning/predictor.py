@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.lines import claim_file
+from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Split, SplitName
@@ -170,7 +170,7 @@ def fit(
     if both := learned & stopped:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
     path = out or cache_file("predictors", predictor_name(tower.arch, tower.tag, block))
-    with claim_file(None if out else path):
+    with lock_file(None if out else path):
         data, image_ids = gather(tower, parts[0], progress, shots=shots, seed=config.seed, folders=folders)
         stop, stop_ids = gather(tower, parts[1], progress, folders=folders)
         blocks = blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix)

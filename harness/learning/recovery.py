@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.lines import claim_file
+from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
@@ -51,7 +51,7 @@ def train_recovery(
     def read(split: Split) -> Tensor:
         return torch.cat([images.to(torch.bfloat16) for _, images in batches(split, tower.preprocess)])
 
-    with claim_file(path), checkpoint_of(*conditions) as checkpoint:
+    with lock_file(path), checkpoint_of(*conditions) as checkpoint:
         progress.say(f"reading images of {', '.join(images.dataset.name for images in sets)}")
         train, held_out = [read(images.train) for images in sets], [read(images.held_out) for images in sets]
         vit = row.vit.to(device)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from harness import git_commit
-from harness.base.lines import claim_file
+from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
 from harness.learning.sources import Sources, learning_sets
@@ -358,7 +358,7 @@ def search_schedule(
     run = _Search(model, method, sources, config, device, progress)
     tower = run.tower
     path = out or cache_file("schedules", f"{tower.arch}_{method}.{tower.tag or 'own'}.{run.path.stem}.json")
-    with claim_file(path):
+    with lock_file(path):
         default = run.solve(DEFAULT)
         assert default is not None
         best, tried = run.best_on_training_images(default)

@@ -26,11 +26,11 @@ from zoo.loading.recovery_file import (
     HEAD,
     UP,
     Recovered,
+    add_changes,
     additions,
-    fold,
+    copy_tower,
     last_map,
     trainable,
-    twin,
     with_head,
     with_precision,
 )
@@ -119,15 +119,15 @@ def recover(
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
     config = with_precision(config, model)
-    teacher, student = twin(model).eval(), with_head(model, config.what)
-    student = twin(student, [trainable(student, "head")[HEAD]] if config.what.startswith("head") else []).eval()
+    teacher, student = copy_tower(model).eval(), with_head(model, config.what)
+    student = copy_tower(student, [trainable(student, "head")[HEAD]] if config.what.startswith("head") else []).eval()
     teacher.reducer = None
     trainer = _Trainer(teacher, student, train, val, config)
     before = start = trainer.begin()
     head: dict[str, Tensor] = {}
     if config.what.startswith("head") and max(before) > _NOTHING:
         head = trainer.fit_head()
-        fold(student, {trainer.names[name]: value for name, value in head.items()})
+        add_changes(student, {trainer.names[name]: value for name, value in head.items()})
         start = trainer.begin()
     if config.what == "head":
         return Recovered(head, before, start)
