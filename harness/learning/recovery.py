@@ -13,7 +13,8 @@ from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
-from harness.learning.sources import Sources, checkpoint_of, learning_sets
+from harness.learning.settings import Sources
+from harness.learning.sources import checkpoint_of, learning_sets
 from harness.measure.rows import make_row, require_rows
 from zoo.core.files import cache_file
 from zoo.core.recipes import RecoveryConfig

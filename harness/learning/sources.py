@@ -13,18 +13,10 @@ from numpy.typing import NDArray
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import require_images, seeded_order, subset
+from harness.learning.settings import Sources
 from zoo.core.files import cache_file, digest
 
 HELD_OUT = 5  # one image in so many is held out, where no split says which
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Which images are learned from without labels."""
-
-    datasets: tuple[str, ...]
-    limit: int | None = 800  # training images per dataset, None for all
-    held_out: int = 60  # images per dataset to stop or to judge by
 
 
 @dataclass(frozen=True)
