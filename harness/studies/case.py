@@ -14,7 +14,7 @@ from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import subset
 from harness.golden.rank import rank
 from harness.golden.settings import RankJob
-from harness.golden.store import Rankings, Source, own_store, shipped_rankings
+from harness.golden.store import Rankings, Source, cache_store, shipped_rankings
 from harness.learning.predictor import fit
 from harness.learning.prompts import Tuner, read_if_valid
 from harness.measure.cost import gflops
@@ -281,7 +281,7 @@ class StudyInventory(StudyCase):
 def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:
     """Return golden rankings of the images that have one, shipped or the user's own; None for none or broken ones."""
     shipped = shipped_rankings(model, source.name, source.split, golden.block)
-    for path in (shipped, own_store(model, source.name, source.split, golden)):
+    for path in (shipped, cache_store(model, source.name, source.split, golden)):
         if path is None or not path.exists():
             continue
         try:
