@@ -3,12 +3,9 @@
 The paper's numbers are in ``paper.json``; what isn't known of them is None, never guessed.
 """
 
-import functools
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +17,10 @@ from harness.records.averages import Average, tower_of
 from harness.records.record import DENSE
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.studies.answer import StudyRow, StudyTable
+from harness.studies.case import StudyCase
 from harness.studies.questions import (
     WAYS,
-    WITHOUT_PREDICTOR,
     architectures,
-    baselines,
     comma,
     early,
     four_points,
@@ -34,8 +30,9 @@ from harness.studies.questions import (
     transfer,
     tuning,
 )
-from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
+from harness.studies.study import PREDICTED, Study, StudyConfig, StudyLine, paper_tables, study
 from zoo.core.learned import ARCHITECTURES
+from zoo.core.reducer import METHODS, configure
 
 MODEL = "clip_vit_b16.openai"
 GENERAL = "imagenet"
@@ -45,6 +42,12 @@ USES: dict[SplitName, str] = {
     "val": "fits are stopped by",
     "test": "tables are judged by",
 }
+DEPTH = 12  # of a tower on which methods are asked whether they predict
+WITHOUT_PREDICTOR = sorted(
+    name
+    for name, cls in METHODS.items()
+    if cls.by_default and configure(name, {"keep": 0.5}, DEPTH).predictor_block(DEPTH) is None
+)
 STAGED = ("evit", "avit", "tome", "clsattn", "random")
 FOUR_STAGES = (196 - 4 * 20) / 196  # keep rate of Table 4, 20 of 196 patches dropped at each block
 TOP_100 = 0.51  # of 196 patches: 100
@@ -53,14 +56,6 @@ NOTES = (
     "bootstrap of several); of a mean over datasets, what follows from theirs. Compared: ours with "
     "a paired bootstrap on the same images; mean over datasets, in points, or for cost the ratio."
 )
-
-
-@functools.cache
-def paper(name: str) -> dict[str, Any]:
-    """Return what is known of a table or figure; its ``columns`` are datasets."""
-    content = json.loads(Path(__file__).with_name("paper.json").read_text("utf-8"))
-    page: dict[str, Any] = content["tables"][name]
-    return page | {"columns": tuple(content["columns"][page["columns"]])}
 
 
 # How a measure and a comparison of it are shown, and its unit.
@@ -143,7 +138,7 @@ class PaperRow:
 
 def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
     """Return the rows of a table, some of which stand for several, in a tower of ``depth`` blocks."""
-    every = {
+    variants = {
         "datasets": [{"dataset": dataset} for dataset in config.datasets],
         "networks": [{"network": arch} for arch in ARCHITECTURES if arch not in ("mlp", "transformer")],
         "others": [
@@ -151,18 +146,22 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
             for method, keep in product(WITHOUT_PREDICTOR, config.keeps or ())
         ],
     }
-    block = config.golden.block
+    block, page = config.golden.block, paper_tables()[name]
     common = {"all": " + ".join(config.datasets), "width": config.fit.width, "block": block, "once": block + 1}
     if name == "table7":
         common["best"] = comma(four_points(depth)[0])
     rows = []
-    for entry in paper(name)["rows"]:
-        for one in every[entry["each"]] if "each" in entry else [{}]:
-            words = common | one
+    for entry in page["rows"]:
+        for variant in variants[entry["each"]] if "each" in entry else [{}]:
+            words = common | variant
             labels = {label: value.format(**words) for label, value in entry.get("labels", {}).items()}
-            facts = {key: value for key, value in entry.items() if key != "each"}
-            facts |= {"name": entry["name"].format(**words), "labels": labels, "columns": paper(name)["columns"]}
-            rows.append(PaperRow(**facts))
+            fields = {key: value for key, value in entry.items() if key != "each"}
+            fields |= {
+                "name": entry["name"].format(**words),
+                "labels": labels,
+                "columns": page["columns"],
+            }
+            rows.append(PaperRow(**fields))
     return rows
 
 
@@ -220,12 +219,18 @@ def cost(on: StudyCase) -> Iterator[StudyLine]:
 )
 def curves(on: StudyCase) -> Iterator[StudyLine]:
     """Is Patch Ranking ahead of other methods for the same cost, and how far ahead once it is tuned?"""
-    yield from baselines.lines(on)
+    predictors = on.predictors(on.golden())
+    for keep in on.keeps:
+        patchrank = on.predicted(predictors, keep)
+        yield StudyLine({"for": percent(keep), "method": PREDICTED}, patchrank, keep)
+        for method in WITHOUT_PREDICTOR:
+            labels = {"for": percent(keep), "method": method}
+            yield StudyLine(labels, on.baseline(method, keep, cost=patchrank[0]), keep)
     for way, tokens in WAYS.items():
         for keep in (1.0, *on.keeps) if tokens else ():
             model = on.untuned(keep)
             labels = {"for": percent(keep), "method": model.method, "tuned": way}
-            yield tuned_line(labels, model, way, on.tuned(model, tokens=tokens))
+            yield on.tuned_line(labels, model, way, on.tuned(model, tokens=tokens))
 
 
 OWN = {"own_predictors": True}
@@ -302,13 +307,13 @@ class Comparison:
     @property
     def differences(self) -> list[str]:
         """Which of tower and data aren't the paper's; without any, figures may be compared."""
-        alike = {"tower": self.tower == MODEL, "data": set(self.images) <= set(paper(self.name)["columns"])}
+        alike = {"tower": self.tower == MODEL, "data": set(self.images) <= set(paper_tables()[self.name]["columns"])}
         return [what for what, same in alike.items() if not same]
 
     def table(self) -> Table:
         """Lay out what we have of each row, what the paper has, and the difference, with remarks and sources."""
         on = ", ".join(f"{name} ({count} images)" for name, count in self.images.items())
-        title, other = f"{paper(self.name)['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
+        title, other = f"{paper_tables()[self.name]['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
         if other:
             title += f"; NOT the paper's {other}: what differs is no failed reproduction"
         rows, sections = list[list[str]](), []
@@ -317,7 +322,7 @@ class Comparison:
             rows += one.lines([*self.images], comparable=not other)
         sources = sorted({one.row.source for one in self.results if one.row.source})
         about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
-        about["notes"] = [*paper(self.name)["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
+        about["notes"] = [*paper_tables()[self.name]["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
         heads, words = ("", "whose", *self.images, MEAN, "compared with", "by"), {"", "whose", "compared with"}
         return Table.of(title, heads, rows, words=words, wide=set(self.images), **about)
 
