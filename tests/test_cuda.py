@@ -22,11 +22,11 @@ from harness.measure import timing
 from harness.records.statistics import kendall_tau
 from harness.records.times import EAGER, read_latencies
 from zoo.core.attention import attend, attend_by_channels
+from zoo.core.recipes import GoldenConfig, RecoveryConfig
 from zoo.core.settings import PRECISIONS, torch_dtype
 from zoo.deploy.export import ONNX, export_model
 from zoo.learning.recovery import recover
-from zoo.loading.recovery_file import RecoveryConfig
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.golden import GoldenEngine
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 both = pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -15,10 +15,11 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import make_row, require_rows
-from harness.models.towers import load_tower
 from zoo.core.files import cache_file, digest
+from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import recover
-from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
+from zoo.loading.recovery_file import RecoveryFile, save_recovery
+from zoo.loading.towers import load_tower
 
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 

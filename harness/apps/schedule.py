@@ -30,12 +30,12 @@ from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
 from harness.measure.plan import TOLERANCE, KeepSolver
 from harness.measure.rows import Variant, make_row
-from harness.models.towers import load_tower
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_file
 from zoo.core.reducer import METHODS, Reducer
 from zoo.core.settings import check_fields, expected
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
+from zoo.loading.towers import load_tower
 from zoo.methods.rankmerge import RankMergeConfig
 from zoo.towers.vit import ReducedViT
 

@@ -309,7 +309,7 @@ def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
-    from zoo.ranking.golden import GoldenConfig
+    from zoo.core.recipes import GoldenConfig
 
     subjects = [find_subject(place) for place in args.images]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.settings(GoldenConfig, args))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
     from harness.golden.rank import Source
-    from zoo.learning.tuning import TuneConfig
+    from zoo.core.recipes import TuneConfig
 
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
@@ -169,7 +169,7 @@ def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     refuses.
     """
     from harness.datasets.few_shot import COOP
-    from zoo.learning.tuning import TuneConfig
+    from zoo.core.recipes import TuneConfig
 
     seed = (1 if draws == COOP else 0) if args.seed is None else args.seed
     return change(TuneConfig(seed=seed, **usual), args.tune, "--tune")

@@ -13,7 +13,7 @@ from harness.cli import flags
 def run_rank(args: Namespace, progress: Progress) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.golden.rank import RankJob, rank
-    from zoo.ranking.golden import GoldenConfig
+    from zoo.core.recipes import GoldenConfig
 
     source, config = flags.source_of(args, progress), flags.settings(GoldenConfig, args)
     job = flags.settings(RankJob, args, source=source, config=config)
@@ -31,9 +31,8 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.golden.fit import fit
     from harness.golden.rank import RankJob, Source, rank
     from harness.golden.store import shipped_rankings
-    from harness.models.towers import load_tower
-    from zoo.learning.fit import FitConfig
-    from zoo.ranking.golden import GoldenConfig
+    from zoo.core.recipes import FitConfig, GoldenConfig
+    from zoo.loading.towers import load_tower
 
     config = flags.settings(FitConfig, args)
     way = flags.settings(GoldenConfig, args, window=2, stride=2)
@@ -102,7 +101,7 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
     from harness.apps.recovery import Sources, train_recovery
     from harness.apps.setup import Setup
-    from zoo.loading.recovery_file import RecoveryConfig
+    from zoo.core.recipes import RecoveryConfig
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     setup = Setup.of(args.model, method=args.method, keep=args.keep)

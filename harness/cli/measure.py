@@ -123,8 +123,8 @@ def evaluated(args: Namespace, progress: Progress) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan
-    from harness.models.towers import split_method
     from harness.records.record import DENSE
+    from zoo.loading.towers import split_method
 
     dense, method, keep = split_method(args.model)
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}

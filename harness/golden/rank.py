@@ -20,11 +20,13 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
+from harness.datasets.text_features import text_classifier
 from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store
-from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
+from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import AUTO, check_fields, precision_on
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.loading.towers import Tower, load_tower
+from zoo.ranking.golden import GoldenEngine
 from zoo.ranking.suffix import windows
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
@@ -64,7 +66,7 @@ class Source:
 class RankJob(ShardJob):
     """What to rank, and how."""
 
-    model: str  # dense tower, see `harness.models.towers.load_tower`
+    model: str  # dense tower, see `zoo.loading.towers.load_tower`
     source: Source
     config: GoldenConfig = field(default_factory=GoldenConfig)
     limit: int | None = None  # images; those of a smaller one are the first of a larger one's

@@ -15,7 +15,7 @@ from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, from_
 from harness.datasets import kind_of
 from harness.datasets.base import DATA_DIR
 from zoo.core.files import cache_folder, write_whole
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
 UNKNOWN = -1  # label of an image without one

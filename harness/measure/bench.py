@@ -19,6 +19,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Example, Split, SplitName
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset
+from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan, check_plan, costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
@@ -43,17 +44,6 @@ from harness.measure.tuning import (
     true_foreground,
     tuning_of,
 )
-from harness.models.towers import (
-    Tower,
-    caption_features,
-    load_tower,
-    nameable,
-    named,
-    split_method,
-    text_classifier,
-    without_folders,
-    without_text,
-)
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import (
     DENSE,
@@ -71,10 +61,11 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import best_precision, torch_dtype, tower_name
-from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.towers import Tower, load_tower, split_method, without_folders, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split
-from harness.datasets.few_shot import OURS, FewShot, batches, draw
+from harness.datasets.few_shot import OURS, FewShot, batches, draw, undo_preprocess
+from harness.datasets.text_features import text_classifier
 from harness.measure.rows import OutcomeCache, Variant, patch_features, require_rows, rows_of, run_blocks
-from harness.models.towers import Tower, load_tower, split_method, text_classifier, undo_preprocess
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
-from zoo.learning.tuning import Labelled, TuneConfig, tune
+from zoo.learning.tuning import Labelled, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.learned_files import PromptFile
+from zoo.loading.towers import Tower, load_tower, split_method
 from zoo.towers.vit import ReducedViT
 
 IMAGES = 100  # of train that probes of foreground are fitted to, and of val that choose strength and threshold

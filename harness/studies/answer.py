@@ -15,7 +15,6 @@ from harness.measure.bench import PROBE_SPLITS, Bench
 from harness.measure.plan import Plan, costs
 from harness.measure.rows import Variant
 from harness.measure.tuning import tuning_of
-from harness.models.towers import load_tower
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Tuning, refuse_mixed
@@ -35,6 +34,7 @@ from harness.report.charts import Chart, Dot
 from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
 from zoo.core.files import fingerprint
 from zoo.core.settings import torch_dtype
+from zoo.loading.towers import load_tower
 
 NOTES = (
     "1 - cosine of the features to dense, and top-1 in %, mean over seeds; differences, of top-1 in points, on the "

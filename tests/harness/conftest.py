@@ -26,15 +26,14 @@ from harness.measure import bench, timing
 from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant
 from harness.measure.tuning import Tuned
-from harness.models import towers
-from harness.models.towers import Tower
 from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.learned import Predictor
-from zoo.learning.fit import FitConfig, save_predictor
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
+from zoo.learning.fit import save_predictor
+from zoo.loading import towers
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
 from zoo.loading.learned_files import predictor_name, save_prompts
-from zoo.ranking.golden import GoldenConfig
+from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WORDS = ("cat", "dog", "house")

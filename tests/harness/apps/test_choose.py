@@ -29,11 +29,11 @@ from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
-from harness.models.towers import Tower
 from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
 from zoo.deploy.export import EXPORTED_PROGRAM
+from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
 

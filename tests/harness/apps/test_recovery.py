@@ -21,8 +21,9 @@ from harness.measure.plan import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
 from zoo.core.files import cache_folder, digest
+from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import distance
-from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
+from zoo.loading.recovery_file import RecoveryFile
 
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"

@@ -15,9 +15,9 @@ import zoo
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import shipped_rankings
-from harness.models.towers import Tower, load_tower
 from zoo.core.files import cache_folder
 from zoo.loading.learned_files import PredictorFile
+from zoo.loading.towers import Tower, load_tower
 
 EMBEDDED = "clip_vit_s14.imgfocus_lit"
 

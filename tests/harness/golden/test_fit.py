@@ -18,7 +18,8 @@ from harness.golden import fit as module
 from harness.golden.fit import gather, held_out
 from harness.golden.store import Rankings
 from zoo.core.files import cache_folder
-from zoo.learning.fit import FitConfig, fit_predictor
+from zoo.core.recipes import FitConfig
+from zoo.learning.fit import fit_predictor
 from zoo.loading.learned_files import find_predictor
 
 MODEL = "clip_vit_b16.openai"

@@ -16,7 +16,7 @@ from harness.datasets import get_dataset
 from harness.golden import store as module
 from harness.golden.rank import Source
 from harness.golden.store import RANKINGS, Provenance, Rankings
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import GoldenConfig
 
 COLUMNS = ("labels", "importance", "least", "ranking")
 MODEL = "clip_vit_s14.imgfocus_lit"

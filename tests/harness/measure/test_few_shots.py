@@ -18,9 +18,9 @@ from harness.measure import bench
 from harness.measure.bench import compare, judge
 from harness.measure.plan import Plan
 from harness.measure.tuning import tuning_of
-from harness.models import towers
 from harness.records.record import Record, read_records, write_records
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
+from zoo.loading import towers
 from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"

@@ -19,10 +19,10 @@ from harness.measure.cost import gflops
 from harness.measure.plan import SLACK, TOLERANCE, KeepSolver, Plan, keep_near_rows, matched_rows
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
-from harness.models.towers import Tower
 from harness.records.averages import CLOSE, averages, cost_of, levels
 from harness.records.record import MATCHED, read_records, write_records
 from harness.records.times import Timing
+from zoo.loading.towers import Tower
 
 WHERE = {"models": ("clip_vit_b16",), "datasets": ("toy",), "limit": None, "batches": ()}
 METHODS = ("random", "evit", "patchrank", "tome", "clsattn")

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.base.terminal import Progress
+from harness.datasets.text_features import caption_features
 from harness.measure import bench
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import captions_of
-from harness.models.towers import caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 

@@ -14,16 +14,14 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.measure import rows as measured_rows
 from harness.measure import tuning
 from harness.measure.cost import OperatorCost
-from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
 from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
 from harness.studies.workshop import StudyConfig
-from zoo.learning.fit import FitConfig
-from zoo.learning.tuning import TuneConfig
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
+from zoo.loading.towers import Tower
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")

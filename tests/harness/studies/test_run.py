@@ -22,8 +22,8 @@ from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign
 from harness.studies.answer import StudyTable, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.workshop import StudyConfig, find
+from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts
-from zoo.ranking.golden import GoldenConfig
 
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
@@ -264,7 +264,7 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     """Give the toy dataset a final split, which refuses whoever has no release."""
     monkeypatch.setattr(type(toy), "has_final", True)
     monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
-    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
     monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
 
 
