@@ -102,7 +102,7 @@ class SentenceTower(nn.Module):
 
     def get_embedding_dimension(self) -> int:
         """Return the number of a vector's components."""
-        return self.visual.num_classes or self.visual.num_features
+        return self.visual.feature_dim
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its name in older releases
 

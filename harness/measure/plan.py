@@ -22,11 +22,11 @@ from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
+from zoo.core.host import Host
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.loading.adopt import reduce
 from zoo.loading.towers import Tower
-from zoo.towers.vit import ReducedViT
 
 MATCHES = ("keep", "gflops", "time")
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
@@ -105,8 +105,8 @@ def check_plan(plan: Plan) -> None:
 class KeepSolver:
     """Solve the keep rate of one kind of model for a cost."""
 
-    dense: ReducedViT
-    build: Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
+    dense: Host
+    build: Callable[[float], Host]  # a model for a keep rate, or ValueError where there is none
     counted: dict[float, float] = field(default_factory=dict)  # GFLOPs by keep rate
 
     @property
@@ -187,8 +187,8 @@ class KeepSolver:
 
 
 def equal_times(
-    dense: ReducedViT,
-    targets: Mapping[float, ReducedViT],
+    dense: Host,
+    targets: Mapping[float, Host],
     solvers: Mapping[MethodRate, KeepSolver],
     plan: Plan,
     progress: Progress,
@@ -205,7 +205,7 @@ def equal_times(
     asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
     with progress.task("keep rates of equal time", STEPS) as update:
         while asked:
-            models: dict[Any, ReducedViT] = {DENSE: dense} | {key[1]: targets[key[1]] for key in solvers}
+            models: dict[Any, Host] = {DENSE: dense} | {key[1]: targets[key[1]] for key in solvers}
             for key, count in asked.items():
                 if count < solvers[key].patches:  # else it is the dense tower
                     models[key] = solvers[key].build(count / solvers[key].patches)
@@ -238,7 +238,7 @@ def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[R
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
-    def build(method: str, keep: float) -> ReducedViT:
+    def build(method: str, keep: float) -> Host:
         return make_row(tower, method, {"keep": keep}).vit
 
     solvers = {name: KeepSolver(tower.vit, functools.partial(build, name)) for name in methods if name != GOLDEN}

@@ -36,7 +36,6 @@ from zoo.deploy.optimized import optimize
 from zoo.loading.adopt import reduce
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
-from zoo.towers.vit import ReducedViT
 
 if TYPE_CHECKING:
     from harness.golden.store import Rankings
@@ -67,7 +66,7 @@ class Variant:
     model: str  # timm name; for ``golden`` a name that no model has, since it needs the answer
     method: str  # registered method, ``dense`` or ``golden``
     keep: float
-    vit: ReducedViT
+    vit: Host
     config: dict[str, Any]  # settings as JSON values, with the digest of a predictor
     what: str = ""  # tells rows of the same name apart
     rankings: "Rankings | None" = None  # that a golden row prunes by and others are compared with

@@ -21,13 +21,14 @@ from harness.measure.rows import OutcomeCache, Variant, patch_features, require_
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.host import Host
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
 from zoo.learning.tuning import Labelled, tune
-from zoo.loading.adopt import add_prompts
+from zoo.loading.adopt import add_prompts, require_promptable
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.towers import Tower, load_tower, split_method
-from zoo.towers.vit import ReducedViT
+from zoo.towers.vit import TimmHost
 
 IMAGES = 100  # of train that probes of foreground are fitted to, and of val that choose strength and threshold
 STRENGTHS = tuple(10.0**power for power in range(-6, 1))  # of ridge regression of -1 and 1 on unit features
@@ -51,12 +52,12 @@ def tuning_of(file: PromptFile) -> Tuning:
 class Tuned:
     """A model with the prompts that were tuned on it."""
 
-    vit: ReducedViT  # maps images to the joint space, with learned visual tokens if there are any
+    vit: TimmHost  # maps images to the joint space, with learned visual tokens if there are any
     classifier: Tensor  # (classes, D) unit text features
     file: PromptFile
 
     @classmethod
-    def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
+    def of(cls, vit: Host, file: PromptFile) -> "Tuned":
         """Give a model the prompts of a file; ValueError if they were tuned on another tower."""
         return cls(vit=add_prompts(vit, file, classify=False), classifier=file.load()["classifier"], file=file)
 
@@ -95,6 +96,7 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self.parts = self.tower.require_clip()
+        require_promptable(self.tower.vit)
         self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
@@ -117,7 +119,7 @@ class Tuner:
         if self.text[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
-        like = next(rows[0].vit.blocks.parameters())
+        like = next(rows[0].vit.block_modules.parameters())
         config = replace(config, dtype=precision_on(like.device, config.dtype))
         self.parts.model.text.to(like.device)
         few = self.few(shots, seed)
@@ -148,7 +150,7 @@ class Tuner:
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
         """Return where prompts are kept: by all that decides them."""
-        like = next(row.vit.blocks.parameters())
+        like = next(row.vit.block_modules.parameters())
         conditions = [
             *(self.tower.arch, self.tower.tag, self.weights, row.model, row.config, str(like.dtype)),
             *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
@@ -211,7 +213,7 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 
     return weights.detach()
 
 
-def true_foreground(examples: Sequence[Example], preprocess: Any, vit: ReducedViT) -> Tensor:
+def true_foreground(examples: Sequence[Example], preprocess: Any, vit: Host) -> Tensor:
     """Return which patches are at least half foreground by the images' masks, as a tower sees them, (B, N) bool."""
     masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
     assert len(masks) == len(examples)

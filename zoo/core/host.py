@@ -174,6 +174,11 @@ class Host(nn.Module):
 
     @property
     @abstractmethod
+    def feature_dim(self) -> int:
+        """Width of what ``finish`` gives."""
+
+    @property
+    @abstractmethod
     def query(self) -> str | None:
         """Which query pools: ``class token`` if there is one, else the ``probe`` of an attention pool, else None."""
 

@@ -14,13 +14,14 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest
+from zoo.core.host import Host
 from zoo.core.learned import CosineHead, LearnedTokens, VisualPrompts
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
 from zoo.learning.fit import FitState
+from zoo.loading.adopt import require_promptable
 from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
 from zoo.loading.learned_files import PromptFile, save_prompts
-from zoo.towers.vit import TimmHost
 
 CHUNK = 32  # images at a time where nothing is learnt
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
@@ -151,7 +152,7 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        vit: TimmHost,
+        vit: Host,
         parts: ClipParts,
         classes: Sequence[str],
         templates: Sequence[str],
@@ -202,7 +203,7 @@ class PromptLearner(nn.Module):
     def save(
         self,
         path: Path,
-        vit: TimmHost,
+        vit: Host,
         scale: float,
         provenance: dict[str, Any],
         *,
@@ -233,7 +234,7 @@ class Labelled(NamedTuple):
 
 
 def tune(
-    vit: TimmHost,
+    vit: Host,
     parts: ClipParts,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -259,12 +260,12 @@ def tune(
     """
     if not len(train.labels) or not len(val.labels):
         raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
-    if isinstance(vit.head, CosineHead) or vit.prompts is not None:
+    tower = require_promptable(vit)
+    if isinstance(tower.head, CosineHead) or tower.prompts is not None:
         raise ValueError("this tower is tuned already; take the one that it was made of")
     like = next(vit.block_modules.parameters())
     config = replace(config, dtype=precision_on(like.device, config.dtype))
-    tower = type(vit).adopt(vit)
-    tower.eval()
+    tower = type(tower).adopt(tower).eval()
     first = train.images[:CHUNK].to(like.device, like.dtype)
     patch = tower.mean_patch(first) if "v" in config.tokens else None
     learner = PromptLearner(vit, parts, classes, templates, config, patch)
@@ -295,12 +296,12 @@ def tune(
 
 
 @torch.no_grad()
-def encode(tower: TimmHost, images: Tensor, config: TuneConfig) -> Tensor:
+def encode(tower: Host, images: Tensor, config: TuneConfig) -> Tensor:
     """Return unit features (n, D) float32 of images (n, C, H, W); features pass through."""
     return torch.cat([_features(tower, part, config) for part in images.split(CHUNK)])
 
 
-def _features(tower: TimmHost, images: Tensor, config: TuneConfig) -> Tensor:
+def _features(tower: Host, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
     like = next(tower.block_modules.parameters())
@@ -309,7 +310,7 @@ def _features(tower: TimmHost, images: Tensor, config: TuneConfig) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def _mark(vit: TimmHost, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
+def _mark(vit: Host, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
     recipe = [asdict(config), list(classes), blocks_fingerprint(vit.state_dict()), repr(vit.reducer)]
     parts = (part for data in images for part in (data.images.flatten(1).double().sum(dim=1), data.labels))
     return digest(recipe, *(part.cpu().numpy().tobytes() for part in parts), length=64)

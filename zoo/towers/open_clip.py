@@ -73,6 +73,10 @@ class ReducedOpenClip(Host, VisionTransformer):
         return int(height), int(width)
 
     @property
+    def feature_dim(self) -> int:
+        return self.embed_dim if self.proj is None else self.proj.shape[1]
+
+    @property
     def pools_first(self) -> bool:
         return self.attn_pool is None and self.pool_type == "tok" and not self.output_tokens
 

@@ -136,6 +136,10 @@ class TransformersHost(Host):
         return 1 + int(getattr(self.config, "num_register_tokens", 0))
 
     @property
+    def feature_dim(self) -> int:
+        return self.embed_dim
+
+    @property
     def embed_dim(self) -> int:  # type: ignore[override]
         return int(self.config.hidden_size)
 
@@ -227,6 +231,10 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
 
     blocks_prefix, norm_name = "vision_model.encoder.layers.", "vision_model.post_layernorm"
     projection = "visual_projection"
+
+    @property
+    def feature_dim(self) -> int:
+        return self.visual_projection.out_features
 
     @property
     def vision(self) -> Any:

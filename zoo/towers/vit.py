@@ -75,6 +75,10 @@ class TimmHost(Host):
         return int(self.num_prefix_tokens) + (0 if self.prompts is None else self.prompts.count)
 
     @property
+    def feature_dim(self) -> int:
+        return self.num_classes or self.num_features
+
+    @property
     def query(self) -> str | None:
         if self.cls_token is not None:
             return CLASS_TOKEN
