@@ -121,7 +121,7 @@ def test_a_user_embeds_pictures_as_the_page_says():
 @pytest.mark.usefixtures("pictures")
 def test_a_user_compares_methods_as_the_page_says(monkeypatch):
     """Every command and the Python, in order, as it stands, on few images, with few methods of the main job."""
-    monkeypatch.setattr(plan, "STEPS", 2)
+    monkeypatch.setattr(plan, "CALLS", 1)
     few = ["--limit", "4", "--batches", "--match-batch", "1", "--dtype", "float32"]
     text = text_of("compare.md").replace(
         "patchrank compare\n", "patchrank compare --methods rankmerge patchrank --dataset photos\n"
@@ -152,6 +152,12 @@ def test_the_python_runs(code, tmp_path):
 def test_the_tables_of_a_page_are_those_of_its_records(page: Path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert write_results.write(page) == page.read_text("utf-8"), "run: python -m tools.write_results"
+
+
+@pytest.mark.parametrize("path", write_results.FILES, ids=str)
+def test_a_file_has_the_figures_of_its_records(path: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert write_results.FILES[path]() == path.read_text("utf-8"), "run: python -m tools.write_results"
 
 
 @pytest.mark.parametrize("name", list_studies())

@@ -12,7 +12,8 @@ from harness.cli import flags
 
 def run_rank(args: Namespace, progress: Progress) -> Shown:
     """Make golden rankings and say where they are."""
-    from harness.golden.rank import RankJob, rank
+    from harness.golden.rank import rank
+    from harness.golden.settings import RankJob
     from zoo.core.recipes import GoldenConfig
 
     source, config = flags.source_of(args, progress), flags.settings(GoldenConfig, args)
@@ -28,9 +29,10 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.fit import fit
-    from harness.golden.rank import RankJob, Source, rank
-    from harness.golden.store import shipped_rankings
+    from harness.golden.rank import rank
+    from harness.golden.settings import RankJob
+    from harness.golden.store import Source, shipped_rankings
+    from harness.learning.predictor import fit
     from zoo.core.recipes import FitConfig, GoldenConfig
     from zoo.loading.towers import load_tower
 
@@ -70,7 +72,7 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import load_tuner
+    from harness.learning.prompts import load_tuner
     from zoo.core.files import write_whole
 
     config = flags.tune_config(args, args.draws, tokens=args.tokens, count=args.count)
@@ -99,15 +101,21 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.apps.recovery import Sources, train_recovery
-    from harness.apps.setup import Setup
+    from harness.learning.recovery import train_recovery
+    from harness.learning.settings import Sources
     from zoo.core.recipes import RecoveryConfig
+    from zoo.deploy.setup import Setup
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     setup = Setup.of(args.model, method=args.method, keep=args.keep)
+    if setup.method is None:
+        raise ValueError(
+            f"--model {setup.model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with "
+            "--method and --keep"
+        )
     where = {"out": args.output, "device": args.device, "progress": progress}
     begin = time.perf_counter()
-    file = train_recovery(setup, sources, config, **where)
+    file = train_recovery(setup.model, setup.method, setup.options, sources, config, **where)
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
     worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"
@@ -121,8 +129,8 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     """Search a schedule, write it, and say what it gives beside the default."""
-    from harness.apps.recovery import Sources
-    from harness.apps.schedule import SearchConfig, search_schedule
+    from harness.learning.schedule import search_schedule
+    from harness.learning.settings import SearchConfig, Sources
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}

@@ -2,86 +2,33 @@
 
 import copy
 import functools
+import itertools
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from harness.base.terminal import Progress
-from harness.datasets.base import SplitName
 from harness.measure.cost import count_costs, gflops
 from harness.measure.rows import MethodRate, Variant, make_row, rows_of
+from harness.measure.settings import MATCHES, Plan
 from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.averages import CLOSE, time_ratio
-from harness.records.record import DENSE, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
+from harness.records.record import DENSE, GOLDEN, MATCHED, RECOVERY, TUNINGS, Record, Times
 from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.host import Host
-from zoo.core.recipes import TuneConfig
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.loading.adopt import reduce
 from zoo.loading.towers import Tower
 
-MATCHES = ("keep", "gflops", "time")
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
-# Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
-SLACK = TOLERANCE["time"] / 2
-ROUNDS = 4  # of a search's steps
-STEPS = 12  # of a search, at most
-SURE = 3  # costs of one count, of which one may be disturbed
-# Asks for costs of counts of patch tokens; returns one of them with its cost minus 1.
-Search = Generator[int, float, tuple[int, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to compare."""
-
-    models: tuple[str, ...] = ("clip_vit_s14",)  # dense timm names, with weight tag or without
-    methods: tuple[str, ...]  # of `rows.known_methods`; dense is always there
-    keeps: tuple[float, ...] = (0.6, 0.3)
-    recoveries: tuple[Path, ...] = ()  # files; each is a row with the method and keep rate that it was trained for
-    datasets: tuple[str, ...] = ("fashion", "emoji", "photos")
-    shots: tuple[int, ...] = (0,)  # labelled images per class; 0 takes the text classifier
-    tokens: str = "t"  # what is learned from shots, of `TUNINGS`
-    num_tokens: int = TuneConfig.count
-    seeds: int = 3  # how often it is learned from other shots, counted on from ``seed``
-    limit: int | None = 50  # images per dataset, None for the whole split
-    split: SplitName = "test"
-    seed: int = 0  # of the choice of shots, the first
-    device: str = "cpu"
-    dtype: str = "float32"  # of `PRECISIONS`
-    batches: tuple[int, ...] = (8,)  # for latency, none to skip it
-    rounds: int = 9  # calls of each model at each batch size; of fewer than 6 no median has a 95 % interval
-    match: str = "keep"  # what rows have in common, of `MATCHES`
-    match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
-    optimized: bool = False  # a row of the dense tower by `zoo.optimize`, too
-    match_batch: int = 8  # images per call, where that cost is time
-    foreground: bool = False  # fit probes of foreground on datasets with masks, see `tuning.fit_probes`
-    far: bool = False  # keep rows that can't come near the GFLOPs they should meet
-
-    @property
-    def timed_batches(self) -> list[int]:
-        """Batch sizes at which rows are timed."""
-        return list(dict.fromkeys((*self.batches, self.match_batch) if self.match == "time" else self.batches))
-
-    def matched(self, *rates: float) -> dict[str, Any]:
-        """Return the setting of a row whose time is that of the target at these keep rates."""
-        return {"time_of": self.match_to, "keeps": list(rates), "batch": self.match_batch, "dtype": self.dtype}
-
-    def tunings(self, shots: int) -> list[Tuning]:
-        """Return one tuning per seed; at 0 shots one, since nothing is drawn."""
-        if shots == 0:
-            return [Tuning(seed=self.seed)]
-        count = self.num_tokens if self.tokens in PROMPTS else None
-        seeds = range(self.seed, self.seed + self.seeds)
-        return [Tuning(shots=shots, seed=seed, kind=self.tokens, prompt_tokens=count) for seed in seeds]
+GRID, NEAR = 5, 3  # numbers of patch tokens at which a method is timed at once, over all and around one
+CALLS, ROUNDS = 3, 3  # measurements of a time, of which one may be disturbed, and the rounds of each
 
 
 def check_plan(plan: Plan) -> None:
@@ -133,44 +80,19 @@ class KeepSolver:
         counts = (self.patches, above, max(above - 1, self.least))
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
-    def search(self, start: int) -> Search:
-        """Look, from ``start``, for the number of patch tokens whose cost is 1, although any sample may be disturbed.
+    def grid(self, low: float, high: float, size: int) -> list[int]:
+        """Return up to ``size`` numbers of patch tokens, evenly from ``low`` to ``high``, that the model can end with.
 
-        It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
+        Keeping all of them is the dense tower.
         """
-        self.build(1.0)  # a method that can't do even this says why
-        samples = defaultdict[int, list[float]](list)
-        # Keeping all is apart, as that spares the method's own work too.
-        if abs((yield self.patches) - 1) <= SLACK:
-            return self.patches, 0.0
-        count = min(max(start, self.least), self.patches - 1)
-        for _ in range(STEPS - 1):
-            samples[count].append((yield count))
-            off = {each: statistics.median(costs) - 1 for each, costs in samples.items()}
-            likely = [count] if abs(off[count]) <= SLACK else self._meeting(off)
-            unsure = [each for each in likely if len(samples.get(each, ())) < SURE]
-            if not unsure:
-                break
-            count = min(unsure, key=lambda each: len(samples.get(each, ())))
-        best = min(off, key=lambda each: (len(samples[each]) == 1, abs(off[each]), -each))
-        return best, off[best]
+        counts = np.linspace(low, high, size).round().clip(self.least, self.patches - 1)
+        return [int(count) for count in np.unique(counts)]
 
-    def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
-        """Return the counts whose cost may meet the goal, the likeliest first, by how far costs are ``off`` by count.
-
-        Costs are smoothed by isotonic regression, as they rise with the count. Where all lie on one side of the goal,
-        the line through them is extended; through a single one the cost is taken to be proportional to the count.
-        """
-        counts = sorted(off)
-        rising = isotonic_regression([off[count] for count in counts]).x
-        if rising[0] < 0 < rising[-1]:
-            above = int(np.searchsorted(rising, 0.0))
-            return round(float(np.interp(0.0, rising, counts))), counts[above - 1], counts[above]
-        at, gap = (counts[0], rising[0]) if rising[0] >= 0 else (counts[-1], rising[-1])
-        slope = 1 / at
-        if len(counts) > 1:  # of noise, or flat over what a processor does at once, no line follows
-            slope = max(np.polyfit(counts, [off[count] for count in counts], 1)[0], slope / 4)
-        return (round(min(max(at - gap / slope, at / 4, self.least), 4 * at, self.patches - 1)),)
+    def meet(self, costs: Mapping[int, float]) -> list[int]:
+        """Return numbers around the one whose cost is 1, interpolated between measured costs by number."""
+        counts, rising = [*costs], isotonic_regression([*costs.values()]).x
+        middle, margin = np.interp(1.0, rising, counts), self.patches / GRID**2
+        return self.grid(middle - margin, middle + margin, NEAR)
 
     @functools.cached_property
     def least(self) -> int:
@@ -195,38 +117,60 @@ def equal_times(
 ) -> dict[MethodRate, float]:
     """Return the keep rates at which methods take the targets' times, by method and the target's keep rate.
 
-    Searches start at the latter. A method that stays further off than `CLOSE` has none. Every step times the dense
-    tower, the targets and what all searches ask for in the same rounds.
+    Each method is timed at `GRID` numbers of patch tokens, in the same rounds as the dense tower and the targets. The
+    target's time is interpolated between them, `NEAR` numbers around the result are timed, and the nearest in time is
+    taken. A method further off than `CLOSE` there has no keep rate.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, torch_dtype(plan.dtype))
-    like, patience = next(dense.parameters()), Patience(say=progress.say)
-    searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
-    asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
-    with progress.task("keep rates of equal time", STEPS) as update:
-        while asked:
-            models: dict[Any, Host] = {DENSE: dense} | {key[1]: targets[key[1]] for key in solvers}
-            for key, count in asked.items():
-                if count < solvers[key].patches:  # else it is the dense tower
-                    models[key] = solvers[key].build(count / solvers[key].patches)
-            for name, vit in list(models.items())[1:]:  # on the copy's weights
-                models[name] = reduce(dense, method=None)
-                models[name].reducer = copy.deepcopy(vit.reducer)
-                models[name].to(like.device, like.dtype).eval()
-            timings = time_models(models, plan.match_batch, ROUNDS, warmup=0, patience=patience)
-            ratios = {name: timing.ratio_to(timings[DENSE]).estimate for name, timing in timings.items()}
-            update(step := step + 1)
-            for key in list(asked):
-                try:
-                    asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
-                except StopIteration as end:
-                    (count, off), goal = end.value, ratios[key[1]]
-                    if abs(off) <= CLOSE:
-                        answers[key] = count / solvers[key].patches
-                    else:
-                        say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)
-                    del asked[key]
-    return answers
+    done = itertools.count(1)
+    counts, costs = (
+        {key: solver.grid(1, solver.patches, GRID) for key, solver in solvers.items()},
+        dict[MethodRate, Any](),
+    )
+    with progress.task("keep rates of equal time", 2 * CALLS) as update:
+        for _ in range(2):
+            models: dict[Any, Host] = {DENSE: dense} | {rate: targets[rate] for _, rate in solvers}
+            for (method, rate), solver in solvers.items():
+                models |= {(method, n): solver.build(n / solver.patches) for n in counts[method, rate]}
+            ratios = _time_ratios(models, plan, progress, lambda: update(next(done)))
+            costs = {
+                (method, rate): {n: ratios[method, n] / ratios[rate] for n in counts[method, rate]}
+                for method, rate in solvers
+            }
+            counts = {key: solver.meet(costs[key]) for key, solver in solvers.items()}
+    keeps = {}
+    for key, solver in solvers.items():
+        goal = ratios[key[1]]
+        costs[key][solver.patches] = 1 / goal  # the dense tower, which is spared the method's own work
+        count = min(costs[key], key=lambda n: abs(costs[key][n] - 1))
+        if abs(costs[key][count] - 1) <= CLOSE:
+            keeps[key] = count / solver.patches
+        else:
+            say_miss(key, count / solver.patches, goal * costs[key][count], goal, plan, progress.say)
+    return keeps
+
+
+def _time_ratios(
+    models: Mapping[Any, Host], plan: Plan, progress: Progress, tick: Callable[[], object]
+) -> dict[Any, float]:
+    """Return models' times by that of the first, the dense tower, whose weights, device and precision all share.
+
+    A ratio is the median of `CALLS` measurements, of which one may be disturbed.
+    """
+    dense, like, patience = models[DENSE], next(models[DENSE].parameters()), Patience(say=progress.say)
+    copies = {DENSE: dense}
+    for name, vit in list(models.items())[1:]:
+        copies[name] = reduce(dense, method=None)
+        copies[name].reducer = copy.deepcopy(vit.reducer)
+        copies[name].to(like.device, like.dtype).eval()
+    ratios = defaultdict[Any, list[float]](list)
+    for _ in range(CALLS):
+        timings = time_models(copies, plan.match_batch, ROUNDS, warmup=0, patience=patience)
+        for name, timing in timings.items():
+            ratios[name].append(timing.ratio_to(timings[DENSE]).estimate)
+        tick()
+    return {name: statistics.median(values) for name, values in ratios.items()}
 
 
 def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[Record] = ()) -> list[Variant]:
@@ -247,11 +191,13 @@ def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[R
     else:
         targets = {rate: make_row(tower, plan.match_to, {"keep": rate}) for rate in plan.keeps}
         keeps = _known_keeps(known, targets, plan)
-        every = product((name for name in solvers if name != plan.match_to), targets)
+        every = itertools.product((name for name in solvers if name != plan.match_to), targets)
         if left := {key: solvers[key[0]] for key in every if key not in keeps}:
             keeps |= equal_times(tower.vit, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
     keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
-    pairs = [(name, keeps[name, rate]) for name, rate in product(methods, plan.keeps) if (name, rate) in keeps]
+    pairs = [
+        (name, keeps[name, rate]) for name, rate in itertools.product(methods, plan.keeps) if (name, rate) in keeps
+    ]
     rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *pairs]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 

@@ -33,7 +33,8 @@ from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
-from zoo.loading.adopt import reduce
+from zoo.loading.adopt import add_prompts, reduce
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
 
@@ -90,6 +91,25 @@ class Variant:
     def first_block(self) -> int:
         """First block whose computation differs from the dense tower's."""
         return self.vit.depth if self.vit.reducer is None else self.vit.reducer.first_block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A model with the prompts that were tuned on it."""
+
+    vit: Host  # maps images to the joint space, with learned visual tokens if there are any
+    classifier: Tensor  # (classes, D) unit text features
+    file: PromptFile
+
+    @classmethod
+    def of(cls, vit: Host, file: PromptFile) -> "Tuned":
+        """Give a model the prompts of a file; ValueError if they were tuned on another tower."""
+        return cls(vit=add_prompts(vit, file, classify=False), classifier=file.load()["classifier"], file=file)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell these prompts from others."""
+        return digest(self.file.path)
 
 
 def known_methods() -> tuple[str, ...]:

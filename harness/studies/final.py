@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+from harness.apps.compare import compare
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.measure.bench import compare
-from harness.measure.plan import Plan
 from harness.measure.rows import make_row, usual_methods
+from harness.measure.settings import Plan
 from harness.records.averages import CLOSE, Average, averages, cost_of, level_of, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import DENSE, GOLDEN, Record
-from harness.records.statistics import paired_ratio
+from harness.records.statistics import Interval, paired_ratio
 from zoo.core.reducer import METHODS
 from zoo.loading.towers import load_tower
 
@@ -53,54 +54,88 @@ def judge(
         yield from compare(own, known, progress, release=True, folder=folder)
 
 
-def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
-    """Lay out 1 - cosine to dense by tower, cost and method, a column for each set of images.
+class SetDistance(NamedTuple):
+    """1 - cosine to dense of one method on one set of images, at the GFLOPs of another method."""
 
-    ``groups`` are records of one tower and dataset each. Behind a distance stands its ratio to that of `AGAINST`.
-    """
-    sets = list(dict.fromkeys(_set_of(group) for group in groups))
-    cells: dict[tuple[str, float, str], dict[str, Cell]] = {}
-    costs: dict[tuple[str, float, str], float] = {}
+    tower: str
+    at: float  # keep rate of the method whose GFLOPs are met
+    method: str
+    extra_gflops: float  # by which share the method costs more
+    dataset: str
+    images: int
+    cosine_distance: float
+    ratio: Interval | None  # of the distance to that of `AGAINST` on the same images
+
+    @property
+    def column(self) -> str:
+        """The set of images and their number."""
+        return f"{self.dataset} ({self.images})"
+
+    @property
+    def label(self) -> str:
+        """The method, and its cost where it can't go down to the other's."""
+        return self.method + (f" at {self.extra_gflops:+.0%}" if abs(self.extra_gflops) > CLOSE / 2 else "")
+
+    @property
+    def cell(self) -> Cell:
+        """The distance, and the ratio behind it."""
+        text = DISTANCE.text(self.cosine_distance)
+        if self.ratio is not None:
+            text += ", x{:.2f} [{:.2f}, {:.2f}]".format(*self.ratio)
+        return Cell(text, self.cosine_distance)
+
+
+def distances(groups: Sequence[Sequence[Record]], match_to: str) -> list[SetDistance]:
+    """Return the distances of all methods; ``groups`` are records of one tower and dataset each."""
+    found = []
     for group in groups:
-        rows = averages(group)
+        rows, (tower, first) = averages(group), (tower_of(group[0]), group[0])
         for target in (row for row in rows if row.method == match_to):
             level = level_of(rows, target)
             nearest = {row.method: row for row in (*level.rows, *level.missing.values())}
             for method, row in nearest.items():
-                key = (tower_of(group[0]), target.keep, method)
-                costs[key] = (cost_of(row) or 0) / (cost_of(target) or 1)
-                cells.setdefault(key, {})[_set_of(group)] = _cell(row, nearest.get(AGAINST))
-    towers = [tower for tower, *_ in cells]
+                extra, mean = (cost_of(row) or 0) / (cost_of(target) or 1) - 1, row.mean(DISTANCE.name)
+                assert mean is not None
+                ratio = _ratio(row, nearest.get(AGAINST))
+                found.append(
+                    SetDistance(tower, target.keep, method, extra, first.dataset, first.image_count, mean, ratio)
+                )
+    return found
+
+
+def _ratio(row: Average, against: Average | None) -> Interval | None:
+    values = row.per_image(DISTANCE.name)
+    other = None if against is None else against.per_image(DISTANCE.name)
+    if values is None or other is None or row is against or not min(other) > 0:  # of no distance nothing is a multiple
+        return None
+    return paired_ratio(values, other, row.first.groups)
+
+
+def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
+    """Lay out `distances` by tower, cost and method, a column for each set of images."""
+    lines: dict[tuple[str, float, str], dict[str, SetDistance]] = {}
+    found = distances(groups, match_to)
+    for one in found:
+        lines.setdefault((one.tower, one.at, one.method), {})[one.column] = one
+    towers, sets = (list(dict.fromkeys(getattr(one, name) for one in found)) for name in ("tower", "column"))
 
     def place(key: tuple[str, float, str]) -> tuple[float, ...]:
         """Sort by tower, then costs falling, then the sum of distances."""
-        return towers.index(key[0]), -key[1], sum(float(cell.value or 0) for cell in cells[key].values())
+        return towers.index(key[0]), -key[1], sum(one.cosine_distance for one in lines[key].values())
 
-    order, lines = sorted(cells, key=place), []
+    order, cells = sorted(lines, key=place), []
     for tower, keep, method in order:
-        own, off = cells[tower, keep, method], costs[tower, keep, method] - 1
-        name = f"{method} at {off:+.0%}" if abs(off) > CLOSE / 2 else method
-        lines.append([tower, f"{100 * keep:g} %", name, *(own.get(one, UNMEASURED) for one in sets)])
+        line = lines[tower, keep, method]
+        label = next(reversed(line.values())).label
+        shown = (line[name].cell if name in line else UNMEASURED for name in sets)
+        cells.append([tower, f"{100 * keep:g} %", label, *shown])
     starts = {at for at in range(1, len(order)) if order[at][:2] != order[at - 1][:2]}
     return Table.of(
         f"1 - cosine to dense at the GFLOPs of {match_to}",
         ["tower", "at", "method", *sets],
-        lines,
+        cells,
         words={"tower", "method"},
         sections=frozenset(starts),
         caption=f"at: keep rate of {match_to}; behind a distance its ratio to that of {AGAINST} on the same images and "
         "its 95 % paired bootstrap interval over photographs; at +X %: the method can't go down to this cost",
     )
-
-
-def _cell(row: Average, against: Average | None) -> Cell:
-    mean, values = row.mean(DISTANCE.name), row.per_image(DISTANCE.name)
-    other = None if against is None else against.per_image(DISTANCE.name)
-    if values is None or other is None or row is against or not min(other) > 0:  # of no distance nothing is a multiple
-        return Cell(DISTANCE.text(mean), mean)
-    ratio, low, high = paired_ratio(values, other, row.first.groups)
-    return Cell(f"{DISTANCE.text(mean)}, x{ratio:.2f} [{low:.2f}, {high:.2f}]", mean)
-
-
-def _set_of(group: Sequence[Record]) -> str:
-    return f"{group[0].dataset} ({group[0].image_count})"

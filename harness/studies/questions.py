@@ -14,15 +14,8 @@ from harness.measure.rows import Variant
 from harness.studies.workshop import MERGED, PREDICTED, Study, StudyCase, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
 from zoo.core.recipes import LOSSES, SCORES
-from zoo.core.reducer import METHODS, configure
 from zoo.methods.rankmerge import RANKS, RankMergeConfig
 
-DEPTH = 12  # of a tower on which methods are asked whether they predict
-WITHOUT_PREDICTOR = sorted(
-    name
-    for name, cls in METHODS.items()
-    if cls.by_default and configure(name, {"keep": 0.5}, DEPTH).predictor_block(DEPTH) is None
-)
 DROPPING = ("clsattn", "evit", "evitfuse", "random")
 WAYS = {"none": "", "T": "t", "V+T": "vt"}
 COUNTS = (16, 4, 32)
@@ -120,33 +113,23 @@ def shots(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine({"images per class": name, "images": str(images)}, models, keep)
 
 
-@study("Methods at equal GFLOPs", (0.6, 0.5, 0.3), plot=("GFLOPs", "method"))
-def baselines(on: StudyCase) -> Iterator[StudyLine]:
-    """Is Patch Ranking ahead of other methods for the same cost?"""
-    predictors = on.predictors(on.golden())
-    for keep in on.keeps:
-        own = on.predicted(predictors, keep)
-        yield StudyLine({"for": percent(keep), "method": PREDICTED}, own, keep)
-        for method in WITHOUT_PREDICTOR:
-            labels = {"for": percent(keep), "method": method}
-            yield StudyLine(labels, on.baseline(method, keep, cost=own[0]), keep)
-
-
 @study(
     "Merging at a few points and in every block, and dropping, at equal GFLOPs",
     (0.6, 0.5, 0.3),
+    fits=False,
     plot=("GFLOPs", "method", "ranking"),
 )
 def merging(on: StudyCase) -> Iterator[StudyLine]:
-    """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?"""
-    predictors = on.predictors(on.golden())
+    """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?
+
+    All rows have the cost of Patch Ranking with the predictor of the tower.
+    """
     for keep in on.keeps:
-        own = on.predicted(predictors, keep)
-        ways = {("tome", ""): on.baseline("tome", keep, cost=own[0])}
-        ways |= {(MERGED, rank): on.baseline(MERGED, keep, cost=own[0], rank=rank) for rank in RANKS}
-        for (method, rank), models in ways.items():
+        patchrank = on.untuned(keep)
+        lines = {("tome", ""): on.baseline("tome", keep, cost=patchrank)}
+        lines |= {(MERGED, rank): on.baseline(MERGED, keep, cost=patchrank, rank=rank) for rank in RANKS}
+        for (method, rank), models in (lines | {(PREDICTED, "predictor"): [patchrank]}).items():
             yield StudyLine({"for": percent(keep), "method": method, "ranking": rank}, models, keep)
-        yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
 @study("Features per patch, at equal GFLOPs", (0.6, 0.5, 0.3), fits=False, foreground=True)

@@ -22,9 +22,7 @@ from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_i
 from harness.studies.answer import StudyRow, StudyTable
 from harness.studies.questions import (
     WAYS,
-    WITHOUT_PREDICTOR,
     architectures,
-    baselines,
     comma,
     early,
     four_points,
@@ -36,6 +34,7 @@ from harness.studies.questions import (
 )
 from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
+from zoo.core.reducer import METHODS, configure
 
 MODEL = "clip_vit_b16.openai"
 GENERAL = "imagenet"
@@ -45,6 +44,12 @@ USES: dict[SplitName, str] = {
     "val": "fits are stopped by",
     "test": "tables are judged by",
 }
+DEPTH = 12  # of a tower on which methods are asked whether they predict
+WITHOUT_PREDICTOR = sorted(
+    name
+    for name, cls in METHODS.items()
+    if cls.by_default and configure(name, {"keep": 0.5}, DEPTH).predictor_block(DEPTH) is None
+)
 STAGED = ("evit", "avit", "tome", "clsattn", "random")
 FOUR_STAGES = (196 - 4 * 20) / 196  # keep rate of Table 4, 20 of 196 patches dropped at each block
 TOP_100 = 0.51  # of 196 patches: 100
@@ -220,7 +225,13 @@ def cost(on: StudyCase) -> Iterator[StudyLine]:
 )
 def curves(on: StudyCase) -> Iterator[StudyLine]:
     """Is Patch Ranking ahead of other methods for the same cost, and how far ahead once it is tuned?"""
-    yield from baselines.lines(on)
+    predictors = on.predictors(on.golden())
+    for keep in on.keeps:
+        patchrank = on.predicted(predictors, keep)
+        yield StudyLine({"for": percent(keep), "method": PREDICTED}, patchrank, keep)
+        for method in WITHOUT_PREDICTOR:
+            labels = {"for": percent(keep), "method": method}
+            yield StudyLine(labels, on.baseline(method, keep, cost=patchrank[0]), keep)
     for way, tokens in WAYS.items():
         for keep in (1.0, *on.keeps) if tokens else ():
             model = on.untuned(keep)

@@ -8,24 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from open_clip.model import CLIP
 from PIL import Image
-from safetensors.torch import save_file
-from timm.models import save_for_hf
 
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
-from harness.measure import bench, timing
 from harness.measure import rows as measured_rows
-from harness.measure.rows import Variant
-from harness.measure.tuning import Tuned
+from harness.measure import timing
+from harness.measure.rows import Tuned, Variant
 from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
@@ -190,8 +185,8 @@ def tower(parts: ClipParts) -> Tower:
 
 @pytest.fixture
 def miniature(tower: Tower, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.golden.fit.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.golden.fit.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.predictor.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.learning.predictor.get_dataset", lambda name: toy)
 
 
 @pytest.fixture
@@ -207,7 +202,7 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
 @pytest.fixture
 def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(bench, "get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.apps.compare.get_dataset", lambda name: toy)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)  # which the command line asks
 
 
@@ -261,26 +256,8 @@ class QuickTuner:
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
     tuner = QuickTuner(tmp_path / "prompts")
-    monkeypatch.setattr("harness.measure.bench.Tuner", tuner)
+    monkeypatch.setattr("harness.apps.compare.Tuner", tuner)
     return tuner
-
-
-FOREIGN_VISION = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
-FOREIGN_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-FOREIGN = {"embed_dim": 24, "vision_cfg": FOREIGN_VISION, "text_cfg": FOREIGN_TEXT}
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-
-
-@pytest.fixture(params=["local-dir", "open_clip"])
-def foreign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Save a tiny tower of another library, and return its name."""
-    torch.manual_seed(15)
-    if request.param == "open_clip":
-        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", FOREIGN)
-        save_file(CLIP(**FOREIGN).state_dict(), tmp_path / "w.safetensors")
-        return f"open_clip:tiny/{tmp_path}/w.safetensors"
-    save_for_hf(timm.create_model("vit_base_patch16_siglip_224", **SMALL), tmp_path / "mine", safe_serialization=True)
-    return f"local-dir:{tmp_path}/mine"
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_the_content_decides_not_the_suffix(how: str, state: dict, tmp_path: Pat
     ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of torch.int8"),
     ({"a.weight": torch.tensor([1.0, torch.nan])}, r"'a.weight' that are NaN or infinite"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")  # of torch 2.15
 def test_files_that_hold_no_weights(content: Any, why: str, tmp_path: Path):
     if isinstance(content, bytes):
         (tmp_path / "w.pt").write_bytes(content)

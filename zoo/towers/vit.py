@@ -98,8 +98,8 @@ class TimmHost(Host):
         return torch.cat((x[:, : self.pooled_prefix], x[:, self.prefix_count :]), dim=1)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        timms: Any = super()
-        return timms.pool(self.drop_prompts(x, pool_type), pool_type)
+        # Dynamo can't follow super() kept in a variable.
+        return super().pool(self.drop_prompts(x, pool_type), pool_type)  # type: ignore[misc]
 
     def drop_prompts(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Return the tokens of ``x`` (B, T, D) without learned ones, unless the class token is all that is read."""

@@ -17,8 +17,9 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import text_classifier
 from harness.golden import rank as module
-from harness.golden.rank import Ranked, RankJob, Source, rank
-from harness.golden.store import Rankings, find_rankings
+from harness.golden.rank import Ranked, rank
+from harness.golden.settings import RankJob
+from harness.golden.store import Rankings, Source, find_rankings
 from zoo.core.files import fingerprint
 from zoo.core.recipes import SCORES, GoldenConfig
 from zoo.loading.towers import Tower

@@ -14,13 +14,13 @@ import harness.measure.bench
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
-from harness.golden.rank import Source
-from harness.golden.store import own_store
+from harness.golden.store import Source, own_store
+from harness.measure.rows import usual_methods
 from harness.records.metrics import pack, unpack
-from harness.records.record import Record, read_records, utc_now
+from harness.records.record import GOLDEN, Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign_flip_exact
 from harness.studies.answer import StudyTable, answer, take_stock
-from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
+from harness.studies.questions import KINDS, four_points, list_studies, schedules
 from harness.studies.workshop import StudyConfig, find
 from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts
@@ -93,7 +93,8 @@ def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: Study
     assert images == [("all", "18"), ("2", "12"), ("1", "6")]
 
 
-@pytest.mark.parametrize("name", ["schedule", "baselines"])
+@pytest.mark.parametrize("name", ["schedule", "merging"])
+@pytest.mark.usefixtures("predictor_file")
 def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studied):
     """As nearly as whole tokens allow: one token more or less is the smallest step."""
     table, _ = studied(name, replace(few, seeds=1))["plain"]
@@ -102,8 +103,6 @@ def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studi
     if name == "schedule":  # a golden row has the keep rate of the predicted one
         keeps = [row.records[0].keep for row in table.rows]
         assert keeps[::2] == keeps[1::2]
-    else:
-        assert [row.labels["method"] for row in table.rows] == ["patchrank", *WITHOUT_PREDICTOR]
 
 
 def test_schedules_stay_in_the_tower():
@@ -179,11 +178,11 @@ def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(to
     assert search() is None
 
 
-@pytest.mark.usefixtures("staged", "quick_costs")
+@pytest.mark.usefixtures("staged", "quick_costs", "predictor_file")
 def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_path: Path):
     kept = tmp_path / "other"
     kept.mkdir()
-    assert list(answer(list_studies()["baselines"], replace(few, seeds=1), [], Progress(), folder=tmp_path))
+    assert list(answer(list_studies()["merging"], replace(few, seeds=1), [], Progress(), folder=tmp_path))
     assert list(tmp_path.iterdir()) == [kept]
 
 
@@ -264,8 +263,8 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     """Give the toy dataset a final split, which refuses whoever has no release."""
     monkeypatch.setattr(type(toy), "has_final", True)
     monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
+    monkeypatch.setattr("harness.apps.compare.get_dataset", lambda name: toy)
     monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
-    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
 
 
 @pytest.mark.usefixtures("final_split")
@@ -279,7 +278,6 @@ def test_it_measures_every_method_at_equal_cost_and_goes_on(tmp_path: Path, monk
     text = (tmp_path / "table.md").read_text("utf-8")
     assert text.count("commit 1, uncommitted changes") == 1
     assert text.count("| rankmerge |") == 2  # in the dataset's table, and in that of all
-    methods = ["dense", "clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
-    assert sorted(record.method for record in records) == sorted(methods)
+    assert sorted(record.method for record in records) == sorted(set(usual_methods()) - {GOLDEN})
     assert main([*command, str(tmp_path)]) == 0
     assert read_records(tmp_path / "records.jsonl") == records

@@ -18,10 +18,10 @@ from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
 from harness.datasets.text_features import text_classifier
+from harness.learning import prompts as module
+from harness.learning.prompts import Tuner, load_tuner
 from harness.measure import rows as measured_rows
-from harness.measure import tuning as module
 from harness.measure.rows import Variant, variants
-from harness.measure.tuning import Tuner, load_tuner
 from harness.records.metrics import predicted
 from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.core.recipes import TuneConfig

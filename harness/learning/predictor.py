@@ -15,8 +15,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Split, SplitName
 from harness.datasets.few_shot import batches, draw_ranked, seeded_order
-from harness.golden.rank import Source
-from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings
+from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, Source
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
 from zoo.core.host import Host

@@ -14,9 +14,9 @@ from scipy.stats import kendalltau
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Split
-from harness.golden import fit as module
-from harness.golden.fit import gather, held_out
 from harness.golden.store import Rankings
+from harness.learning import predictor as module
+from harness.learning.predictor import gather, held_out
 from zoo.core.files import cache_folder
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import fit_predictor
