@@ -32,14 +32,14 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ALIKE, TOTAL, choose, selection_table
     from harness.apps.settings import ChooseConfig
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.measure.fidelity import SetupBounds
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name
         raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
     dataset = args.dataset or f"images:{args.images}"
-    with claim_file(args.output):
+    with lock_file(args.output):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=progress)
         if not selection.why:
             selection.setup.write(args.output)
@@ -105,7 +105,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     """
     import torch
 
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets.few_shot import subset
     from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
     from zoo.loading.preprocessing import describe_preprocessing
@@ -134,7 +134,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
     how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
-    with claim_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
+    with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
@@ -244,7 +244,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
     from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.source import open_source
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
 
     if (args.query is None) != args.losses:
         raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
@@ -254,7 +254,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
     if args.sheet is not None and provenance.kind != IMAGES:
         raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
-    with claim_file(args.sheet, "--sheet"):
+    with lock_file(args.sheet, "--sheet"):
         vector = query_vector(args.query, provenance, progress.say, device=args.device)
         found = nearest(args.vectors, vector, args.top, progress.say)
         if source is not None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
-from harness.golden.store import Provenance, Rankings, own_store
+from harness.golden.store import Provenance, Rankings, cache_store
 from harness.measure import rows as measured_rows
 from harness.measure import timing
 from harness.measure.rows import Tuned, Variant
@@ -210,7 +210,7 @@ def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -
 def shipped(ranked: Callable[..., Rankings]) -> Callable[..., Rankings]:
     def write(*split: Any, **facts: Any) -> Rankings:
         rankings = ranked(*split, **facts)
-        own = own_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
+        own = cache_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
         rankings.write(own.with_name(f"{own.name}.parquet"))
         return rankings
 

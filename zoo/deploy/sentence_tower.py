@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
-from zoo.loading.preprocessing import EXTENSIONS, upright_rgb
+from zoo.loading.pictures import EXTENSIONS, upright_rgb
 from zoo.loading.sizes import SIZES
 from zoo.loading.weights import FOLDER
 from zoo.towers.vit import TimmHost
