@@ -18,12 +18,8 @@ from harness.datasets.few_shot import batches, draw_ranked
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, Source
 from harness.learning.sources import HELD_OUT, checkpoint_of, hold_out
 from harness.records.statistics import kendall_tau
-<<<<<<< HEAD
-from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
-from zoo.core.host import Host
-=======
 from zoo.core.files import blocks_fingerprint, cache_file, fingerprint
->>>>>>> main
+from zoo.core.host import Host
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.learned_files import predictor_name
