@@ -20,7 +20,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName, cached_json, keep_json, require_folder
 from zoo.core.digests import digest
 from zoo.core.files import special_kind
-from zoo.loading.preprocessing import EXTENSIONS, FORMATS, upright_rgb
+from zoo.loading.pictures import EXTENSIONS, FORMATS, upright_rgb
 
 _UNREAD = (
     "3fr ai apng arw bpg cr2 cr3 crw cur dcr dds dib dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico "

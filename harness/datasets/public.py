@@ -26,7 +26,7 @@ from harness.datasets.images import ImageList, ListedDataset
 from zoo.core.digests import digest
 from zoo.core.files import require_file
 from zoo.core.json_reader import from_json, strict_json
-from zoo.loading.preprocessing import EXTENSIONS
+from zoo.loading.pictures import EXTENSIONS
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
