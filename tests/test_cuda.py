@@ -22,12 +22,12 @@ from harness.measure import timing
 from harness.records.statistics import kendall_tau
 from harness.records.times import read_latencies
 from zoo.core.attention import attend, attend_by_channels
+from zoo.core.recipes import GoldenConfig, RecoveryConfig
 from zoo.core.settings import PRECISIONS, torch_dtype
 from zoo.deploy.export import export_model
 from zoo.deploy.runtime import COMPILE, CUDA_GRAPHS, EAGER, ONNXRUNTIME, OPTIMIZED, TOLERANCES, find_runtime
 from zoo.learning.recovery import recover
-from zoo.loading.recovery_file import RecoveryConfig
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.golden import GoldenEngine
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 both = pytest.mark.parametrize("device", ["cpu", CUDA])

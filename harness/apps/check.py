@@ -20,12 +20,12 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
+from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.timing import BusyError
-from harness.models.towers import TIMM, Tower, load_tower, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import (
     DENSE,
@@ -55,6 +55,7 @@ from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, tower_name
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
+from zoo.loading.towers import TIMM, Tower, load_tower, split_name
 
 FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships, a file per dataset
 KEEPS = (0.6, 0.3)

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
+from harness.datasets.text_features import text_classifier
 from harness.measure import timing
+from harness.measure.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row, usual_methods
-from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.record import DENSE, GOLDEN, RANDOM, utc_now
 from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
 from harness.records.times import Timing, describe_machine
@@ -34,6 +34,7 @@ from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
 from zoo.deploy.optimized import OptimizedHost
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
+from zoo.loading.towers import load_tower, split_method
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run

@@ -10,7 +10,7 @@ from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.images import Decoded, decode_all, shorten
 from harness.datasets.public import RootedDataset
-from harness.models.towers import text_classifier
+from harness.datasets.text_features import text_classifier
 from zoo.loading.clip import create_clip
 
 SHOWN = 5  # names in a line

@@ -16,7 +16,16 @@ from timm.models import save_for_hf
 
 from harness.apps.sentence_tower import CODE, SENTENCE_CODE, TEXT, SentenceTower
 from harness.measure.cost import gflops
-from harness.models.towers import (
+from harness.records.record import DENSE, RECOVERY, Record, lacking
+from harness.report.folder import markdown
+from harness.report.tables import conditions_of, group_records, sections
+from zoo.core.files import digest, fingerprint, read_facts, write_whole
+from zoo.core.learned import CosineHead
+from zoo.loading.adopt import reduce
+from zoo.loading.learned_files import find_predictor
+from zoo.loading.recovery_file import RecoveryFile, add_recovery
+from zoo.loading.sizes import MODELS, SIZES, unknown_model
+from zoo.loading.towers import (
     OPEN_CLIP,
     TIMM,
     TRANSFORMERS,
@@ -25,17 +34,7 @@ from harness.models.towers import (
     split_method,
     split_name,
 )
-from harness.records.record import DENSE, RECOVERY, Record, lacking
-from harness.report.folder import markdown
-from harness.report.tables import conditions_of, group_records, sections
-from zoo.core.files import digest, fingerprint, read_facts, write_whole
-from zoo.core.learned import CosineHead
-from zoo.loading.adopt import reduce
-from zoo.loading.learned_files import find_predictor
-from zoo.loading.open_clip import FOLDER, HUB
-from zoo.loading.recovery_file import RecoveryFile, add_recovery
-from zoo.loading.sizes import MODELS, SIZES, unknown_model
-from zoo.loading.weights import find_clip, read_weights
+from zoo.loading.weights import FOLDER, HUB, find_clip, read_weights
 from zoo.towers.vit import TimmHost
 
 TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"

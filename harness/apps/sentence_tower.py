@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from harness.datasets.images import EXTENSIONS, upright_rgb
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
-from zoo.loading.open_clip import FOLDER
 from zoo.loading.sizes import SIZES
+from zoo.loading.weights import FOLDER
 from zoo.towers.vit import TimmHost
 
 TEXT, CODE = "text.safetensors", "modeling_patchrank.py"  # the former where there is a text tower that doesn't ship

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from harness.measure.rows import make_row, require_rows
-from harness.models.towers import Tower, find_tower, split_method
 from harness.records.record import DENSE
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.reducer import METHODS
@@ -19,6 +18,7 @@ from zoo.deploy.optimized import optimize
 from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
+from zoo.loading.towers import Tower, find_tower, split_method
 from zoo.towers.vit import ReducedViT
 
 FORMAT = 1  # of a file

@@ -17,17 +17,19 @@ from torch import Tensor
 from harness.base.hints import describe_error
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
+from harness.datasets.few_shot import undo_preprocess
 from harness.datasets.images import decode_image
 from harness.measure.plan import Plan
 from harness.measure.rows import Outcome, Variant, make_row, run
-from harness.models.towers import Tower, load_tower, undo_preprocess, without_folders
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
+from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.settings import check_fields, expected
 from zoo.core.tokens import top
-from zoo.ranking.golden import GoldenConfig, golden_importance
+from zoo.loading.towers import Tower, load_tower, without_folders
+from zoo.ranking.golden import golden_importance
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 PREDICTOR = "patchrank"

@@ -30,8 +30,8 @@ LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's server
 def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
-    from harness.apps.fidelity import SetupBounds
     from harness.base.lines import claim_file
+    from harness.measure.fidelity import SetupBounds
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name
@@ -312,7 +312,7 @@ def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
-    from zoo.ranking.golden import GoldenConfig
+    from zoo.core.recipes import GoldenConfig
 
     subjects = [find_subject(place) for place in args.images]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.settings(GoldenConfig, args))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
-    from harness.golden.rank import Source
-    from zoo.learning.tuning import TuneConfig
+    from harness.golden.store import Source
+    from zoo.core.recipes import TuneConfig
 
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
@@ -154,7 +154,7 @@ def setup_of(args: Namespace) -> "Setup":
 def source_of(args: Namespace, progress: Progress) -> "Source":
     """Return the images of ``--images`` or of ``--dataset`` and its split; of a folder, say what is left out."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import Source
+    from harness.golden.store import Source
 
     source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
     for note in source.notes:
@@ -169,7 +169,7 @@ def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     refuses.
     """
     from harness.datasets.few_shot import COOP
-    from zoo.learning.tuning import TuneConfig
+    from zoo.core.recipes import TuneConfig
 
     seed = (1 if draws == COOP else 0) if args.seed is None else args.seed
     return change(TuneConfig(seed=seed, **usual), args.tune, "--tune")

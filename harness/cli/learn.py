@@ -13,7 +13,7 @@ from harness.cli import flags
 def run_rank(args: Namespace, progress: Progress) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.golden.rank import RankJob, rank
-    from zoo.ranking.golden import GoldenConfig
+    from zoo.core.recipes import GoldenConfig
 
     source, config = flags.source_of(args, progress), flags.settings(GoldenConfig, args)
     job = flags.settings(RankJob, args, source=source, config=config)
@@ -28,12 +28,11 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.fit import fit
-    from harness.golden.rank import RankJob, Source, rank
-    from harness.golden.store import shipped_rankings
-    from harness.models.towers import load_tower
-    from zoo.learning.fit import FitConfig
-    from zoo.ranking.golden import GoldenConfig
+    from harness.golden.rank import RankJob, rank
+    from harness.golden.store import Source, shipped_rankings
+    from harness.learning.predictor import fit
+    from zoo.core.recipes import FitConfig, GoldenConfig
+    from zoo.loading.towers import load_tower
 
     config = flags.settings(FitConfig, args)
     way = flags.settings(GoldenConfig, args, window=2, stride=2)
@@ -71,7 +70,7 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import load_tuner
+    from harness.learning.prompts import load_tuner
     from zoo.core.files import write_whole
 
     config = flags.tune_config(args, args.draws, tokens=args.tokens, count=args.count)
@@ -100,15 +99,20 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.apps.recovery import Sources, train_recovery
     from harness.apps.setup import Setup
-    from zoo.loading.recovery_file import RecoveryConfig
+    from harness.learning.recovery import Sources, train_recovery
+    from zoo.core.recipes import RecoveryConfig
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     setup = Setup.of(args.model, method=args.method, keep=args.keep)
+    if setup.method is None:
+        raise ValueError(
+            f"--model {setup.model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with "
+            "--method and --keep"
+        )
     where = {"out": args.output, "device": args.device, "progress": progress}
     begin = time.perf_counter()
-    file = train_recovery(setup, sources, config, **where)
+    file = train_recovery(setup.model, setup.method, setup.options, sources, config, **where)
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
     worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"
@@ -122,8 +126,8 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     """Search a schedule, write it, and say what it gives beside the default."""
-    from harness.apps.recovery import Sources
-    from harness.apps.schedule import SearchConfig, search_schedule
+    from harness.learning.recovery import Sources
+    from harness.learning.schedule import SearchConfig, search_schedule
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}

@@ -38,10 +38,10 @@ def run_compare(args: Namespace, progress: Progress) -> Shown | Work:
 
 def _side_by_side(args: Namespace, progress: Progress) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
+    from harness.apps.compare import compare
     from harness.apps.show import draw_galleries
     from harness.base.lines import require_appendable
     from harness.base.store import claim
-    from harness.measure.bench import compare
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
@@ -121,10 +121,10 @@ def run_eval(args: Namespace, progress: Progress) -> Shown:
 
 def evaluated(args: Namespace, progress: Progress) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
-    from harness.measure.bench import compare, judge
+    from harness.apps.compare import compare, judge
     from harness.measure.plan import Plan
-    from harness.models.towers import split_method
     from harness.records.record import DENSE
+    from zoo.loading.towers import split_method
 
     dense, method, keep = split_method(args.model)
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}

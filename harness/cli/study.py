@@ -86,8 +86,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     from harness.datasets.public import RootedDataset
     from harness.studies.reproduce import MODEL, paper
     from harness.studies.workshop import StudyConfig
-    from zoo.learning.fit import FitConfig
-    from zoo.ranking.golden import GoldenConfig
+    from zoo.core.recipes import FitConfig, GoldenConfig
 
     named = set(args.datasets or ()) & set(list_datasets())  # below a root they are under the paper's conditions
     rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
@@ -186,7 +185,7 @@ def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
     from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.datasets.few_shot import OURS
     from harness.studies.workshop import StudyConfig
-    from zoo.learning.fit import FitConfig
+    from zoo.core.recipes import FitConfig
 
     for name, used in USES.items():
         if getattr(args, name) is not None and not any(getattr(study, one) for one in used):

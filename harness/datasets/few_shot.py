@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Example, Split, SplitName
@@ -47,6 +48,19 @@ def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tens
     for start in range(0, len(split), BATCH):
         examples = list(split[start : start + BATCH])
         yield examples, torch.stack([preprocess(example.image) for example in examples])
+
+
+def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
+    """Take the normalisation out of preprocessed images (B, C, H, W): what the model sees, as colours in [0, 1].
+
+    Any affine map per channel at the end is undone: its constants are read off a black and a white image.
+    """
+    size = (images.shape[3], images.shape[2])
+    black, white = (
+        preprocess(Image.new("RGB", size, colour)).flatten(1).mean(dim=1)[:, None, None].float()
+        for colour in ("black", "white")
+    )
+    return ((images.float().cpu() - black) / (white - black)).clamp(0.0, 1.0)
 
 
 class FewShot(NamedTuple):

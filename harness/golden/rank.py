@@ -17,14 +17,14 @@ from torch import Tensor
 from harness.base.store import Store
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
-from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
-from harness.datasets.images import folder_images
-from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store
-from harness.models.towers import Tower, load_tower, text_classifier
+from harness.datasets.text_features import text_classifier
+from harness.golden.store import RANKINGS, Provenance, Rankings, Source, own_store
 from zoo.core.files import fingerprint
+from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import AUTO, check_fields, precision_on
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.loading.towers import Tower, load_tower
+from zoo.ranking.golden import GoldenEngine
 from zoo.ranking.suffix import windows
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
@@ -32,39 +32,10 @@ MOST_THREADS = 8  # that load images beside a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Images to rank: a dataset's split, or a folder, which has no dataset and the split ``all``."""
-
-    name: str
-    revision: str
-    split: str
-    images: Split
-    dataset: Dataset | None
-    notes: tuple[str, ...] = ()  # what is said of a folder's files; of a dataset's it is said already
-
-    @classmethod
-    def of(cls, dataset: Dataset, split: SplitName) -> "Source":
-        """Take a split of a dataset."""
-        images = dataset.split(split)
-        return cls(name=dataset.name, revision=dataset.revision, split=split, images=images, dataset=dataset)
-
-    def ranked_revision(self, score: str) -> str:
-        """Return the revision that rankings by a score go by; by some scores, prompts matter."""
-        return self.revision if self.dataset is None or score == "preservation" else self.dataset.condition
-
-    @classmethod
-    def folder(cls, path: Path) -> "Source":
-        """Take all images below a folder."""
-        found = folder_images(path)
-        name, revision, images = found.name, found.revision, found.split
-        return cls(name=name, revision=revision, split=FOLDER_SPLIT, images=images, dataset=None, notes=found.notes)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RankJob(ShardJob):
     """What to rank, and how."""
 
-    model: str  # dense tower, see `harness.models.towers.load_tower`
+    model: str  # dense tower, see `zoo.loading.towers.load_tower`
     source: Source
     config: GoldenConfig = field(default_factory=GoldenConfig)
     limit: int | None = None  # images; those of a smaller one are the first of a larger one's

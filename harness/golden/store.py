@@ -13,14 +13,44 @@ from numpy.typing import NDArray
 
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, from_lists, shard_paths, to_lists
 from harness.datasets import kind_of
-from harness.datasets.base import DATA_DIR
+from harness.datasets.base import DATA_DIR, Dataset, Split, SplitName
+from harness.datasets.images import folder_images
 from zoo.core.files import cache_folder, write_whole
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
 UNKNOWN = -1  # label of an image without one
 _SMALL = ("image_id", "importance")  # columns of the small file
 _COLUMNS = ("importance", "labels", "least", "ranking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Images to rank: a dataset's split, or a folder, which has no dataset and the split ``all``."""
+
+    name: str
+    revision: str
+    split: str
+    images: Split
+    dataset: Dataset | None
+    notes: tuple[str, ...] = ()  # what is said of a folder's files; of a dataset's it is said already
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: SplitName) -> "Source":
+        """Take a split of a dataset."""
+        images = dataset.split(split)
+        return cls(name=dataset.name, revision=dataset.revision, split=split, images=images, dataset=dataset)
+
+    def ranked_revision(self, score: str) -> str:
+        """Return the revision that rankings by a score go by; by some scores, prompts matter."""
+        return self.revision if self.dataset is None or score == "preservation" else self.dataset.condition
+
+    @classmethod
+    def folder(cls, path: Path) -> "Source":
+        """Take all images below a folder."""
+        found = folder_images(path)
+        name, revision, images = found.name, found.revision, found.split
+        return cls(name=name, revision=revision, split=FOLDER_SPLIT, images=images, dataset=None, notes=found.notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,58 +1,35 @@
-"""The main job and its loop: rows of a dense tower side by side on one dataset after the other, as records."""
+"""The measuring loop: rows of a dense tower side by side on a dataset, as records."""
 
 import functools
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
-from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, Dataset, Example, Split, SplitName
-from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset
+from harness.datasets.base import FINAL, Dataset, Split
+from harness.datasets.few_shot import draw_train, subset
+from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.plan import Plan, check_plan, costs, keep_near_rows, matched_rows
+from harness.measure.plan import Plan, costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     Judge,
     OutcomeCache,
+    Tuned,
     Variant,
     captions_of,
     feature_probe,
     optimized_row,
     recovered_rows,
-    require_rows,
     variants,
-)
-from harness.measure.tuning import (
-    IMAGES,
-    Tuned,
-    Tuner,
-    fit_probes,
-    judge_foreground,
-    linear_probe,
-    patches_of,
-    true_foreground,
-    tuning_of,
-)
-from harness.models.towers import (
-    Tower,
-    caption_features,
-    load_tower,
-    nameable,
-    named,
-    split_method,
-    text_classifier,
-    without_folders,
-    without_text,
 )
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import (
@@ -60,7 +37,6 @@ from harness.records.record import (
     GOLDEN,
     OPTIMIZED,
     PROBE,
-    PROMPTS,
     Record,
     Tuning,
     device_name,
@@ -71,101 +47,13 @@ from harness.records.record import (
     utc_now,
 )
 from zoo.core.files import digest, fingerprint
-from zoo.core.settings import best_precision, torch_dtype, tower_name
-from zoo.learning.tuning import TuneConfig
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.recovery_file import RecoveryFile
+from zoo.core.settings import torch_dtype
+from zoo.loading.towers import Tower, load_tower, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
-PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes of foreground, and choose their strength
 PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
-
-
-def compare(
-    plan: Plan, known: Sequence[Record], progress: Progress, *, release: bool = False, folder: Path | None = None
-) -> Iterator[list[Record]]:
-    """Measure what the plan asks for and ``known`` lacks; raise ValueError for what can't be measured.
-
-    A ``release`` may read the split "final". Outcomes of a run that is stopped are kept in ``folder``, for the next.
-
-    Yields:
-        For each model, dataset and number of shots the records of all rows, known ones included, seed by seed.
-    """
-    check_plan(plan)
-    require_models(plan)
-    datasets = [get_dataset(name) for name in plan.datasets]
-    pairs = _pairs([dataset.released() for dataset in datasets] if release else datasets, plan, progress)
-    if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
-        progress.say(
-            f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
-            "tower's without learned tokens"
-        )
-    if plan.dtype == "bfloat16" != best_precision(plan.device):
-        progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    done = 0
-    with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
-        for name in plan.models:
-            bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
-            for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
-                bench = replace(bench, dataset=dataset)
-                for _, shots in group:
-                    yield bench.measure(shots)
-                    update(done := done + 1)
-                bench.outcomes.forget()
-
-
-def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
-    """Return the datasets with the numbers of shots that are measured on each; 0 alone without labels."""
-    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
-    if not pairs:
-        require_labels(datasets[0], f"--shots {plan.shots[0]}")
-    for dataset in datasets:
-        if any(plan.shots) and not dataset.labelled:
-            progress.say(f"{dataset.name} has no labels, so nothing is learned from shots of it")
-    for dataset, shots in pairs:
-        # Refuses at once what would fail after the work.
-        if shots and plan.tokens in PROMPTS:
-            require_apart(dataset, plan.split)
-            draw(dataset, shots, plan.seed)
-        elif shots:
-            draw_train(dataset, shots, plan.seed)
-    return pairs
-
-
-def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], list[Record]]:
-    """Measure the plan's last row without prompts, beside the dense tower, and then alone with those of a file.
-
-    The dense tower would have to be judged with prompts of its own. Raises ValueError for prompts of another tower or
-    of other classes.
-    """
-    dataset = get_dataset(plan.datasets[0])
-    file = PromptFile.read(prompts)
-    file.require_classes(dataset.classes)
-    tuning = tuning_of(file)
-    require_models(plan)
-    bench = Bench.build(plan, plan.models[0], dataset, progress)
-    row = bench.rows[-1]
-    tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
-    return bench.measure(0), bench.judge(tuning, [row], tuned)
-
-
-def require_models(plan: Plan) -> None:
-    """Refuse, before a tower is loaded, what no row can show: recoveries without keep rate or of no tower of the plan.
-
-    Raises ValueError for these, and what `require_rows` does.
-    """
-    known = {without_folders(split_method(name)[0]).partition(".")[0] for name in plan.models}
-    for path in plan.recoveries:
-        file = RecoveryFile.read(path)
-        if file.options.get("keep") is None:
-            raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
-        if file.model not in known:
-            name = tower_name(file.model, file.tag)
-            raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
-    for name in plan.models:
-        require_rows(name, product(plan.methods, plan.keeps))
 
 
 @dataclass
@@ -182,6 +70,7 @@ class Bench:
     costs: Costs = field(default_factory=dict)  # measured once
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
     folder: Path | None = None  # for outcomes of a run that is stopped
+    fit_probes: Callable[[], Judge | None] | None = None  # what judges foreground, asked when images are first run
 
     def __post_init__(self) -> None:
         self.parts = self.tower.clip or without_text(self.tower)
@@ -210,17 +99,6 @@ class Bench:
             except ValueError as error:
                 progress.say(f"no row of the dense tower optimised: {error}")
         return bench
-
-    def measure(self, shots: int) -> list[Record]:
-        """Return the records of all rows, seed by seed."""
-        records = []
-        for tuning in self.plan.tunings(shots):
-            rows, prompts = [row for row in self.rows if row.method != GOLDEN or not tuning.visual], dict[str, Tuned]()
-            if tuning.prompted:
-                config = TuneConfig(tokens=self.plan.tokens, count=self.plan.num_tokens, seed=tuning.seed)
-                prompts = self.tuner.tune(self._real_rows, shots, tuning.seed, config)
-            records += self.judge(tuning, rows, prompts)
-        return records
 
     def judge(self, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts) -> list[Record]:
         """Return the records of some rows, measuring only if one isn't known.
@@ -335,31 +213,10 @@ class Bench:
     def outcomes(self) -> OutcomeCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
         here = measured_here(self.plan, self.tower.tag, self.weights)
-        of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition, self.plan.foreground)
-        conditions = digest(here, *of)
+        of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition)
+        conditions = digest(here, *of, self.fit_probes is not None)
         folder = None if self.folder is None else self.folder / conditions
-        return OutcomeCache(self.parts.preprocess, self.progress, folder, self._fit_probes)
-
-    def _fit_probes(self) -> Judge | None:
-        """Return what judges by probes of foreground, if the plan asks for them and the dataset has masks."""
-        if not self.plan.foreground:
-            return None
-        train, val = (subset(self.dataset.split(name), IMAGES) for name in PROBE_SPLITS)
-        if not len(train) or train[0].mask is None:
-            self.progress.say(f"{self.dataset.name} has no masks, so no probes of foreground")
-            return None
-        label = f"probes of foreground on {self.dataset.name}, images"
-        with self.progress.task(label, len(train) + len(val)) as update, torch.inference_mode():
-            # Both are lazy: val is run when the probes are fitted.
-            fitted = patches_of(self._real_rows, train, self.parts.preprocess, update)
-            chosen = patches_of(self._real_rows, val, self.parts.preprocess, lambda done: update(len(train) + done))
-            probes = fit_probes(fitted, chosen)
-
-        def judge(examples: Sequence[Example]) -> Callable[[str, Tensor], NDArray[np.float32]]:
-            truth = true_foreground(examples, self.parts.preprocess, self.rows[0].vit)
-            return lambda key, patches: judge_foreground(probes, self.rows[0].key, key, patches, truth)
-
-        return judge
+        return OutcomeCache(self.parts.preprocess, self.progress, folder, self.fit_probes or (lambda: None))
 
     @functools.cached_property
     def say_once(self) -> Callable[[str], None]:
@@ -371,11 +228,6 @@ class Bench:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
         return text_classifier(self.parts, self.dataset)[0]
 
-    @functools.cached_property
-    def tuner(self) -> Tuner:
-        """What learns tokens; it keeps the labelled images' features."""
-        return Tuner(self.tower, self.dataset, weights=self.weights, progress=self.progress)
-
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
         if prompts:
@@ -383,12 +235,13 @@ class Bench:
         if tuning.kind != PROBE:
             return dict.fromkeys((row.key for row in self.rows), self.text)
         train = draw_train(self.dataset, tuning.shots, tuning.seed)
-        found = self.outcomes.find(self._real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
+        found = self.outcomes.find(self.real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
         labels, count = torch.from_numpy(train.labels), len(self.dataset.classes)
         return {key: linear_probe(own.features, labels, count) for key, own in found.items()}
 
     @property
-    def _real_rows(self) -> list[Variant]:
+    def real_rows(self) -> list[Variant]:
+        """The rows of models; golden ones, which need the answer, aren't."""
         return [row for row in self.rows if row.method != GOLDEN]
 
     def split(self, tuning: Tuning) -> Split:
@@ -488,3 +341,19 @@ def measurements(sample: Sample) -> dict[str, Any]:
         counted = int((~np.isnan(sample.taus)).sum())
         facts |= {"golden_images": counted, "tau_undefined": ranked - counted}
     return facts
+
+
+def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
+    """Fit a logistic regression without bias, (classes, D), on unit features (n, D); ``decay`` penalises weights."""
+    weights = torch.zeros(classes, features.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(features @ weights.T, labels)
+        loss = loss + decay * weights.square().sum() / classes
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weights.detach()

@@ -17,8 +17,6 @@ from harness.measure import timing
 from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, require_rows, rows_of
 from harness.measure.server import Servers, measure_loads, prepare_server
-from harness.models import towers
-from harness.models.towers import split_method, split_name
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
@@ -26,9 +24,11 @@ from zoo.core.files import fingerprint, is_out_of_memory
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision
+from zoo.loading import towers
 from zoo.loading.adopt import reduce
-from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
+from zoo.loading.towers import split_method, split_name
+from zoo.loading.weights import FOLDER, HUB
 from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)

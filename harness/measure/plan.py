@@ -19,13 +19,13 @@ from harness.datasets.base import SplitName
 from harness.measure.cost import count_costs, gflops
 from harness.measure.rows import MethodRate, Variant, make_row, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
-from harness.models.towers import Tower
 from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, GOLDEN, MATCHED, PROMPTS, RECOVERY, TUNINGS, Record, Times, Tuning
 from harness.records.statistics import LEAST_ROUNDS
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import check_fields, expected, torch_dtype
-from zoo.learning.tuning import TuneConfig
 from zoo.loading.adopt import reduce
+from zoo.loading.towers import Tower
 from zoo.towers.vit import ReducedViT
 
 MATCHES = ("keep", "gflops", "time")
@@ -63,7 +63,6 @@ class Plan:
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
     optimized: bool = False  # a row of the dense tower by `zoo.optimize`, too
     match_batch: int = 8  # images per call, where that cost is time
-    foreground: bool = False  # fit probes of foreground on datasets with masks, see `tuning.fit_probes`
     far: bool = False  # keep rows that can't come near the GFLOPs they should meet
 
     @property

@@ -25,19 +25,18 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.models.towers import TIMM, Tower
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.host import Host
+from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
-from zoo.loading.adopt import load_predictor, reduce
-from zoo.loading.learned_files import with_predictor
+from zoo.loading.adopt import add_prompts, reduce
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
-from zoo.loading.sizes import MODELS, SIZES
-from zoo.ranking.golden import GoldenConfig
+from zoo.loading.towers import Tower, reduce_tower, require_predictor
 from zoo.towers.vit import ReducedViT
 
 if TYPE_CHECKING:
@@ -95,6 +94,25 @@ class Variant:
         return self.vit.depth if self.vit.reducer is None else self.vit.reducer.first_block
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A model with the prompts that were tuned on it."""
+
+    vit: ReducedViT  # maps images to the joint space, with learned visual tokens if there are any
+    classifier: Tensor  # (classes, D) unit text features
+    file: PromptFile
+
+    @classmethod
+    def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
+        """Give a model the prompts of a file; ValueError if they were tuned on another tower."""
+        return cls(vit=add_prompts(vit, file, classify=False), classifier=file.load()["classifier"], file=file)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell these prompts from others."""
+        return digest(self.file.path)
+
+
 def known_methods() -> tuple[str, ...]:
     """Return what ``--methods`` takes: dense, every registered method, golden."""
     return (DENSE, *sorted(METHODS), GOLDEN)
@@ -142,14 +160,9 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
     pairs = list(pairs)
     for method, _ in pairs:
         require_method(method)
-    arch, _, tag = model.removeprefix(TIMM).partition(".")
-    if (known := MODELS.get(arch)) is None:
-        return
-    size = SIZES[known.size]
-    for method, keep in pairs if tag in ("", *size.tags) else ():
+    for method, keep in pairs:
         if method in METHODS:
-            tag = tag or next(iter(size.tags))
-            with_predictor(known.dense, tag, method, {"keep": keep}, size.vit_args["depth"])
+            require_predictor(model, method, keep)
 
 
 def make_row(
@@ -163,7 +176,7 @@ def make_row(
     dense = tower.vit
     if method == DENSE:
         return Variant(model=tower.arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)
-    own: dict[str, Any] = {}
+    file = None
     if method == GOLDEN:
         vit, like = reduce(dense, method=None), next(dense.block_modules[0].parameters())
         vit.reducer = Oracle(
@@ -171,13 +184,11 @@ def make_row(
             dense.spec(device=like.device, dtype=like.dtype),
         )
     else:
-        completed, file = with_predictor(tower.arch, tower.tag, method, dict(options), dense.depth, predictor)
-        vit = reduce(dense, method=method, **completed)
-        if file is not None:
-            load_predictor(vit, file)
-            own["predictor"] = digest(file.path)
+        vit, file = reduce_tower(tower, method, options, predictor)
     assert vit.reducer is not None
-    keep, config = options["keep"], vit.reducer.config.plain() | own
+    keep, config = options["keep"], vit.reducer.config.plain()
+    if file is not None:
+        config |= {"predictor": digest(file.path)}
     name = f"{tower.arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
 from harness.datasets.few_shot import require_apart, require_labels
-from harness.measure.bench import PROBE_SPLITS, Bench
+from harness.learning.prompts import tuning_of
+from harness.measure.bench import Bench
 from harness.measure.plan import Plan, costs
 from harness.measure.rows import Variant
-from harness.measure.tuning import tuning_of
-from harness.models.towers import load_tower
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Tuning, refuse_mixed
@@ -32,9 +32,11 @@ from harness.records.statistics import (
     together,
 )
 from harness.report.charts import Chart, Dot
+from harness.studies.foreground import PROBE_SPLITS, fit_judge
 from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
 from zoo.core.files import fingerprint
 from zoo.core.settings import torch_dtype
+from zoo.loading.towers import load_tower
 
 NOTES = (
     "1 - cosine of the features to dense, and top-1 in %, mean over seeds; differences, of top-1 in points, on the "
@@ -305,11 +307,13 @@ def _bench(
     config = case.config
     plan = Plan(
         models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
-        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches, foreground=foreground,
+        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches,
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
     bench = Bench(plan, case.dataset, case.tower, rows, case.weights, case.progress, known, folder=folder)
+    if foreground:
+        bench.fit_probes = partial(fit_judge, case.dataset, bench.real_rows, bench.parts.preprocess, case.progress)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.timed_batches, plan.rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}

@@ -4,19 +4,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.apps.compare import compare
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import make_row, usual_methods
-from harness.models.towers import load_tower
 from harness.records.averages import CLOSE, Average, averages, cost_of, level_of, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import DENSE, GOLDEN, Record
 from harness.records.statistics import paired_ratio
 from zoo.core.reducer import METHODS
+from zoo.loading.towers import load_tower
 
 MATCH_TO = "clsattn"  # method whose GFLOPs the others meet
 AGAINST = "tome"  # method that others' distances are divided by

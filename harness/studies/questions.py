@@ -13,10 +13,9 @@ from harness.datasets.few_shot import SHOTS, subset
 from harness.measure.rows import Variant
 from harness.studies.workshop import MERGED, PREDICTED, Study, StudyCase, StudyLine, study, tuned_line
 from zoo.core.learned import ARCHITECTURES
+from zoo.core.recipes import LOSSES, SCORES
 from zoo.core.reducer import METHODS, configure
-from zoo.learning.fit import LOSSES
 from zoo.methods.rankmerge import RANKS, RankMergeConfig
-from zoo.ranking.golden import SCORES
 
 DEPTH = 12  # of a tower on which methods are asked whether they predict
 WITHOUT_PREDICTOR = sorted(

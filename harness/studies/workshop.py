@@ -12,23 +12,21 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import OURS, subset
-from harness.golden.fit import fit
-from harness.golden.rank import RankJob, Source, rank
-from harness.golden.store import Rankings, own_store, shipped_rankings
+from harness.golden.rank import RankJob, rank
+from harness.golden.store import Rankings, Source, own_store, shipped_rankings
+from harness.learning.predictor import fit
+from harness.learning.prompts import Tuner, read_if_valid
 from harness.measure.cost import gflops
 from harness.measure.plan import KeepSolver, Plan
-from harness.measure.rows import Variant, make_row
-from harness.measure.tuning import Tuned, Tuner, read_if_valid
-from harness.models.towers import Tower
+from harness.measure.rows import Tuned, Variant, make_row
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import cache_file, digest
+from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
 from zoo.core.settings import AUTO, precision_on
-from zoo.learning.fit import FitConfig
-from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PredictorFile, PromptFile
+from zoo.loading.towers import Tower
 from zoo.methods.patchrank import PatchRank
 from zoo.methods.rankmerge import RankMerge
-from zoo.ranking.golden import GoldenConfig
 
 PREDICTED, MERGED = PatchRank.method, RankMerge.method
 STOPPED_BY = 300  # val images per dataset, at most, that end a fit

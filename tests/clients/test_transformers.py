@@ -25,8 +25,8 @@ from harness.apps.vectors.decode import prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.cli.entry import main
-from harness.models.towers import load_tower
 from zoo.core.files import blocks_fingerprint
+from zoo.loading.towers import load_tower
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 IMAGE = {"image_size": 32, "patch_size": 8}

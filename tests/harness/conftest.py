@@ -22,19 +22,17 @@ from timm.models import save_for_hf
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
-from harness.measure import bench, timing
 from harness.measure import rows as measured_rows
-from harness.measure.rows import Variant
-from harness.measure.tuning import Tuned
-from harness.models import towers
-from harness.models.towers import Tower
+from harness.measure import timing
+from harness.measure.rows import Tuned, Variant
 from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.learned import Predictor
-from zoo.learning.fit import FitConfig, save_predictor
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
+from zoo.learning.fit import save_predictor
+from zoo.loading import towers
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
 from zoo.loading.learned_files import predictor_name, save_prompts
-from zoo.ranking.golden import GoldenConfig
+from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WORDS = ("cat", "dog", "house")
@@ -191,8 +189,8 @@ def tower(parts: ClipParts) -> Tower:
 
 @pytest.fixture
 def miniature(tower: Tower, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.golden.fit.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.golden.fit.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.predictor.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.learning.predictor.get_dataset", lambda name: toy)
 
 
 @pytest.fixture
@@ -208,7 +206,7 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
 @pytest.fixture
 def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(bench, "get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.apps.compare.get_dataset", lambda name: toy)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)  # which the command line asks
 
 
@@ -262,7 +260,7 @@ class QuickTuner:
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
     tuner = QuickTuner(tmp_path / "prompts")
-    monkeypatch.setattr("harness.measure.bench.Tuner", tuner)
+    monkeypatch.setattr("harness.apps.compare.Tuner", tuner)
     return tuner
 
 

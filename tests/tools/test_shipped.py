@@ -8,11 +8,12 @@ from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan
 from harness.measure.rows import outcomes, variants
-from harness.models.towers import Tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import fingerprint
+from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts, create_clip
-from zoo.ranking.golden import GoldenConfig, golden_importance
+from zoo.loading.towers import Tower
+from zoo.ranking.golden import golden_importance
 
 ARCH, TAG = "clip_vit_s14", "imgfocus_lit"
 DATASETS = ("emoji", "fashion")

@@ -19,7 +19,8 @@ from torch import Tensor
 import zoo
 from zoo.core.files import NoRoomError, cache_file, read_facts, write_learned, write_whole
 from zoo.core.learned import Predictor
-from zoo.learning.fit import FitConfig, save_predictor
+from zoo.core.recipes import FitConfig
+from zoo.learning.fit import save_predictor
 from zoo.loading.learned_files import PredictorFile, PromptFile, ScheduleFile, read_schedule, save_prompts
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from harness.records.statistics import kendall_tau
 from zoo.core.learned import Predictor
-from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
+from zoo.core.recipes import LOSSES, FitConfig
+from zoo.learning.fit import LOSS_FUNCTIONS, RankedTokens, fit_predictor, kept_share
 
 QUICK = FitConfig(width=32, epochs=30)
 
@@ -123,9 +124,9 @@ def test_equals_its_formula_image_by_image(name: str):
     predicted, target = torch.randn(2, 3, 9, dtype=torch.float64)
     target = normalised(target)
     each = [slow(name, p.tolist(), t.tolist()) for p, t in zip(predicted, target, strict=True)]
-    assert LOSSES[name](predicted, target).item() == pytest.approx(sum(each) / 3)
+    assert LOSS_FUNCTIONS[name](predicted, target).item() == pytest.approx(sum(each) / 3)
     large = (1e4 * target).requires_grad_()
-    loss = LOSSES[name](large, target)
+    loss = LOSS_FUNCTIONS[name](large, target)
     loss.backward()
     assert loss.isfinite()
     assert large.grad.isfinite().all()

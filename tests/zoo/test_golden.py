@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zoo
+from zoo.core.recipes import GoldenConfig
 from zoo.core.tokens import Tokens
-from zoo.ranking.golden import GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.golden import GoldenEngine, golden_importance
 from zoo.ranking.suffix import Suffix, follow, members, outside, run_whole, windows
 from zoo.towers.fused import FusedBlock, Product
 

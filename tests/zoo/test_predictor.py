@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import zoo
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
-from zoo.learning.fit import FitConfig, save_predictor
+from zoo.core.recipes import FitConfig
+from zoo.learning.fit import save_predictor
 from zoo.loading import learned_files
 from zoo.loading.adopt import load_predictor
 from zoo.loading.learned_files import (

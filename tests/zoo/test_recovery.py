@@ -17,14 +17,13 @@ from torch import Tensor
 
 import zoo
 from zoo.core.files import fingerprint, read_facts, write_learned
+from zoo.core.recipes import RECOVERIES, RecoveryConfig
 from zoo.learning.recovery import STRENGTHS, WeightChanges, distance, recover
 from zoo.loading.recovery_file import (
     DOWN,
     HEAD,
     UP,
-    WHATS,
     Recovered,
-    RecoveryConfig,
     RecoveryFile,
     add_recovery,
     additions,
@@ -77,7 +76,7 @@ def test_folded_updates_equal_updates_beside_the_weights(tiny: Build, images: Te
     assert not torch.allclose(folded, model(images.double()), atol=1e-3)
 
 
-@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("what", RECOVERIES)
 @torch.no_grad()
 def test_changes_begin_as_none_in_the_named_weights(tiny: Build, images: Tensor, what: str, tmp_path: Path):
     model, config = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8), replace(QUICK, what=what)

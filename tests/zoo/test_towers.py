@@ -32,9 +32,9 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from zoo.core.host import Host
+from zoo.core.recipes import GoldenConfig, RecoveryConfig
 from zoo.core.tokens import Tokens
-from zoo.loading.recovery_file import RecoveryConfig
-from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.golden import GoldenEngine
 from zoo.ranking.suffix import members, outside, windows
 from zoo.towers.eva import rotation
 

@@ -21,18 +21,8 @@ from torch import Tensor, nn
 import zoo
 from zoo.core.files import blocks_fingerprint
 from zoo.core.learned import CosineHead, VisualPrompts
-from zoo.learning.tuning import (
-    COUPLINGS,
-    CoupledPrompts,
-    Labelled,
-    PromptedText,
-    PromptLearner,
-    TuneConfig,
-    augment,
-    encode,
-    text_parts,
-    tune,
-)
+from zoo.core.recipes import COUPLINGS, TuneConfig
+from zoo.learning.tuning import CoupledPrompts, Labelled, PromptedText, PromptLearner, augment, encode, text_parts, tune
 from zoo.loading.clip import Clip, ClipParts, CompactText, OpenClipText, tokenizer
 from zoo.loading.learned_files import PromptFile, save_prompts
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
-from zoo.core.learned import Predictor, architecture
-from zoo.core.settings import check_fields
+from zoo.core.learned import Predictor
+from zoo.core.recipes import FitConfig
 
 _FACTS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 
@@ -160,31 +160,10 @@ def paper(predicted: Tensor, target: Tensor) -> Tensor:
     return -(target.sigmoid() * F.logsigmoid(predicted)).sum(dim=1).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     loss.__name__: loss for loss in (bce, listnet, mse, paper, ranknet)
 }
 CHUNK = 64  # images at a time where nothing is learnt
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Recipe of a predictor, by AdamW."""
-
-    arch: str = "conv"  # of ``zoo.core.learned.ARCHITECTURES``
-    width: int = 64
-    loss: str = "bce"  # of ``LOSSES``
-    epochs: int = 40
-    steps: int = 16  # least per epoch: few images are gone through several times in it
-    patience: int = 8  # epochs without a better validation loss before stopping
-    batch: int = 32
-    learning_rate: float = 2e-3  # falls as a cosine to zero
-    weight_decay: float = 0.05
-    seed: int = 0  # of initial weights and order
-
-    def __post_init__(self) -> None:
-        architecture(self.arch)
-        counts = dict.fromkeys(("width", "epochs", "steps", "patience", "batch"), "[1, inf)")
-        check_fields(self, loss=LOSSES, learning_rate="(0, inf)", weight_decay="[0, inf)", **counts)
 
 
 def fit_predictor(
@@ -242,7 +221,7 @@ def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConf
         order = torch.randperm(len(target), generator=state.generator)
         for rows in order.split(config.batch):
             predicted = state.model(train.tokens[rows].float(), train.prefix, train.grid)
-            total += state.descend(LOSSES[config.loss](predicted, target[rows]), [rate]) * len(rows)
+            total += state.descend(LOSS_FUNCTIONS[config.loss](predicted, target[rows]), [rate]) * len(rows)
             count += len(rows)
     return total / count
 
@@ -259,7 +238,7 @@ def _validate(model: Predictor, val: RankedTokens, target: Tensor, config: FitCo
     total = 0.0
     for rows in torch.arange(len(target)).split(CHUNK):
         predicted = model(val.tokens[rows].float(), val.prefix, val.grid)
-        total += float(LOSSES[config.loss](predicted, target[rows])) * len(rows)
+        total += float(LOSS_FUNCTIONS[config.loss](predicted, target[rows])) * len(rows)
     model.train()
     return total / len(target)
 

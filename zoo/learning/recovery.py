@@ -18,6 +18,7 @@ from torch.func import functional_call
 from zoo.core.files import digest, weights_digest
 from zoo.core.host import Host, give_features, share_weights
 from zoo.core.learned import CosineHead
+from zoo.core.recipes import RecoveryConfig
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
     DOWN,
@@ -25,7 +26,6 @@ from zoo.loading.recovery_file import (
     HEAD,
     UP,
     Recovered,
-    RecoveryConfig,
     additions,
     fold,
     last_map,

@@ -1,9 +1,8 @@
 """Tune learned tokens on a few labelled images (arXiv 2409.14607, section 3.4)."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,82 +15,16 @@ from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest
 from zoo.core.learned import CosineHead, VisualPrompts
-from zoo.core.settings import AUTO, check_fields, precision_on
+from zoo.core.recipes import TuneConfig
+from zoo.core.settings import precision_on
 from zoo.learning.fit import FitState
 from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
 from zoo.loading.learned_files import PromptFile, save_prompts
 from zoo.towers.vit import ReducedViT
 
-TOKENS = ("t", "v", "vt")
-COUPLINGS = ("offset", "printed", "none")
 CHUNK = 32  # images at a time where nothing is learnt
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
-DTYPES = (AUTO, "float32", "bfloat16")
-_LEARNED = ("tokens", "count", "seed", "rounds", "steps")  # said beside the rest of a recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """What is learned, and how; the defaults were chosen on validation images of the embedded datasets.
-
-    Attributes:
-        tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
-        count: learned tokens in a sequence.
-        coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t: ``offset`` by P_v = M P_t + p with M
-            from zero, ``printed`` by the paper's P_v = M P_t with a random M; ``none``: both are free.
-        class_specific: every class has text tokens of its own; not with coupled ones.
-        anchor: weight of the tuned text features' distance to those of the templates, as in KgCoOp (2303.13283).
-        rounds: validations at most, each after ``steps`` of AdamW on ``batch`` images.
-        patience: rounds without a better validation loss before stopping; the best one's tokens are kept.
-        learning_rate: of text tokens, falls as a cosine to zero; ``visual_rate`` is of visual ones, or of the map
-            from text tokens.
-        augment: with visual tokens, mirror and shift the images to learn from at random.
-        dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
-    """
-
-    tokens: str = "vt"
-    count: int = 4
-    coupling: str = "offset"
-    class_specific: bool = False
-    anchor: float = 32.0
-    rounds: int = 10
-    steps: int = 10
-    patience: int = 3
-    batch: int = 16
-    learning_rate: float = 2e-3
-    visual_rate: float = 3e-4
-    seed: int = 0
-    augment: bool = True
-    dtype: str = AUTO
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of bounds, and fields that contradict each other."""
-        counts = dict.fromkeys(("count", "rounds", "steps", "patience", "batch"), "[1, inf)")
-        counts |= {"anchor": "[0, inf)", "learning_rate": "(0, inf)", "visual_rate": "(0, inf)"}
-        check_fields(self, tokens=TOKENS, coupling=COUPLINGS, dtype=DTYPES, **counts)
-        if self.class_specific and self.tokens == "vt" and self.coupling != "none":
-            raise ValueError(
-                "class_specific=True: an image's tokens can't come from those of its class, which "
-                "is unknown; use coupling='none'"
-            )
-        if self.tokens == "v" and self.class_specific:
-            raise ValueError("class_specific=True is about text tokens; tokens='v' has none")
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of all rounds, at most."""
-        return self.rounds * self.steps
-
-    def rate(self, most: float, done: int) -> float:
-        """Return the learning rate, ``most`` at first, after so many steps."""
-        return most * 0.5 * (1 + math.cos(math.pi * (done / self.total_steps)))
-
-    def describe(self) -> str:
-        """Say what is learned, and how."""
-        own = {name: value for name, value in asdict(self).items() if value is not False and name not in _LEARNED}
-        recipe = ", ".join(f"{name}={value}" for name, value in own.items())
-        return f"{self.count} tokens ({self.tokens}), {self.total_steps:,} steps at most, {recipe}"
 
 
 class TextParts(NamedTuple):

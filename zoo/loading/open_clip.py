@@ -38,10 +38,10 @@ from zoo.loading.clip import (
 )
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.weights import find_clip, loading, read_weights
+from zoo.loading.weights import FOLDER, HUB, find_clip, loading, read_weights, without_code
 from zoo.towers.vit import ReducedViT
 
-FOLDER, HUB, CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
+CONFIG = "open_clip_config.json"
 _POOLS = {"tok": "token", "avg": "avg"}
 _CROPS = {"shortest": "center", "squash": "squash"}
 
@@ -166,14 +166,16 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     cfg = get_pretrained_cfg(arch, weights or "")
     place = f"{arch.removeprefix(HUB)}/{CONFIG}" if arch.startswith(HUB) else cfg.get("hf_hub", "")
     otherwise = "give a file: open_clip:ARCH/FILE, or a folder: open_clip:local-dir:FOLDER"
-    with loading(spec, otherwise, place), tempfile.TemporaryDirectory() as room:
+    with loading(spec, otherwise, place), without_code(spec), tempfile.TemporaryDirectory() as room:
         readable = weights
         if weights is not None and not cfg:  # a file, which open_clip would judge by its suffix
             readable = str(Path(room) / "weights.safetensors")
             save_file({key: value.contiguous() for key, value in read_weights(weights).items()}, readable)
         download_pretrained(cfg)  # else open_clip would log a failure as well as raising it
         model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
-        tokenizer = open_clip.get_tokenizer(arch)
+        # The folder's ``tokenizer_kwargs`` might trust themselves; open_clip's own tokenizer knows no such argument.
+        by_transformers = open_clip.get_model_config(arch)["text_cfg"].get("hf_tokenizer_name")
+        tokenizer = open_clip.get_tokenizer(arch, **({"trust_remote_code": False} if by_transformers else {}))
     pools = isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None
     try:  # timm has no pool such as CoCa's
         visual: Any = give_features(reduce(model.visual, method=None)) if pools else from_open_clip(model)

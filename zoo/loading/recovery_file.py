@@ -12,49 +12,15 @@ from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest, from_json, weights_digest, write_learned
 from zoo.core.host import Host, share_weights
+from zoo.core.recipes import RecoveryConfig
 from zoo.core.reducer import Reducer
-from zoo.core.settings import AUTO, check_fields, precision_on
+from zoo.core.settings import precision_on
 from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names
 
-WHATS = ("head", "norm", "lora", "head+norm", "head+lora")
-DTYPES = (AUTO, "float32", "bfloat16")
 FORMAT = 3  # of a file
 HEAD = "head.weight"  # of the linear map that gives the features
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 T = TypeVar("T", bound=Host)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoveryConfig:
-    """What is trained, and how.
-
-    Attributes:
-        what: ``head``: the linear map that gives the features, in closed form, so that no other field counts;
-            ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank updates
-            of linear layers' weights, of ``rank``. ``head+norm`` and ``head+lora``: first one, then the other.
-        rounds: validations at most, each after ``steps`` of the optimiser on ``batch`` images of all sets alike.
-        patience: rounds without a better validation loss before stopping.
-        learning_rate: of AdamW; it rises for a tenth of the steps, then falls as a cosine to zero.
-        crop: least area of a random crop, a share of the image; 1 takes images as they are, mirrored.
-        seed: of initial values, order and augmentation.
-        dtype: of training's products, ``auto`` for the fastest of the device; all else, validation too, is float32.
-    """
-
-    what: str = "norm"
-    rank: int = 4
-    rounds: int = 8
-    steps: int = 40
-    patience: int = 4
-    batch: int = 24
-    learning_rate: float = 5e-4
-    crop: float = 0.6
-    seed: int = 0
-    dtype: str = AUTO
-
-    def __post_init__(self) -> None:
-        """Validate."""
-        counts = dict.fromkeys(("rank", "rounds", "steps", "patience", "batch"), "[1, inf)")
-        check_fields(self, what=WHATS, dtype=DTYPES, learning_rate="(0, inf)", crop="(0, 1]", **counts)
 
 
 def trainable(vit: Host, what: str) -> dict[str, str]:

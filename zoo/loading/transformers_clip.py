@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from zoo.core.host import FeatureTower, give_features
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts
+from zoo.loading.weights import without_code
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class TransformersText(nn.Module):
@@ -34,7 +37,7 @@ class Preprocess:
     """
 
     def __init__(self, folder: Path, model: Any) -> None:
-        self.processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.processor = transformers.AutoImageProcessor.from_pretrained(folder, **LOCAL)
         self.square = isinstance(model, (transformers.Siglip2Model, transformers.Siglip2VisionModel))
         if self.square:
             vision = getattr(model.config, "vision_config", model.config)
@@ -66,10 +69,11 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{named}: no config.json there; save_pretrained writes one")
     try:
-        model: Any = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ).eval()
-        preprocess = Preprocess(folder, model)
+        with without_code(f"transformers:{folder}"):
+            model: Any = transformers.AutoModel.from_pretrained(
+                folder, **LOCAL, use_safetensors=True, dtype=torch.float32
+            ).eval()
+            preprocess = Preprocess(folder, model)
     except OSError as error:
         raise ValueError(f"{named}: {error}") from error
     tower = model
@@ -86,7 +90,8 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         raise ValueError(f"{named}: {error}") from error
     if tower is model:
         return visual, preprocess, None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with without_code(f"transformers:{folder}"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
     length = model.config.text_config.max_position_embeddings
     pad = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
 

@@ -4,6 +4,8 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from shlex import quote
@@ -23,6 +25,7 @@ from zoo.loading.sizes import SIZES
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 _UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
+FOLDER, HUB = "local-dir:", "hf-hub:"  # before the place of a saved model in its name
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of the user's own files
 SAVED = "local-dir:FOLDER, saved by timm's save_for_hf"
@@ -152,6 +155,33 @@ def loading(name: str, otherwise: str, source: str = "", *, arguments: bool = Fa
             f"no weights of {name}: not in the Hugging Face cache{wanted}, and {hub} "
             f"({_one_line((answers or links[-1:])[0])}); run once where it can, or copy the cache, or {otherwise}"
         ) from error
+
+
+@contextmanager
+def without_code(name: str) -> Iterator[None]:
+    """Load a model of the name by transformers, which neither runs Python of the model's folder nor asks whether to.
+
+    Where a library such as open_clip passes on no ``trust_remote_code``, transformers asks on standard input.
+
+    Raises:
+        UnusableWeightsError: the model can't be loaded without such Python.
+    """
+    if find_spec("transformers") is None:
+        yield
+        return
+    dynamic: Any = import_module("transformers.dynamic_module_utils")
+    seconds, dynamic.TIME_OUT_REMOTE_CODE = dynamic.TIME_OUT_REMOTE_CODE, 0  # for an answer; 0 is a no
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UnusableWeightsError(
+            f"model {name!r} needs Python code that comes with it, and such code is never run: use a model of classes "
+            "that transformers itself has, without auto_map in its JSON files"
+        ) from error
+    finally:
+        dynamic.TIME_OUT_REMOTE_CODE = seconds
 
 
 def _one_line(error: BaseException) -> str:

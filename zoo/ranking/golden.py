@@ -3,66 +3,15 @@
 Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists.
 """
 
-import re
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.settings import PRECISIONS, check_fields, expected
+from zoo.core.recipes import GoldenConfig, patches_to_follow
+from zoo.core.settings import PRECISIONS, expected
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
 from zoo.ranking.suffix import Suffix, follow, mean_over_windows, members, outside, windows
 from zoo.towers.fused import is_fusible, special_layer
-
-SCORES = ("preservation", "label", "confidence")
-FOLLOWED = "follow:0"  # the only approximation that a greedy search can take
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoldenConfig:
-    """How a golden ranking is made.
-
-    Attributes:
-        score: what is left of an image scores by ``preservation``, the cosine with the whole image's features; by
-            ``label``, the posterior of the true class; or by ``confidence``, the highest of any class.
-        block: patches go at the input of this block, 0-based.
-        window: side of the square window, in patches.
-        stride: step of the window, in patches; a last window touches the border.
-        greedy: single patches that go for good in each round of an iterative search; None for one-shot.
-        approximate: ``follow:N`` recomputes the class token and N patch tokens per window, see ``follow``; None for
-            removing every window. A greedy search takes ``follow:0`` alone, for single patches.
-    """
-
-    score: str = "preservation"
-    block: int = 3
-    window: int = 2
-    stride: int = 1
-    greedy: int | None = None
-    approximate: str | None = None
-
-    def __post_init__(self) -> None:
-        counts = dict.fromkeys(("window", "stride", "greedy"), "[1, inf)")
-        check_fields(self, score=SCORES, block="[0, inf)", **counts)
-        if self.stride > self.window:
-            raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
-        if self.approximate is not None:
-            followed(self.approximate)
-        if self.greedy is None:
-            return
-        if self.approximate not in (None, FOLLOWED):
-            raise ValueError(
-                f"greedy={self.greedy} with approximate={self.approximate!r}: expected none, or {FOLLOWED!r}"
-            )
-        if self.window > 1:
-            raise ValueError(f"window={self.window}: this search goes by single patches; expected window=1")
-
-    def describe(self) -> str:
-        """Return the settings in words."""
-        greedy = f"greedy by {self.greedy}" if self.greedy else ""
-        way = ", ".join(filter(None, (greedy, self.approximate))) or "exact"
-        size = f"{self.window} x {self.window} by {self.stride}"
-        return f"{self.score} before block {self.block}, windows of {size}, {way}"
 
 
 class GoldenEngine:
@@ -128,7 +77,7 @@ class GoldenEngine:
         """Compute unit features of what is there (B, D) and without each window of ``cells`` (W, r * r), (B, W, D)."""
         suffix, count = self.suffix, tokens.patch_count
         if self.config.approximate is not None:
-            return follow(suffix, tokens, cells, followed(self.config.approximate))
+            return follow(suffix, tokens, cells, patches_to_follow(self.config.approximate))
         rows = torch.arange(len(tokens.x), device=tokens.x.device)
         target = suffix.features(tokens, rows, every_position(tokens.x, count))
         kept = outside(members(cells, count)).repeat(len(rows), 1)
@@ -179,13 +128,6 @@ def golden_importance(
     return GoldenEngine(model, config, text=text, scale=scale).importance(images, labels)
 
 
-def followed(spec: str) -> int:
-    """Return the patch tokens that a spec such as ``follow:4`` recomputes per window; raise ValueError for others."""
-    if not (found := re.fullmatch(r"follow:([0-9]+)", spec)):
-        raise ValueError(f"approximate={spec!r}: expected follow:N with an integer N from 0, patch tokens per window")
-    return int(found[1])
-
-
 def _check(model: Host, config: GoldenConfig) -> None:
     """Refuse towers that can't be ranked, or not in this way."""
     if config.block >= model.depth:
@@ -212,7 +154,7 @@ def _check(model: Host, config: GoldenConfig) -> None:
     if config.approximate is None:
         return
     problems = {
-        f": expected a number from 0 to {most} here": followed(config.approximate) > most,
+        f": expected a number from 0 to {most} here": patches_to_follow(config.approximate) > most,
         " needs features that come from the class token, which this tower pools with others or lacks; expected none": (
             not model.pools_first
         ),

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from by_hand import KNOWN, UNLABELLED, answers, part, replace
 
-from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows
+from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows, tower_names
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check
 from harness.cli.entry import parse
 from harness.measure.plan import Plan
 from harness.measure.timing import BusyError
-from harness.models.towers import Tower
 from harness.records.record import MEASURED, Record, Times, read_records, write_records
 from harness.report.changes import EXACT, Movement, Tolerances, find_movements
 from zoo.core.reducer import METHODS
+from zoo.loading.towers import Tower
 
 MINE = Path("mine.jsonl")
 LIMIT, BATCHES = 48, (1,)  # what the shipped expectation is measured on
@@ -64,6 +64,7 @@ def test_refusals(ask: Any, match: str):
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more():
     """A method without rows fails here: patchrank check --update enters them."""
+    assert tower_names(["timm:clip_vit_b16"]) == {"clip_vit_b16.openai": "timm:clip_vit_b16"}
     [shipped] = shipped_cases()
     assert (shipped.plan.limit, shipped.plan.batches) == (LIMIT, BATCHES)
     assert all(row.record is not None and row.record.git_commit for row in shipped.rows)

@@ -22,18 +22,18 @@ from PIL import Image
 import zoo
 from harness.apps import choose as module
 from harness.apps.choose import RATES, Candidate, ChooseConfig, Lab, build_ladder, choose
-from harness.apps.fidelity import Pictures, SetupBounds
 from harness.apps.setup import Setup
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
+from harness.measure.fidelity import Pictures, SetupBounds
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
-from harness.models.towers import Tower
 from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
 from zoo.deploy.export import EXPORTED_PROGRAM
+from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
 
@@ -137,7 +137,7 @@ def small(tower: Tower, unlabelled: Dataset, predictor_file: Path, monkeypatch) 
         monkeypatch.setitem(type(unlabelled)._split.__globals__["COUNTS"], split, count)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     monkeypatch.setattr(module, "get_dataset", lambda name: unlabelled)
-    monkeypatch.setattr("harness.apps.fidelity._NORMAL", 1.0)
+    monkeypatch.setattr("harness.measure.fidelity._NORMAL", 1.0)
 
 
 def chosen(bounds: SetupBounds, config: ChooseConfig = CONFIG, **more: Any) -> Any:

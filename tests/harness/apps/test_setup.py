@@ -9,12 +9,13 @@ import torch
 
 import zoo
 from harness.apps.setup import Setup
-from harness.models.towers import load_tower
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.learned import Predictor
-from zoo.learning.fit import FitConfig, save_predictor
+from zoo.core.recipes import FitConfig
+from zoo.learning.fit import save_predictor
 from zoo.loading.learned_files import predictor_name
 from zoo.loading.recovery_file import Recovered, trainable
+from zoo.loading.towers import load_tower
 
 NAME = "clip_vit_s14_rankmerge50"
 

@@ -14,10 +14,11 @@ from harness.apps.show import ShowConfig, find_kept, find_subject, make_reduced,
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.rows import run
-from harness.models.towers import Tower
 from harness.report.pictures import PatchSheet, draw
+from zoo.core.recipes import GoldenConfig
 from zoo.core.tokens import tokens_of
-from zoo.ranking.golden import GoldenConfig, golden_importance
+from zoo.loading.towers import Tower
+from zoo.ranking.golden import golden_importance
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import zoo
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import shipped_rankings
-from harness.models.towers import Tower, load_tower
 from zoo.core.files import cache_folder
 from zoo.loading.learned_files import PredictorFile
+from zoo.loading.towers import Tower, load_tower
 
 EMBEDDED = "clip_vit_s14.imgfocus_lit"
 
 
 def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeypatch):
     rank, fit = Mock(return_value=Mock(path=Path("ranked"))), Mock(return_value=(Path("out"), 0.5))
-    monkeypatch.setattr("harness.golden.fit.fit", fit)
+    monkeypatch.setattr("harness.learning.predictor.fit", fit)
     monkeypatch.setattr("harness.golden.rank.rank", rank)
     flags = "--dataset fashion emoji --arch mixer --learning-rate 0.001 --shots 4 --rankings a --val b c"
     assert main(["fit", "predictor", *flags.split()]) == 0
@@ -39,8 +39,8 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
 
 @pytest.mark.usefixtures("miniature")
 def test_without_shipped_rankings_images_are_ranked_first(tower: Tower, toy: Dataset, monkeypatch, capsys):
-    for place in ("golden.rank", "models.towers"):
-        monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
+    for place in ("harness.golden.rank", "zoo.loading.towers"):
+        monkeypatch.setattr(f"{place}.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
     command = "fit predictor --model clip_vit_b16 --dataset toy --limit 6 --block 4"
     command += " --arch linear --loss bce --epochs 1 --shots 1"

@@ -16,7 +16,7 @@ from harness.cli.entry import COMMANDS, FAMILIES, main, parse
 from harness.cli.flags import change
 from harness.datasets import shipped_facts
 from tools.site import commands
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from numpy.typing import NDArray
 from packing import write_images
+from PIL import Image
 
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
-from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train
+from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train, undo_preprocess
 from harness.datasets.public import CoopSplit
+from zoo.loading.clip import image_transform
 
 RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)
 IDS = tuple(f"toy/train-{i:02d}" for i in range(len(RANKED)))
@@ -138,3 +142,13 @@ def test_refusals_of_coops_draws(left_out: int, shots: int, seed: int, match: st
     dataset = listed.without(listed.split("train").image_ids[:left_out])
     with pytest.raises(ValueError, match=match):
         draw(dataset, shots, seed, "coop")
+
+
+def test_normalisation_is_undone_whatever_its_constants(parts):
+    """A tower that sees 48 x 80 pixels; the image has these already."""
+    vit = timm.create_model("clip_vit_b16", img_size=(48, 80), pretrained_cfg_overlay={
+        "input_size": (3, 48, 80), "std": (0.1, 0.5, 0.9)})  # fmt: skip
+    image = Image.effect_mandelbrot((80, 48), (-2, -1, 1, 1), 50).convert("RGB")
+    for preprocess in (image_transform(vit), parts.preprocess):
+        seen = undo_preprocess(preprocess, preprocess(image)[None])[0].permute(1, 2, 0)
+        assert (255 * seen - torch.from_numpy(np.array(image))).abs().max() < 0.01

@@ -15,12 +15,14 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
+from harness.datasets.text_features import text_classifier
 from harness.golden import rank as module
-from harness.golden.rank import Ranked, RankJob, Source, rank
-from harness.golden.store import Rankings, find_rankings
-from harness.models.towers import Tower, text_classifier
+from harness.golden.rank import Ranked, RankJob, rank
+from harness.golden.store import Rankings, Source, find_rankings
 from zoo.core.files import fingerprint
-from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
+from zoo.core.recipes import SCORES, GoldenConfig
+from zoo.loading.towers import Tower
+from zoo.ranking.golden import GoldenEngine
 
 Run = Callable[..., Ranked]
 SPARSE = GoldenConfig(window=2, stride=2)

@@ -14,9 +14,8 @@ import pytest
 from harness.base.store import BrokenShardError, Shard, Store, shard_path
 from harness.datasets import get_dataset
 from harness.golden import store as module
-from harness.golden.rank import Source
-from harness.golden.store import RANKINGS, Provenance, Rankings
-from zoo.ranking.golden import GoldenConfig
+from harness.golden.store import RANKINGS, Provenance, Rankings, Source
+from zoo.core.recipes import GoldenConfig
 
 COLUMNS = ("labels", "importance", "least", "ranking")
 MODEL = "clip_vit_s14.imgfocus_lit"

@@ -13,14 +13,14 @@ from by_hand import part, replace
 from rich.console import Console
 
 import zoo
+from harness.apps.compare import compare
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
 from harness.datasets.images import measure_detail
 from harness.measure import rows, timing
-from harness.measure.bench import compare
+from harness.measure.bench import linear_probe
 from harness.measure.plan import Plan
 from harness.measure.rows import feature_probe, outcomes, variants
-from harness.measure.tuning import linear_probe
 from harness.records.metrics import predicted
 from harness.records.record import Record, read_records, refuse_mixed, write_records
 from zoo.loading.clip import class_features

@@ -16,10 +16,9 @@ from harness.base.terminal import Progress
 from harness.datasets import few_shot as sampling
 from harness.datasets.base import Split
 from harness.datasets.few_shot import subset
-from harness.measure.bench import measurements
+from harness.datasets.text_features import text_classifier
+from harness.measure.bench import linear_probe, measurements
 from harness.measure.rows import Outcome, OutcomeCache, feature_probe, outcomes, run, variants
-from harness.measure.tuning import linear_probe
-from harness.models.towers import text_classifier
 from harness.records.metrics import (
     LEAST_GALLERY,
     METRICS,

@@ -10,17 +10,17 @@ import torch
 from by_hand import part, replace
 
 import zoo
+from harness.apps.compare import compare, judge
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
+from harness.learning.prompts import tuning_of
 from harness.measure import bench
-from harness.measure.bench import compare, judge
 from harness.measure.plan import Plan
-from harness.measure.tuning import tuning_of
-from harness.models import towers
 from harness.records.record import Record, read_records, write_records
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
+from zoo.loading import towers
 from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"

@@ -19,12 +19,12 @@ from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_in_turn
 from harness.measure.rows import variants
 from harness.measure.timing import ReadyModel, Stopwatch
-from harness.models import towers
-from harness.models.towers import Tower
 from harness.records.times import LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.files import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.deploy.runtime import AOTI, EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, RUNTIMES, TOLERANCES, Prepared
+from zoo.loading import towers
+from zoo.loading.towers import Tower
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)
 

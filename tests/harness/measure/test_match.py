@@ -12,17 +12,17 @@ import torch
 from by_hand import replace
 from rich.console import Console
 
+from harness.apps.compare import compare
 from harness.base.terminal import Progress
 from harness.cli.entry import main
-from harness.measure.bench import compare
 from harness.measure.cost import gflops
 from harness.measure.plan import SLACK, TOLERANCE, KeepSolver, Plan, keep_near_rows, matched_rows
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
-from harness.models.towers import Tower
 from harness.records.averages import CLOSE, averages, cost_of, levels
 from harness.records.record import MATCHED, read_records, write_records
 from harness.records.times import Timing
+from zoo.loading.towers import Tower
 
 WHERE = {"models": ("clip_vit_b16",), "datasets": ("toy",), "limit": None, "batches": ()}
 METHODS = ("random", "evit", "patchrank", "tome", "clsattn")

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.apps.compare import compare
 from harness.base.terminal import Progress
-from harness.measure import bench
-from harness.measure.bench import compare
+from harness.datasets.text_features import caption_features
 from harness.measure.plan import Plan
 from harness.measure.rows import captions_of
-from harness.models.towers import caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 
@@ -78,7 +77,7 @@ def test_equal_captions_are_one_text_and_unseen_words_are_refused(captioned, par
 @torch.no_grad()
 @pytest.mark.usefixtures("benchmark")
 def test_records_by_hand(captioned, parts, monkeypatch):
-    monkeypatch.setattr(bench, "get_dataset", lambda name: captioned)
+    monkeypatch.setattr("harness.apps.compare.get_dataset", lambda name: captioned)
     where: dict[str, Any] = {"models": ("clip_vit_b16",), "datasets": ("captioned",), "limit": None, "batches": ()}
     [[dense, random]] = compare(Plan(**where, keeps=(0.5,), methods=("random",)), [], Progress())
     split = captioned.split("test")

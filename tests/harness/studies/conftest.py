@@ -11,19 +11,17 @@ from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
+from harness.learning import prompts
 from harness.measure import rows as measured_rows
-from harness.measure import tuning
 from harness.measure.cost import OperatorCost
-from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
 from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
 from harness.studies.workshop import StudyConfig
-from zoo.learning.fit import FitConfig
-from zoo.learning.tuning import TuneConfig
-from zoo.ranking.golden import GoldenConfig
+from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
+from zoo.loading.towers import Tower
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")
@@ -77,11 +75,11 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
         return datasets[name]
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names))
-    for place in ("studies.answer", "golden.fit", "golden.rank"):
+    for place in ("studies.answer", "learning.predictor", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in (
         *("studies.workshop", "studies.answer", "studies.questions", "studies.reproduce"),
-        *("golden.fit", "datasets"),
+        *("learning.predictor", "datasets"),
     ):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
@@ -128,7 +126,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     count(workshop, "rank", "rankings")
     count(workshop, "fit", "predictors")
-    count(tuning, "tune", "prompts")
+    count(prompts, "tune", "prompts")
     count(measured_rows, "outcomes", "outcomes")
     return made
 

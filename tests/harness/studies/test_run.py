@@ -14,16 +14,15 @@ import harness.measure.bench
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
-from harness.golden.rank import Source
-from harness.golden.store import own_store
+from harness.golden.store import Source, own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign_flip_exact
 from harness.studies.answer import StudyTable, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.workshop import StudyConfig, find
+from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts
-from zoo.ranking.golden import GoldenConfig
 
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
@@ -264,8 +263,8 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     """Give the toy dataset a final split, which refuses whoever has no release."""
     monkeypatch.setattr(type(toy), "has_final", True)
     monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
-    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
-    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.apps.compare.get_dataset", lambda name: toy)
+    monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
 
 
 @pytest.mark.usefixtures("final_split")

@@ -26,8 +26,8 @@ from harness.base.store import shard_paths
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.images import decode_image
-from harness.models.towers import load_tower
 from zoo.core.files import digest
+from zoo.loading.towers import load_tower
 
 Run = Callable[..., Embedded]
 BROKEN = {

@@ -17,16 +17,17 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
+from harness.datasets.text_features import text_classifier
+from harness.learning import prompts as module
+from harness.learning.prompts import Tuner, load_tuner
 from harness.measure import rows as measured_rows
-from harness.measure import tuning as module
 from harness.measure.rows import Variant, variants
-from harness.measure.tuning import Tuner, load_tuner
-from harness.models.towers import Tower, load_tower, text_classifier
 from harness.records.metrics import predicted
 from zoo.core.files import blocks_fingerprint, fingerprint
-from zoo.learning.tuning import TuneConfig
+from zoo.core.recipes import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
+from zoo.loading.towers import Tower, load_tower
 
 ARCH = "clip_vit_b16"
 Command = Callable[..., int]
@@ -122,7 +123,7 @@ def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
 @pytest.fixture
 def command(parts: ClipParts, named: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
-    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
 
     def call(*words: str) -> int:
         small = ["--model", f"{ARCH}_patchrank50", "--num-tokens", "2", "--tune", "batch=3,rounds=1"]

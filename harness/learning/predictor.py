@@ -15,13 +15,13 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Split, SplitName
 from harness.datasets.few_shot import batches, draw_ranked, seeded_order
-from harness.golden.rank import Source
-from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings
-from harness.models.towers import Tower, load_tower
+from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, Source
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint
-from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
+from zoo.core.recipes import FitConfig
+from zoo.learning.fit import RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.learned_files import predictor_name
+from zoo.loading.towers import Tower, load_tower
 from zoo.towers.vit import ReducedViT
 
 HELD_OUT = 5  # one image in so many

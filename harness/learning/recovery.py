@@ -1,5 +1,6 @@
 """Recoveries of reduced towers, trained on datasets without looking at a label."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,17 @@ import torch
 from torch import Tensor
 
 from harness import git_commit
-from harness.apps.setup import Setup
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import make_row, require_rows
-from harness.models.towers import load_tower
 from zoo.core.files import cache_file, digest
+from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import recover
-from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
+from zoo.loading.recovery_file import RecoveryFile, save_recovery
+from zoo.loading.towers import load_tower
 
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 
@@ -72,7 +73,9 @@ def learning_sets(sources: Sources) -> list[LearningSet]:
 
 
 def train_recovery(
-    setup: Setup,
+    model: str,
+    method: str,
+    options: Mapping[str, Any],
     sources: Sources,
     config: RecoveryConfig,
     *,
@@ -80,22 +83,17 @@ def train_recovery(
     device: str = "cpu",
     progress: Progress,
 ) -> RecoveryFile:
-    """Train a recovery of a reduced model and write it; a run that was stopped goes on where it was.
+    """Train a recovery of a dense ``model`` by a method and write it; a run that was stopped goes on where it was.
 
     ``out`` None is for the user's cache.
 
     Raises:
-        ValueError: no reduction, an unknown name, a dataset without images, or what `zoo.recover` refuses.
+        ValueError: an unknown name, a dataset without images, or what `zoo.recover` refuses.
     """
-    if setup.method is None:
-        raise ValueError(
-            f"--model {setup.model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with "
-            "--method and --keep"
-        )
     sets = learning_sets(sources)
-    require_rows(setup.model, [(setup.method, setup.options["keep"])])
-    tower = load_tower(setup.model)
-    row = make_row(tower, setup.method, setup.options)
+    require_rows(model, [(method, options["keep"])])
+    tower = load_tower(model)
+    row = make_row(tower, method, options)
     path = out or cache_file("recoveries", f"{row.model}.{tower.tag or 'own'}.{config.what}.safetensors")
 
     facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]

@@ -7,7 +7,15 @@ import torch
 from PIL import Image
 
 from harness.datasets.base import Example
-from harness.measure.tuning import STRENGTHS, THRESHOLDS, fit_probes, iou, judge_foreground, true_foreground, with_ones
+from harness.studies.foreground import (
+    STRENGTHS,
+    THRESHOLDS,
+    fit_probes,
+    iou,
+    judge_foreground,
+    true_foreground,
+    with_ones,
+)
 
 
 def test_iou_is_that_of_sets_of_patches():

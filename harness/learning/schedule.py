@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from harness import git_commit
-from harness.apps.fidelity import Pictures, join_splits
-from harness.apps.recovery import Sources, learning_sets
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
+from harness.learning.recovery import Sources, learning_sets
 from harness.measure.cost import gflops
+from harness.measure.fidelity import Pictures, join_splits
 from harness.measure.plan import TOLERANCE, KeepSolver
 from harness.measure.rows import Variant, make_row
-from harness.models.towers import load_tower
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_file
 from zoo.core.reducer import METHODS, Reducer
 from zoo.core.settings import check_fields, expected
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
+from zoo.loading.towers import load_tower
 from zoo.methods.rankmerge import RankMergeConfig
 from zoo.towers.vit import ReducedViT
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import zoo
-from harness.apps import fidelity, schedule
-from harness.apps.recovery import Sources
-from harness.apps.schedule import Schedule, SearchConfig, Shape, search
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
+from harness.learning import schedule
+from harness.learning.recovery import Sources
+from harness.learning.schedule import Schedule, SearchConfig, Shape, search
+from harness.measure import fidelity
 from harness.measure.cost import gflops
 from harness.measure.plan import TOLERANCE
 from zoo.core.files import cache_folder
@@ -31,7 +32,7 @@ CONFIG = SearchConfig(points=2, candidates=16, cost=0.7)
 @pytest.fixture(autouse=True)
 def _toy(benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count multiply-adds without a trace, as if a method's own work were a tenth of what the blocks save."""
-    monkeypatch.setattr("harness.apps.recovery.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.recovery.get_dataset", lambda name: toy)
 
     def quick(vit: zoo.ReducedViT, size: Any) -> SimpleNamespace:
         dense, own = (schedule.closed_gflops(each) for each in (zoo.reduce(vit, method=None), vit))

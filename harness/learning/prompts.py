@@ -1,36 +1,28 @@
 """What is learned from labelled images: prompts, made once for each draw and recipe and kept, and linear probes."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset, Example, Split
-from harness.datasets.few_shot import OURS, FewShot, batches, draw
-from harness.measure.rows import OutcomeCache, Variant, patch_features, require_rows, rows_of, run_blocks
-from harness.models.towers import Tower, load_tower, split_method, text_classifier, undo_preprocess
+from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import OURS, FewShot, draw
+from harness.datasets.text_features import text_classifier
+from harness.measure.rows import OutcomeCache, Tuned, Variant, require_rows, rows_of
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
-from zoo.learning.tuning import Labelled, TuneConfig, tune
-from zoo.loading.adopt import add_prompts
+from zoo.learning.tuning import Labelled, tune
 from zoo.loading.learned_files import PromptFile
-from zoo.towers.vit import ReducedViT
+from zoo.loading.towers import Tower, load_tower, split_method
 
-IMAGES = 100  # of train that probes of foreground are fitted to, and of val that choose strength and threshold
-STRENGTHS = tuple(10.0**power for power in range(-6, 1))  # of ridge regression of -1 and 1 on unit features
-THRESHOLDS = tuple(tenth / 10 for tenth in range(-6, 3))
-Patches = Iterable[tuple[str, Tensor, Tensor]]  # a row's key, unit features (B, N, D) and foreground (B, N) bool
 T = TypeVar("T")
 
 
@@ -43,25 +35,6 @@ def tuning_of(file: PromptFile) -> Tuning:
     except ValueError as error:
         raise ValueError(f"prompts {str(file.path)!r} don't say what they were learned from: {error}") from error
     return tuning
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A model with the prompts that were tuned on it."""
-
-    vit: ReducedViT  # maps images to the joint space, with learned visual tokens if there are any
-    classifier: Tensor  # (classes, D) unit text features
-    file: PromptFile
-
-    @classmethod
-    def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
-        """Give a model the prompts of a file; ValueError if they were tuned on another tower."""
-        return cls(vit=add_prompts(vit, file, classify=False), classifier=file.load()["classifier"], file=file)
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits that tell these prompts from others."""
-        return digest(self.file.path)
 
 
 def read_if_valid(
@@ -191,84 +164,3 @@ def load_tuner(name: str, dataset: Dataset, *, draws: str, device: str, progress
     weights, parts.model.visual = fingerprint(row.vit), row.vit
     parts.model.to(device)
     return row, Tuner(tower, dataset, weights=weights, draws=draws, progress=progress)
-
-
-def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
-    """Fit a logistic regression without bias, (classes, D), on unit features (n, D); ``decay`` penalises weights."""
-    weights = torch.zeros(classes, features.shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = F.cross_entropy(features @ weights.T, labels)
-        loss = loss + decay * weights.square().sum() / classes
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return weights.detach()
-
-
-def true_foreground(examples: Sequence[Example], preprocess: Any, vit: ReducedViT) -> Tensor:
-    """Return which patches are at least half foreground by the images' masks, as a tower sees them, (B, N) bool."""
-    masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
-    assert len(masks) == len(examples)
-    seen = undo_preprocess(preprocess, torch.stack([preprocess(mask) for mask in masks]))
-    return (F.adaptive_avg_pool2d(seen[:, 0], vit.grid).flatten(1) >= 0.5).to(next(vit.parameters()).device)
-
-
-def patches_of(rows: Sequence[Variant], split: Split, preprocess: Any, update: Callable[[int], None]) -> Patches:
-    """Yield each row's features of all patches, a batch of a split after the other; ``update`` takes images done."""
-    like, done = next(rows[0].vit.parameters()), 0
-    for examples, images in batches(split, preprocess):
-        truth = true_foreground(examples, preprocess, rows[0].vit)
-        for row, tokens in run_blocks(rows, images.to(like)):
-            yield row.key, patch_features(row.vit, tokens), truth
-        update(done := done + len(examples))
-
-
-def iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Return the intersection over the union of sets of patches, (B, N, C) and (B, N) bool, (B, C); 1 of empty ones."""
-    both, either = (sets.sum(dim=1) for sets in (predicted & truth.unsqueeze(2), predicted | truth.unsqueeze(2)))
-    return torch.where(either > 0, both / either, 1.0)
-
-
-def with_ones(features: Tensor) -> Tensor:
-    """Return features (B, N, D) with a one behind each, for a bias, (B, N, D + 1)."""
-    return F.pad(features, (0, 1), value=1.0)
-
-
-def judge_foreground(
-    probes: Mapping[str, Tensor], dense: str, key: str, features: Tensor, truth: Tensor
-) -> NDArray[np.float32]:
-    """Return the IoU of each image, (B, 2): by the ``dense`` row's probe, and by the one fitted to the row's own."""
-    weights = torch.stack((probes[dense], probes[key]), dim=1)
-    return iou(with_ones(features) @ weights > 0, truth).cpu().numpy()
-
-
-def fit_probes(train: Patches, val: Patches) -> dict[str, Tensor]:
-    """Fit a probe of foreground to each row's ``train`` patches by ridge regression, in closed form.
-
-    Strength and threshold are those of the highest mean IoU on ``val``. Weights (D + 1,) are by the row's key, the
-    bias last.
-    """
-    grams, moments = dict[str, Any](), dict[str, Any]()
-    for key, features, truth in train:
-        x, y = with_ones(features).flatten(0, 1), 2.0 * truth.flatten() - 1
-        grams[key] = grams.get(key, 0) + (x.T @ x).double()
-        moments[key] = moments.get(key, 0) + (x.T @ y).double()
-    candidates = {key: _solve(gram, moments[key]).float() for key, gram in grams.items()}
-    sums = {key: torch.zeros(own.shape[1], device=own.device) for key, own in candidates.items()}
-    for key, features, truth in val:
-        sums[key] = sums[key] + iou(with_ones(features) @ candidates[key] > 0, truth).sum(dim=0)
-    return {key: own[:, sums[key].argmax()] for key, own in candidates.items()}
-
-
-def _solve(gram: Tensor, moment: Tensor) -> Tensor:
-    """Return weights of each strength and threshold, (D + 1, C); the bias isn't penalised."""
-    count, penalty = gram[-1, -1], torch.ones_like(moment)
-    penalty[-1] = 0
-    solved = [torch.linalg.solve(gram / count + strength * penalty.diag(), moment / count) for strength in STRENGTHS]
-    every = torch.stack(solved, dim=1).repeat_interleave(len(THRESHOLDS), dim=1)
-    every[-1] -= torch.tensor(THRESHOLDS, dtype=every.dtype, device=every.device).repeat(len(STRENGTHS))
-    return every

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
+from harness.datasets.text_features import nameable
 from harness.measure.rows import Variant, make_row, run
-from harness.models.towers import Tower, nameable
 from harness.records.metrics import cosine_distance, predicted
 from harness.records.record import DENSE
 from harness.records.statistics import over_images
 from zoo.core.settings import check_fields
 from zoo.deploy.optimized import OptimizedHost
+from zoo.loading.towers import Tower
 
 COSINE, CHANGE = "cosine", "diff_to_dense"  # of the features to dense, and of answers that are right
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing

@@ -14,11 +14,12 @@ from scipy.stats import kendalltau
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Split
-from harness.golden import fit as module
-from harness.golden.fit import gather, held_out
 from harness.golden.store import Rankings
+from harness.learning import predictor as module
+from harness.learning.predictor import gather, held_out
 from zoo.core.files import cache_folder
-from zoo.learning.fit import FitConfig, fit_predictor
+from zoo.core.recipes import FitConfig
+from zoo.learning.fit import fit_predictor
 from zoo.loading.learned_files import find_predictor
 
 MODEL = "clip_vit_b16.openai"

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.apps import fidelity
-from harness.apps.fidelity import CHANGE, COSINE, Pictures, SetupBounds
 from harness.datasets.base import Dataset, Split
 from harness.datasets.folder import ImageFolder
+from harness.datasets.text_features import text_classifier
+from harness.measure import fidelity
+from harness.measure.fidelity import CHANGE, COSINE, Pictures, SetupBounds
 from harness.measure.rows import rows_of, run
-from harness.models.towers import Tower, text_classifier
+from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
 

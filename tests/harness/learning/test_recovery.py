@@ -10,23 +10,22 @@ import torch
 from by_hand import replace
 
 import zoo
-from harness.apps import recovery
-from harness.apps.recovery import Sources, train_recovery
-from harness.apps.setup import Setup
+from harness.apps.compare import compare
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
-from harness.measure.bench import compare
+from harness.learning import recovery
+from harness.learning.recovery import Sources, train_recovery
 from harness.measure.plan import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
 from zoo.core.files import cache_folder, digest
+from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import distance
-from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
+from zoo.loading.recovery_file import RecoveryFile
 
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
-REDUCED = Setup.of(NAME)
 PLAN = Plan(models=(ARCH,), methods=("evit", "random"), keeps=(0.5,), datasets=("toy",), limit=None, batches=())
 RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
 TOY = Sources(datasets=("toy",))
@@ -38,8 +37,8 @@ def _toy(benchmark: None, toy: Dataset, predictor_file: Path, monkeypatch: pytes
     monkeypatch.setattr(recovery, "get_dataset", lambda name: toy)
 
 
-def trained(what: str = "norm", setup: Setup = REDUCED, **options: Any) -> RecoveryFile:
-    return train_recovery(setup, TOY, replace(RECIPE, what=what), progress=QUIET, **options)
+def trained(what: str = "norm", **options: Any) -> RecoveryFile:
+    return train_recovery(ARCH, "evit", {"keep": 0.5}, TOY, replace(RECIPE, what=what), progress=QUIET, **options)
 
 
 def all_of(**changes: Any) -> list[Record]:
@@ -54,8 +53,8 @@ def test_the_file_says_what_it_is_of(toy: Dataset, tmp_path: Path):
     expected = {"name": "toy", "revision": toy.revision, "images": 12, "held_out": 9}
     assert expected.items() <= facts.items()
     assert not list((cache_folder() / "fits").iterdir())  # the checkpoint has done its work
-    assert trained().path.parent == cache_folder() / "recoveries"
-    assert digest(trained(setup=Setup.of(ARCH, method="evit", keep=0.5)).path) == digest(file.path)
+    cached = trained().path
+    assert (cached.parent, digest(cached)) == (cache_folder() / "recoveries", digest(file.path))
 
 
 def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
@@ -91,8 +90,6 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
 
 
 def test_refusals(tmp_path: Path):
-    with pytest.raises(ValueError, match="expected a reduced model"):
-        trained(setup=Setup.of(ARCH))
     path = trained().path
     with pytest.raises(ValueError, match=r"is of clip_vit_b16\.openai, which is not measured"):
         all_of(models=("clip_vit_l14",), recoveries=(path,))
@@ -108,3 +105,5 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert json.loads(capsys.readouterr().out)["path"] == path
     assert main(["eval", "--model", NAME, "--dataset", "emoji", "--recovery", path]) == 0
     assert "with recovery, trained without labels" in capsys.readouterr().out
+    assert main(["fit", "recovery", "--model", ARCH, "--dataset", "emoji"]) == 2
+    assert "expected a reduced model" in capsys.readouterr().err

@@ -2,33 +2,26 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import open_clip
 import timm
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
-from harness.datasets.base import SPLITS, Dataset, Split
 from zoo.core.learned import CosineHead
 from zoo.core.settings import expected, tower_name
-from zoo.loading.adopt import reduce
-from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
-from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
+from zoo.loading.adopt import load_predictor, reduce
+from zoo.loading.clip import Clip, ClipParts, create_clip, image_transform
+from zoo.loading.learned_files import PredictorFile, with_predictor
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
-from zoo.loading.weights import loading, timm_source
+from zoo.loading.weights import FOLDER, HUB, loading, timm_source
 from zoo.towers.vit import ReducedViT, TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
-NAMED = 12  # unknown classes in a message
-TEXTS = 256  # captions that are encoded at once
 KINDS = (
     "a dense name of `patchrank list`, a ViT of timm.list_models() (NAME or timm:NAME), "
     "local-dir:FOLDER, hf-hub:OWNER/NAME, open_clip:ARCH/PRETRAINED, or transformers:FOLDER"
@@ -79,19 +72,6 @@ class Tower(NamedTuple):
         return facts
 
 
-def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
-    """Take the normalisation out of preprocessed images (B, C, H, W): what the model sees, as colours in [0, 1].
-
-    Any affine map per channel at the end is undone: its constants are read off a black and a white image.
-    """
-    size = (images.shape[3], images.shape[2])
-    black, white = (
-        preprocess(Image.new("RGB", size, colour)).flatten(1).mean(dim=1)[:, None, None].float()
-        for colour in ("black", "white")
-    )
-    return ((images.float().cpu() - black) / (white - black)).clamp(0.0, 1.0)
-
-
 def dense_names() -> list[str]:
     """Return the names of our dense models."""
     return [name for name, parts in MODELS.items() if parts.method is None]
@@ -138,6 +118,8 @@ def load_tower(name: str) -> Tower:
     if method is not None:
         raise ValueError(f"model {name!r} is reduced; give the dense one, {dense}, with method {method}, keep {keep:g}")
     if name.startswith(OPEN_CLIP):
+        from zoo.loading.open_clip import load_open_clip
+
         clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
     if name.startswith(TRANSFORMERS):
@@ -170,58 +152,6 @@ def without_text(tower: Tower) -> ClipParts:
     """Return the parts of a tower for images without classes; naming one raises ValueError."""
     model = Clip(tower.vit, nn.Identity(), 0.0).eval()
     return ClipParts(model, tower.preprocess, lambda texts: tower.require_clip().tokenizer(texts))
-
-
-def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-    """Encode the dataset's classes; those with words the text tower never saw are refused, unless it does without them.
-
-    Returns:
-        (classes, D) unit features with a row of NaN for a class left out, and the names left out.
-    """
-    rows = []
-    unseen: dict[str, tuple[str, ...]] = {}
-    for name in dataset.classes:
-        try:
-            rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0].cpu())
-        except UnseenWordsError as error:
-            unseen[name] = error.words
-            rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
-    if unseen and not dataset.skip_unknown:
-        labels = np.concatenate([dataset.labels(name) for name in SPLITS])
-        lost = np.isin(labels, [label for label, name in enumerate(dataset.classes) if name in unseen]).sum()
-        some = [f"{name!r} ({', '.join(words)})" for name, words in unseen.items()][:NAMED]
-        more = [f"and {len(unseen) - NAMED} more"] if len(unseen) > NAMED else []
-        raise ValueError(
-            f"{dataset.name}: {len(unseen)} of {len(dataset.classes)} classes, with {lost} of {len(labels)} images, "
-            f"have words that the text tower never saw: {', '.join(some + more)}; take a model with a "
-            "full vocabulary or other --templates, or leave the classes out: --skip-unknown-classes"
-        )
-    return torch.stack(rows), tuple(unseen)
-
-
-@torch.inference_mode()
-def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device: str = "cpu") -> Tensor:
-    """Encode texts of ``where``, as they are, in batches on a device, (m, D) unit features on the CPU."""
-    text, rows = parts.model.text, []
-    text.to(device)
-    for start in range(0, len(texts), TEXTS):
-        tokens = parts.tokenizer(list(texts[start : start + TEXTS]))
-        try:
-            rows.append(parts.model.encode_text(tokens, normalize=True).float().cpu())
-        except UnseenWordsError as error:
-            raise UnseenWordsError(error.words[:NAMED], f"captions of {where}") from error
-    text.cpu()
-    return torch.cat(rows)
-
-
-def nameable(split: Split, classifier: Tensor | None) -> Split:
-    """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
-    return split if classifier is None else split.subset(np.flatnonzero(named(classifier)[split.labels]))
-
-
-def named(classifier: Tensor) -> NDArray[np.bool_]:
-    """Tell which classes ``classifier`` has a row for, (classes,)."""
-    return np.asarray(~classifier.isnan().any(dim=1).numpy())
 
 
 def drop_classifier(model: TimmHost) -> None:
@@ -261,6 +191,8 @@ def _full_name(name: str) -> str:
     if arch in MODELS:
         return ".".join(split_name(name))
     if not timm.is_model(arch):
+        import open_clip
+
         # zoo adds our names to open_clip's.
         theirs = [n for n in open_clip.list_models() if n.partition(".")[0] not in MODELS]
         names = [*dense_names(), *timm.list_models(exclude_filters=list(MODELS)), *theirs]
@@ -337,3 +269,33 @@ def find_tower(name: str, *, random_weights: bool) -> Tower:
         torch.manual_seed(0)
         vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=False)
     return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
+
+
+def require_predictor(model: str, method: str, keep: float) -> None:
+    """Refuse a method whose predictor is missing before the weights of a tower of ours are fetched.
+
+    Whether another tower has one is only known once it is loaded. Raises ValueError for a keep rate that the method
+    can't do, FileNotFoundError for the predictor.
+    """
+    arch, _, tag = model.removeprefix(TIMM).partition(".")
+    known = MODELS.get(arch)
+    if known is not None and tag in ("", *(size := SIZES[known.size]).tags):
+        tag = tag or next(iter(size.tags))
+        with_predictor(known.dense, tag, method, {"keep": keep}, size.vit_args["depth"])
+
+
+def reduce_tower(
+    tower: Tower, method: str, options: Mapping[str, Any], predictor: Path | None = None
+) -> tuple[ReducedViT, PredictorFile | None]:
+    """Reduce a tower by a registered method with its ``options``, ``keep`` among them; the weights are shared.
+
+    ``predictor`` is a file in place of the tower's own; the file that was loaded is returned, too.
+
+    Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
+    """
+    dense = tower.vit
+    completed, file = with_predictor(tower.arch, tower.tag, method, dict(options), dense.depth, predictor)
+    vit = reduce(dense, method=method, **completed)
+    if file is not None:
+        load_predictor(vit, file)
+    return vit.eval(), file

@@ -1,0 +1,66 @@
+"""Classes and captions of a dataset, as a text tower encodes them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.datasets.base import SPLITS, Dataset, Split
+from zoo.loading.clip import ClipParts, UnseenWordsError, class_features
+
+NAMED = 12  # unknown classes in a message
+TEXTS = 256  # captions that are encoded at once
+
+
+def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
+    """Encode the dataset's classes; those with words the text tower never saw are refused, unless it does without them.
+
+    Returns:
+        (classes, D) unit features with a row of NaN for a class left out, and the names left out.
+    """
+    rows = []
+    unseen: dict[str, tuple[str, ...]] = {}
+    for name in dataset.classes:
+        try:
+            rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0].cpu())
+        except UnseenWordsError as error:
+            unseen[name] = error.words
+            rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
+    if unseen and not dataset.skip_unknown:
+        labels = np.concatenate([dataset.labels(name) for name in SPLITS])
+        lost = np.isin(labels, [label for label, name in enumerate(dataset.classes) if name in unseen]).sum()
+        some = [f"{name!r} ({', '.join(words)})" for name, words in unseen.items()][:NAMED]
+        more = [f"and {len(unseen) - NAMED} more"] if len(unseen) > NAMED else []
+        raise ValueError(
+            f"{dataset.name}: {len(unseen)} of {len(dataset.classes)} classes, with {lost} of {len(labels)} images, "
+            f"have words that the text tower never saw: {', '.join(some + more)}; take a model with a "
+            "full vocabulary or other --templates, or leave the classes out: --skip-unknown-classes"
+        )
+    return torch.stack(rows), tuple(unseen)
+
+
+@torch.inference_mode()
+def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device: str = "cpu") -> Tensor:
+    """Encode texts of ``where``, as they are, in batches on a device, (m, D) unit features on the CPU."""
+    text, rows = parts.model.text, []
+    text.to(device)
+    for start in range(0, len(texts), TEXTS):
+        tokens = parts.tokenizer(list(texts[start : start + TEXTS]))
+        try:
+            rows.append(parts.model.encode_text(tokens, normalize=True).float().cpu())
+        except UnseenWordsError as error:
+            raise UnseenWordsError(error.words[:NAMED], f"captions of {where}") from error
+    text.cpu()
+    return torch.cat(rows)
+
+
+def nameable(split: Split, classifier: Tensor | None) -> Split:
+    """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
+    return split if classifier is None else split.subset(np.flatnonzero(named(classifier)[split.labels]))
+
+
+def named(classifier: Tensor) -> NDArray[np.bool_]:
+    """Tell which classes ``classifier`` has a row for, (classes,)."""
+    return np.asarray(~classifier.isnan().any(dim=1).numpy())

@@ -1,0 +1,1 @@
+"""What is learned from datasets: predictors, prompts, recoveries and schedules."""
