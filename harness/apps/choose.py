@@ -50,7 +50,7 @@ class ChooseConfig:
     """What to choose from, and how."""
 
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
-    dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
+    precisions: tuple[str, ...] = ()  # none for float32 and the fastest of the device
     search: int = 64  # pictures to search by
     held_out: int = 256  # other pictures, that decide
     batch: int = Plan.match_batch  # images per call, where time is measured
@@ -66,7 +66,7 @@ class ChooseConfig:
                 control = " is a control to compare methods with" if method in CONTROLS else ""
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
         ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
-        check_fields(self, dtypes=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
+        check_fields(self, precisions=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 class Candidate(NamedTuple):
@@ -124,7 +124,7 @@ class Lab:
         vit = self.tower.vit.to(config.device)
         fast = best_precision(config.device)
         self.served: dict[str, Any] = {}  # the dense tower as it is run, by precision, the fastest first
-        for dtype in sorted(set(config.dtypes) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype)):
+        for dtype in sorted(set(config.precisions) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype)):
             self.served[dtype], why = make_runtime(vit, dtype)
             if why:
                 say(f"models in {dtype} run as they are: {why}")
@@ -242,7 +242,7 @@ class Lab:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
         if not (values := self.measure(one, "held_out")):
-            raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --dtypes")
+            raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --precisions")
         figures = self.held_out.figures(values, self.config.seed)
         return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
 
-LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
+LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's servers, and the runtime of each
 
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
@@ -72,7 +72,7 @@ def _faster(ratio: dict[str, float]) -> str:
 
 def _describe_use(setup: "Setup", args: Namespace) -> str:
     """Return how a setup is used: two commands and some Python."""
-    from zoo.deploy.export import ONNX
+    from zoo.deploy.runtime import ONNXRUNTIME
 
     file = shlex.quote(str(args.output))
     prefix, _, path = (args.dataset or f"images:{args.images}").partition(":")
@@ -80,43 +80,44 @@ def _describe_use(setup: "Setup", args: Namespace) -> str:
     device = "" if args.device == "cpu" else f" --device {shlex.quote(args.device)}"
     lines = [
         *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors"),
-        f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
+        f"# a file for ONNX Runtime, in {_file_precision(ONNXRUNTIME, setup.dtype)}",
         f"{PROGRAM} export --model {file} --output model.onnx",
         *("# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
     ]
     return "\n".join(lines)
 
 
-def _file_dtype(format: str, dtype: str) -> str:
-    """Return the precision of an exported file: the model's, or float32 where the format hasn't that."""
-    from zoo.deploy.export import FORMATS
+def _file_precision(runtime: str, precision: str) -> str:
+    """Return the precision of an exported file: the model's, or float32 where the runtime hasn't that."""
+    from zoo.deploy.runtime import find_runtime
 
-    return dtype if dtype in FORMATS[format].dtypes else "float32"
+    return precision if precision in find_runtime(runtime).precisions else "float32"
 
 
 def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features.
 
     Raises:
-        ValueError: what the model or the format refuses, or too few images.
+        ValueError: what the model or the runtime refuses, or too few images.
         FileNotFoundError: weights or images are missing.
     """
     import torch
 
     from harness.base.lines import claim_file
     from harness.datasets.few_shot import subset
-    from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
+    from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
+    from zoo.deploy.runtime import ONNXRUNTIME
     from zoo.loading.preprocessing import describe_preprocessing
 
     setup = flags.setup_of(args)
-    format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
-    if args.layout is not None:
-        if format != LAYOUTS[args.layout]:
-            raise ValueError(f"--layout {args.layout} with --format {format}: expected {LAYOUTS[args.layout]}")
-        path = args.output / "1" / f"model{FORMATS[format].suffix}"
+    runtime, path, lower = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output, setup.dtype
+    if args.layout not in (None, *(server for server, name in LAYOUTS.items() if name == runtime)):
+        raise ValueError(f"--layout {args.layout} with --runtime {runtime}: expected {LAYOUTS[args.layout]}")
     if args.dtype is None:
-        setup = replace(setup, dtype=_file_dtype(format, lower))
-    require_format(format, setup.dtype)  # before anything is loaded
+        setup = replace(setup, dtype=_file_precision(runtime, lower))
+    suffix = find_file_runtime(runtime, setup.dtype).suffix  # before anything is loaded
+    if args.layout is not None:
+        path = args.output / "1" / f"model{suffix}"
     tower = setup.load(random_weights=args.random_weights)
     source = flags.source_of(args, progress)
     split = subset(source.images, flags.limit_of(args))
@@ -129,15 +130,17 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
         "preprocessing": describe_preprocessing(tower.preprocess),
     }
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
-    progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
-    data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
+    progress.say(
+        f"{setup.name}: writing a file for {runtime} in {setup.dtype}, then checking it on {len(images)} images"
+    )
+    data: dict[str, Any] = {"runtime": runtime, "precision": setup.dtype}
     how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
     with claim_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
             data |= {"path": None, "problem": str(error), "agreement": error.agreement}
-    table = _agreement_table(setup, format, data["agreement"])
+    table = _agreement_table(setup, runtime, data["agreement"])
     if "problem" in data:
         return Shown(parts=(table, data["problem"]), data=json_values(data), code=1)
     size = path.stat().st_size
@@ -145,7 +148,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if args.layout is not None:
         text += f", and {_write_layout(args.layout, path)}"
     if setup.dtype != lower:
-        text += f"; it is in {setup.dtype}, as {format} has no {lower}"
+        text += f"; it is in {setup.dtype}, as {runtime} has no {lower}"
     return Shown(parts=(table, text), data=json_values(data | {"path": path, "bytes": size}))
 
 
@@ -176,17 +179,17 @@ def _write_layout(server: str, model: Path) -> Path:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
         # Without the hint the server computes in the precision that it finds fastest.
-        hint = {"INFERENCE_PRECISION_HINT": about["dtype"].replace("float", "f")}
+        hint = {"INFERENCE_PRECISION_HINT": about["precision"].replace("float", "f")}
         own = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
         content = json.dumps({**whole, "model_config_list": [*models, {"config": own}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path
 
 
-def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement") -> Table:
+def _agreement_table(setup: "Setup", runtime: str, agreement: "FeatureAgreement") -> Table:
     """Lay out how a file's features agree with the eager model's."""
     heads = ("runtime", "precision", "images", "cosine", "5 % quantile", "largest difference", "same nearest")
-    row = [format, setup.dtype, str(agreement.images), f"{agreement.cosine_mean:.5f}", f"{agreement.cosine_q05:.5f}"]
+    row = [runtime, setup.dtype, str(agreement.images), f"{agreement.cosine_mean:.5f}", f"{agreement.cosine_q05:.5f}"]
     row += [f"{agreement.deviation:.1e}", f"{100 * agreement.same_nearest:.1f} %"]
     title = f"{setup.name} against eager float32, {' and '.join(map(str, agreement.batches))} images per call"
     return Table.of(title, heads, [row], words=heads[:2])
