@@ -210,6 +210,7 @@ class ExportDescription:
     tower: str | None = None  # name of the dense tower, whose text tower belongs to the features
     preprocessing: dict[str, Any] | None = None  # from picture to image
     weights_sha256: str | None = None  # of the image tower
+    text_weights: str | None = None  # digest of the text tower's weights, which aren't in the file; None without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +230,25 @@ class ExportedModel(ExportDescription):
         return digest(*_siblings(self.path, self.files), self.path, length=64)
 
 
+def read_description(path: Path) -> ExportDescription:
+    """Read the JSON file beside an exported one; raise FileNotFoundError without one of its files, or ValueError."""
+    beside = _description_file(path)
+    if not path.is_file():
+        raise wanting(FileNotFoundError(f"no exported model at {str(path)!r}"), "exported model")
+    if not beside.is_file():
+        raise FileNotFoundError(f"{str(path)!r} has no {beside.name} beside it; `patchrank export` writes both")
+    try:
+        values, known = strict_json(beside.read_bytes()), {each.name for each in fields(ExportDescription)}
+        values = {name: value for name, value in from_json(dict[str, Any], values, "it").items() if name in known}
+        description: ExportDescription = from_json(ExportDescription, values, "it")
+        siblings = _siblings(path, description.files)
+    except ValueError as error:
+        raise ValueError(f"{str(beside)!r} doesn't describe an exported model: {error}") from error
+    if missing := [file for file in siblings if not file.is_file()]:
+        raise FileNotFoundError(f"{str(path)!r} needs {str(missing[0])!r}, which is missing")
+    return description
+
+
 def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedModel:
     """Load a file with the runtime that it is for; the result maps images (B, 3, H, W) to features (B, D) float32.
 
@@ -244,19 +264,7 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
         ValueError: not such a file, or the runtime can't be had here.
     """
     path = Path(path)
-    beside = _description_file(path)
-    for file in (path, beside):
-        if not file.is_file():
-            raise wanting(FileNotFoundError(f"no exported model at {str(file)!r}"), "exported model")
-    try:
-        values, known = strict_json(beside.read_bytes()), {each.name for each in fields(ExportDescription)}
-        values = {name: value for name, value in from_json(dict[str, Any], values, "it").items() if name in known}
-        description = from_json(ExportDescription, values, "it")
-        siblings = _siblings(path, description.files)
-    except ValueError as error:
-        raise ValueError(f"{str(beside)!r} doesn't describe an exported model: {error}") from error
-    if missing := [file for file in siblings if not file.is_file()]:
-        raise FileNotFoundError(f"{str(path)!r} needs {str(missing[0])!r}, which is missing")
+    description = read_description(path)
     runtime = find_file_runtime(description.runtime, description.precision, path=path, loading=True)
     try:
         with quiet():
