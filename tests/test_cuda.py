@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
-from harness.apps.vectors.embed import EmbedJob, embed, read_vectors
+from harness.apps.vectors.embed import embed, read_vectors
+from harness.apps.vectors.settings import EmbedJob
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
 from harness.cli.entry import main

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import git_commit
+from harness.apps.settings import CheckPlan
 from harness.base.lines import require_appendable
 from harness.base.table import Shown, Table, count_of
 from harness.base.terminal import Progress
@@ -23,8 +24,8 @@ from harness.datasets.few_shot import turns
 from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
-from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
+from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
 from harness.records.averages import protocol, tower_of
 from harness.records.record import (
@@ -39,7 +40,6 @@ from harness.records.record import (
     read_run,
     record_lines,
 )
-from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import (
     ABSENT,
     EXACT,
@@ -52,7 +52,7 @@ from harness.report.changes import (
 )
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.reducer import METHODS
-from zoo.core.settings import check_fields, tower_name
+from zoo.core.settings import tower_name
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import TIMM, Tower, load_tower, split_name
@@ -69,30 +69,6 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 _OURS = ("baselines", "zoo")
 # Hashes of what was learned for a row, and how its keep rate was found; nobody asks for them.
 _LEARNED = ("predictor", "prompts", MATCHED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckPlan:
-    """Say what is checked, or with ``update`` written anew; what is None wasn't asked for."""
-
-    files: Sequence[Path] = ()  # expectations; none for the one that ships
-    models: Sequence[str] | None = None  # dense names
-    methods: Sequence[str] | None = None
-    keeps: Sequence[float] | None = None
-    datasets: Sequence[str] | None = None
-    device: str | None = None  # None for the expectation's
-    rounds: int = 6
-    no_latency: bool = False
-    update: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self, rounds=f"[{LEAST_ROUNDS}, inf)")
-
-    @property
-    def narrowing(self) -> str:
-        """Flags that take some of the rows."""
-        names = {"model": self.models, "methods": self.methods, "keeps": self.keeps, "dataset": self.datasets}
-        return " ".join(f"--{name}" for name, own in names.items() if own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
 from harness.learning.prompts import Tuner, tuning_of
 from harness.measure.bench import Bench
-from harness.measure.plan import Plan, check_plan
+from harness.measure.plan import check_plan
 from harness.measure.rows import Tuned, require_rows
+from harness.measure.settings import Plan
 from harness.records.record import GOLDEN, PROMPTS, Record
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import best_precision, tower_name

@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
+from harness.apps.settings import SENTENCE, TIMM_FORMAT
 from harness.measure.cost import gflops
 from harness.records.record import DENSE, RECOVERY, Record, lacking
 from harness.report.folder import markdown
@@ -37,8 +38,6 @@ from zoo.loading.towers import (
 from zoo.loading.weights import FOLDER, HUB, find_clip, read_weights
 from zoo.towers.vit import TimmHost
 
-TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
-FORMATS = (TIMM_FORMAT, SENTENCE)
 FILES = ("README.md", "config.json", "model.safetensors")
 SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
 FREE = ("apache-2.0", "bsd-3-clause", "mit")

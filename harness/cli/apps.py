@@ -19,7 +19,8 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
-    from harness.apps.vectors.embed import Embedded, EmbedJob
+    from harness.apps.vectors.embed import Embedded
+    from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
@@ -29,7 +30,8 @@ LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's server
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
+    from harness.apps.choose import ALIKE, TOTAL, choose, selection_table
+    from harness.apps.settings import ChooseConfig
     from harness.base.lines import claim_file
     from harness.measure.fidelity import SetupBounds
 
@@ -211,7 +213,8 @@ def _agreement_table(setup: "Setup", runtime: str, agreement: "FeatureAgreement"
 
 def run_embed(args: Namespace, progress: Progress) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
-    from harness.apps.vectors.embed import EmbedJob, embed
+    from harness.apps.vectors.embed import embed
+    from harness.apps.vectors.settings import EmbedJob
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args, args.runtime), source=_source(args, progress))
     done = embed(job, progress)
@@ -254,8 +257,9 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 def run_search(args: Namespace, progress: Progress) -> Shown:
     """Search embeddings and show the nearest ones."""
-    from harness.apps.vectors.embed import IMAGES, read_vectors
+    from harness.apps.vectors.embed import read_vectors
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
+    from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.source import open_source
     from harness.base.lines import claim_file
 
@@ -313,7 +317,8 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
     """
     if missing := [name for name in ("ray", "fastapi", "uvicorn") if find_spec(name) is None]:
         raise ValueError(f"serve needs {', '.join(missing)}: pip install 'clip-patchrank[ray]'")
-    from harness.apps.serve import ServeConfig, serving
+    from harness.apps.serve import serving
+    from harness.apps.settings import ServeConfig
 
     setup, config = flags.setup_of(args, args.runtime), flags.settings(ServeConfig, args)
     progress.say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
@@ -329,7 +334,8 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
 
 def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.apps.show import ShowConfig, find_subject, show
+    from harness.apps.settings import ShowConfig
+    from harness.apps.show import find_subject, show
     from harness.report.pictures import IMAGE
     from zoo.core.recipes import GoldenConfig
 
@@ -342,7 +348,8 @@ def run_show(args: Namespace, _progress: Progress) -> Shown:
 
 def run_check(args: Namespace, progress: Progress) -> Shown:
     """Check expectations, or write them anew."""
-    from harness.apps.check import CheckPlan, check
+    from harness.apps.check import check
+    from harness.apps.settings import CheckPlan
     from harness.report.changes import Tolerances
 
     untimed = {"slower": math.inf} if args.no_latency else {}

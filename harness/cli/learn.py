@@ -12,7 +12,8 @@ from harness.cli import flags
 
 def run_rank(args: Namespace, progress: Progress) -> Shown:
     """Make golden rankings and say where they are."""
-    from harness.golden.rank import RankJob, rank
+    from harness.golden.rank import rank
+    from harness.golden.settings import RankJob
     from zoo.core.recipes import GoldenConfig
 
     source, config = flags.source_of(args, progress), flags.settings(GoldenConfig, args)
@@ -28,7 +29,8 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.rank import RankJob, rank
+    from harness.golden.rank import rank
+    from harness.golden.settings import RankJob
     from harness.golden.store import Source, shipped_rankings
     from harness.learning.predictor import fit
     from zoo.core.recipes import FitConfig, GoldenConfig
@@ -99,7 +101,8 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.learning.recovery import Sources, train_recovery
+    from harness.learning.recovery import train_recovery
+    from harness.learning.settings import Sources
     from zoo.core.recipes import RecoveryConfig
     from zoo.deploy.setup import Setup
 
@@ -126,8 +129,8 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     """Search a schedule, write it, and say what it gives beside the default."""
-    from harness.learning.recovery import Sources
-    from harness.learning.schedule import SearchConfig, search_schedule
+    from harness.learning.schedule import search_schedule
+    from harness.learning.settings import SearchConfig, Sources
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}

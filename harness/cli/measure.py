@@ -13,7 +13,7 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM, SHARED
 
 if TYPE_CHECKING:
-    from harness.measure.plan import Plan
+    from harness.measure.settings import Plan
     from harness.records.record import Record
 
 
@@ -74,8 +74,8 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
 
 def _plan_of(args: Namespace) -> "Plan":
     """Return what `compare` measures; without methods named, those of published comparisons and a faster dense row."""
-    from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
+    from harness.measure.settings import Plan
     from harness.records.averages import reference_of
     from harness.records.record import GOLDEN, RANDOM, UNREDUCED
 
@@ -122,7 +122,7 @@ def run_eval(args: Namespace, progress: Progress) -> Shown:
 def evaluated(args: Namespace, progress: Progress) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.apps.compare import compare, judge
-    from harness.measure.plan import Plan
+    from harness.measure.settings import Plan
     from harness.records.record import DENSE
     from zoo.loading.towers import split_method
 

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,41 +16,19 @@ from torch import Tensor
 
 from harness.base.store import Store
 from harness.base.terminal import Progress
-from harness.base.workers import Make, ShardJob, make_shards, require_same
+from harness.base.workers import Make, make_shards, require_same
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import text_classifier
-from harness.golden.store import RANKINGS, Provenance, Rankings, Source, own_store
+from harness.golden.settings import RankJob
+from harness.golden.store import RANKINGS, Provenance, Rankings, own_store
 from zoo.core.files import fingerprint
-from zoo.core.recipes import GoldenConfig
-from zoo.core.settings import AUTO, check_fields, precision_on
+from zoo.core.settings import AUTO, precision_on
 from zoo.loading.towers import Tower, load_tower
 from zoo.ranking.golden import GoldenEngine
 from zoo.ranking.suffix import windows
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankJob(ShardJob):
-    """What to rank, and how."""
-
-    model: str  # dense tower, see `zoo.loading.towers.load_tower`
-    source: Source
-    config: GoldenConfig = field(default_factory=GoldenConfig)
-    limit: int | None = None  # images; those of a smaller one are the first of a larger one's
-    variants: int = 1  # times that each image is drawn anew; the second follow all the first
-    out: Path | None = None  # the store; None for the user's cache, where `compare` looks
-    shard_size: int = 64  # images per shard
-    batch: int | None = None  # sequences per pass; None: the store's, else by the free memory
-    dtype: str = "float32"  # or auto: that of the store, else the fastest of the device
-
-    def __post_init__(self) -> None:
-        """Validate."""
-        super().__post_init__()
-        check_fields(self, limit="[1, inf)", variants="[1, inf)")
-        if not len(self.source.images):
-            raise ValueError(f"{self.source.name!r} has no {self.source.split} images to rank; name another --split")
 
 
 class Ranked(NamedTuple):

@@ -14,6 +14,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
+from harness.learning.settings import Sources
 from harness.measure.rows import make_row, require_rows
 from zoo.core.files import cache_file, digest
 from zoo.core.recipes import RecoveryConfig
@@ -22,15 +23,6 @@ from zoo.loading.recovery_file import RecoveryFile, save_recovery
 from zoo.loading.towers import load_tower
 
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Which images are learned from without labels."""
-
-    datasets: tuple[str, ...]
-    limit: int | None = 800  # training images per dataset, None for all
-    held_out: int = 60  # images per dataset to stop or to judge by
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ several of them.
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import accumulate, permutations
@@ -25,7 +24,8 @@ from harness import git_commit
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
-from harness.learning.recovery import Sources, learning_sets
+from harness.learning.recovery import learning_sets
+from harness.learning.settings import SearchConfig, Sources
 from harness.measure.cost import gflops
 from harness.measure.fidelity import Pictures, join_splits
 from harness.measure.plan import TOLERANCE, KeepSolver
@@ -33,7 +33,7 @@ from harness.measure.rows import Variant, make_row
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_file
 from zoo.core.reducer import METHODS, Reducer
-from zoo.core.settings import check_fields, expected
+from zoo.core.settings import expected
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.loading.towers import load_tower
 from zoo.methods.rankmerge import RankMergeConfig
@@ -46,18 +46,6 @@ FIRST = 3  # one image in so many is for a first look, and one candidate in so m
 GROUP = 8  # candidates that are run together
 NEAR = TOLERANCE["gflops"]  # of the goal, that a schedule may cost more or less
 _NOTHING = 1e-12  # 1 - cosine that counts as none
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """What to search among, and at what cost."""
-
-    cost: float = 0.5  # GFLOPs, as a share of the dense tower's
-    points: int = 4  # reduction points at most
-    candidates: int = 150  # schedules to try at most
-
-    def __post_init__(self) -> None:
-        check_fields(self, cost="(0, 1)", points="[1, inf)", candidates="[1, inf)")
 
 
 class Shape(NamedTuple):

@@ -14,8 +14,9 @@ from harness.datasets.base import FINAL
 from harness.datasets.few_shot import require_apart, require_labels
 from harness.learning.prompts import tuning_of
 from harness.measure.bench import Bench
-from harness.measure.plan import Plan, costs
+from harness.measure.plan import costs
 from harness.measure.rows import Variant
+from harness.measure.settings import Plan
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Tuning, refuse_mixed

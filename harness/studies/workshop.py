@@ -12,13 +12,15 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import OURS, subset
-from harness.golden.rank import RankJob, rank
+from harness.golden.rank import rank
+from harness.golden.settings import RankJob
 from harness.golden.store import Rankings, Source, own_store, shipped_rankings
 from harness.learning.predictor import fit
 from harness.learning.prompts import Tuner, read_if_valid
 from harness.measure.cost import gflops
-from harness.measure.plan import KeepSolver, Plan
+from harness.measure.plan import KeepSolver
 from harness.measure.rows import Tuned, Variant, make_row
+from harness.measure.settings import Plan
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import cache_file, digest
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig

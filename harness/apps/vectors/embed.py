@@ -23,13 +23,12 @@ from torch import Tensor
 
 from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
+from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
-from harness.base.workers import Make, ShardJob, make_shards, require_same
-from harness.records.times import cores
+from harness.base.workers import Make, make_shards, require_same
 from zoo.core.files import fingerprint, weights_digest, write_whole
-from zoo.core.settings import check_fields
 from zoo.deploy.export import ExportedModel, load_exported
 from zoo.deploy.runtime import EAGER, OPTIMIZED, Prepared, find_runtime
 from zoo.deploy.setup import Setup
@@ -37,13 +36,11 @@ from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.preprocessing import build_preprocessing
 from zoo.loading.towers import load_tower
 
-IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "precision")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
-MOST = 16  # processes that decode, unless more are asked for
-INT8, BINARY = "int8", "binary"
-STORAGE = {"float32": np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
+*_, INT8, BINARY = STORAGES
+CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -70,7 +67,7 @@ class Codes(NamedTuple):
             step = np.abs(embeddings).max(axis=1, keepdims=True) / np.float32(127)
             embeddings = np.rint(embeddings / np.where(step > 0, step, 1))
             scale = 1 / np.maximum(np.linalg.norm(embeddings, axis=1), 1)  # 0 stays 0
-        return cls(storage, width, embeddings.astype(STORAGE[storage]), scale)
+        return cls(storage, width, embeddings.astype(CODE_TYPES[storage]), scale)
 
     @classmethod
     def from_table(cls, table: Any, storage: str, width: int) -> Self:
@@ -113,7 +110,7 @@ class VectorsProvenance(Origin):
     runtime: str  # that ran the image tower
     precision: str  # of the computation
     batch: int  # pictures per pass decide the last bits
-    storage: str  # of ``STORAGE``
+    storage: str  # of ``STORAGES``
     width: int
 
     @property
@@ -162,7 +159,7 @@ def _check(shard: Shard[VectorsProvenance]) -> None:
     if covered != list(range(shard.first, shard.first + shard.covers)):
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
     storage, width, codes, scale = vectors.codes
-    if codes.dtype != STORAGE[storage] or codes.shape[1] != (-(-width // 8) if storage == BINARY else width):
+    if codes.dtype != CODE_TYPES[storage] or codes.shape[1] != (-(-width // 8) if storage == BINARY else width):
         raise BrokenShardError("its columns aren't as they were written")
     if not np.isfinite(codes if scale is None else scale).all():
         raise BrokenShardError("an embedding is not finite")
@@ -339,37 +336,6 @@ def _text_tower(model: ExportedModel) -> ClipParts:
     if weights_digest(clip.model.text.state_dict()) != model.text_weights:
         raise ValueError(f"{model.tower} has other text weights now than when {model.path.name} was written")
     return clip
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedJob(ShardJob):
-    """What to embed, and how."""
-
-    setup: Setup
-    source: PictureSource | TextSource
-    out: Path
-    random_weights: bool = False
-    shard_size: int = 4096  # pictures per file
-    batch: int = 64  # pictures per pass
-    storage: str = "float16"  # of ``STORAGE``
-    decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, storage=STORAGE, decoders="[0, inf)")
-
-    @property
-    def kind(self) -> str:
-        """What is embedded: images or texts."""
-        return TEXTS if isinstance(self.source, TextSource) else IMAGES
-
-    @property
-    def processes(self) -> int:
-        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
-        if self.decoders is not None:
-            return self.decoders
-        share = cores() // 4 if self.device.startswith("cpu") else cores()
-        return max(1, min(MOST, share) // (self.workers or 1))
 
 
 class Embedded(NamedTuple):

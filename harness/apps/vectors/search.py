@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import BINARY, IMAGES, STORAGE, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.embed import BINARY, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.settings import IMAGES, STORAGES
 from harness.apps.vectors.source import PictureFile, PictureSource
 from harness.base.terminal import printable
 from harness.datasets.images import decode_image
@@ -166,7 +167,7 @@ def nearest(
 class Loss:
     """What is left of float32 embeddings that are stored otherwise and searched by float32 queries."""
 
-    stored: str  # of ``STORAGE``, and how bits are searched
+    stored: str  # of ``STORAGES``, and how bits are searched
     bytes: int  # of an embedding
     cosine: float  # with the float32 embedding, on average
     overlap: Interval | None  # of the share of the ten nearest by float32 that are found
@@ -189,7 +190,7 @@ def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -
     floats = np.concatenate(parts)[:MOST]
     queries, losses = torch.from_numpy(floats), list[Loss]()
     truth = neighbours(queries, queries)
-    for storage in STORAGE:
+    for storage in STORAGES:
         codes = Codes.of(floats, storage)
         size = sum(column[0].nbytes for column in (codes.codes, codes.scale) if column is not None)
         decoded = torch.from_numpy(codes.decode())

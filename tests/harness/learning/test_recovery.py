@@ -15,8 +15,9 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.learning import recovery
-from harness.learning.recovery import Sources, train_recovery
-from harness.measure.plan import Plan
+from harness.learning.recovery import train_recovery
+from harness.learning.settings import Sources
+from harness.measure.settings import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
 from zoo.core.files import cache_folder, digest

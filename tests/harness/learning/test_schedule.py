@@ -16,8 +16,8 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.learning import schedule
-from harness.learning.recovery import Sources
-from harness.learning.schedule import Schedule, SearchConfig, Shape, search
+from harness.learning.schedule import Schedule, Shape, search
+from harness.learning.settings import SearchConfig, Sources
 from harness.measure import fidelity
 from harness.measure.cost import gflops
 from harness.measure.plan import TOLERANCE
