@@ -164,8 +164,10 @@ class Setup:
 
         A tower that `zoo.optimize` refuses runs eagerly. Raise ValueError for what another runtime refuses.
         """
+        runtime = find_runtime(self.runtime)
+        runtime.require(self.precision, str(example.device))
         try:
-            return find_runtime(self.runtime).prepare(vit, example, self.precision), ""
+            return runtime.prepare(vit, example, self.precision), ""
         except ValueError as error:
             if self.runtime != OPTIMIZED:
                 raise

@@ -224,6 +224,8 @@ class Encoder:
         Raise what ``Setup.load``, ``Setup.prepare`` and ``load_exported`` do.
         """
         self.setup, self.device, self.runtime = setup, device, setup.runtime
+        if setup.file is not None and random_weights:
+            raise ValueError(f"--random-weights with {setup.name}: an exported file has weights; leave the flag out")
         preprocess = self._load_tower(random_weights, batch) if setup.file is None else self._load_file(setup.file)
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(preprocess)).split())
         self.transform, self._scale = split_preprocessing(preprocess, device)
