@@ -10,8 +10,8 @@ from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import PRECISIONS, check_fields, expected
 
 CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
-TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
-FORMATS = (TIMM_FORMAT, SENTENCE)  # of a published folder
+TIMM_FORMAT, SENTENCE, OPEN_CLIP_FORMAT = "timm", "sentence-transformers", "open_clip"
+FORMATS = (TIMM_FORMAT, SENTENCE, OPEN_CLIP_FORMAT)  # of a published folder
 
 
 @dataclass(frozen=True, kw_only=True)
