@@ -61,7 +61,7 @@ def test_vectors_are_the_files_own(file: Path, photos: Path, tower: str, run: Ca
     )
     assert main(["search", str(photos / "2.png"), *place, "--model", str(moved)]) == 0
     with pytest.raises(ValueError, match=r"no exported file; leave it out"):
-        query_vector("2.png", next(read_vectors(by_name.path)).provenance, file=str(moved))
+        query_vector(str(photos / "2.png"), next(read_vectors(by_name.path)).provenance, file=str(moved))
 
 
 def test_words_are_embedded_by_the_towers_own_text_tower(file: Path, tmp_path: Path):
