@@ -59,6 +59,7 @@ def push_and_load(name: str, card_line: str, folder: Path, **learned: Path) -> P
     return found
 
 
+@pytest.mark.command("push")
 def test_a_tuned_model(prompts: Path, tmp_path: Path):
     line = "Classes, in the order of the logits: a, b, c."
     assert push_and_load(PATCHRANK, line, tmp_path / "out", prompts=prompts).classes == ("a", "b", "c")

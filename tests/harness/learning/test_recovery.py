@@ -97,6 +97,7 @@ def test_refusals(tmp_path: Path):
         all_of(recoveries=(tmp_path / "none",))
 
 
+@pytest.mark.command("fit recovery", "eval")
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")

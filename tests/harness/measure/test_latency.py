@@ -225,6 +225,7 @@ def test_wrong_use_is_refused(flags, said, monkeypatch, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.command("latency")
 @pytest.mark.usefixtures("benchmark", "busy_machine")
 def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, monkeypatch, capsys):
     argv, file = [*RANDOM.split(), "--output", str(tmp_path)], tmp_path / "latency.jsonl"
