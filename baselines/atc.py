@@ -39,6 +39,7 @@ class ATC(Merger):
     Config = ATCConfig
     config: ATCConfig
     by_default = False
+    ordered = True
 
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many patch tokens leave each stage; clusters may be of any size."""

@@ -38,6 +38,7 @@ class ToFu(Merger):
     Config = ToFuConfig
     config: ToFuConfig
     by_default = False
+    ordered = True
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Drop or merge one token of each of the most similar pairs."""

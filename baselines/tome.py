@@ -31,6 +31,7 @@ class ToMe(Merger):
 
     Config = ToMeConfig
     config: ToMeConfig
+    ordered = True
 
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many patch tokens leave each merging block."""

@@ -58,8 +58,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "norm behind": {"pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True},
     "cascade": {**POOLER, "attentional_pool": "cascade", "output_dim": 32},
 }
-# Their choice goes by the order of the sequence, too: alternate sets, which token of a pair or cluster stays.
-ORDERED = ("atc", "tome", "tofu", "rankmerge")
+NEEDS_QUERY = {name for name in zoo.METHODS if configure(name, {"keep": 0.5}, 3).needs_query}
 
 
 def build(kind: str, **overrides: Any) -> nn.Module:
@@ -109,7 +108,7 @@ def check_any_order(tower: nn.Module) -> None:
     images, query = images_of(tower, 2), reduced(tower, None).query
     order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
     for method in zoo.METHODS:
-        if method in ORDERED or (query is None and configure(method, {"keep": 0.5}, 3).needs_query):
+        if zoo.METHODS[method].ordered or (query is None and method in NEEDS_QUERY):
             continue
         model = reduced(tower, method, keep=0.5, **options_of(method))
         tokens = model.embed(images)
@@ -117,7 +116,7 @@ def check_any_order(tower: nn.Module) -> None:
         straight, _ = model.advance(tokens)
         permuted, _ = model.advance(tokens._replace(x=x, patch_idx=tokens.patch_idx[:, order]))
         same = torch.allclose(model.finish(straight), model.finish(permuted), atol=1e-4)
-        assert same, f"{method}: other features of permuted patches"
+        assert same, f"{method}: other features of permuted patches, and its class doesn't say ordered = True"
         for one, other in zip(straight.history, permuted.history, strict=True):
             assert torch.equal(one.after.sort(dim=1).values, other.after.sort(dim=1).values), method
             # In the order of places, in which fused tokens come first.

@@ -25,14 +25,13 @@ from zoo.loading.registry import default_cfgs
 from zoo.loading.sizes import PERCENTS, SIZES
 from zoo.loading.weights import UnusableWeightsError
 
-METHODS = ("patchrank", "rankmerge", "clsattn", "evit", "tome", "random")
 DEPTHS = {"b32": 12, "b16": 12, "l14": 24, "s14": 9}
 PATCHES = {"b32": 49, "b16": 196, "l14": 256, "s14": 196}
 THIRDS = {"b32": 90, "b16": 30, "l14": 60, "s14": 60}  # keep rates that are run, one for each size
 
 
 def test_the_names_are_those_that_timm_lists():
-    ends = ["", *(f"_{method}{percent}" for method in METHODS for percent in PERCENTS)]
+    ends = ["", *(f"_{method}{percent}" for method in zoo.METHODS for percent in PERCENTS)]
     assert {f"clip_vit_{size}{end}" for size in DEPTHS for end in ends} <= set(zoo.MODELS)
     assert set(zoo.MODELS) == set(timm.list_models("clip_vit_*"))
     tags = {f"{name}.{tag}" for name, parts in zoo.MODELS.items() for tag in SIZES[parts.size].tags}

@@ -179,6 +179,7 @@ class Reducer(nn.Module):
     method: ClassVar[str] = ""
     by_default: ClassVar[bool] = True  # whether commands that are given no methods measure it
     in_block: ClassVar[bool] = False  # whether it reduces in the blocks of its points, behind the attention
+    ordered: ClassVar[bool] = False  # whether the order of the sequence decides, too: alternating sets, first of a pair
 
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
         """Check the settings against the tower; raise ValueError if it can't meet them."""

@@ -128,56 +128,31 @@ class Tokens(NamedTuple):
             rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026),
                 and its weight in attention by the inverse, as LayerNorm stretches its value whatever we do.
         """
-        exporting = torch.compiler.is_exporting()  # its runtimes are slow or wrong at scattered sums
-        by_product = exporting or self.x.device.type != "cpu"  # a GPU adds up by index in any order
-        put, add_up = (_put_by_mask if exporting else torch.scatter), (_add_by_product if by_product else _add_by_index)
-        idx, size, own = self.patch_idx, self.sizes(), every_position(self.x, self.patch_count)
-        goal = put(own, 1, gone, into)
-        if stay is None:
-            stay = (goal != own).int().argsort(dim=1, stable=True)[:, : self.patch_count - int(gone.shape[1])]
-        alike = into.unsqueeze(2) == into.unsqueeze(1)  # (B, r, r) whether two go into one
-        pairs = alike if by_product else alike.int().argmax(dim=2)
-        # Where in the old tokens, with the merged ones behind them, each of those that stay is.
-        source = put(own, 1, into, self.patch_count + every_position(self.x, gone.shape[1])).gather(1, stay)
-
-        moved, there = size.gather(1, gone).unsqueeze(2), size.gather(1, into).unsqueeze(2)
-        total = add_up(pairs, there, moved)
-        parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
-        moves = (parts - target) * (moved / total).to(parts.dtype)
-        merged = target + add_up(pairs, torch.zeros_like(moves), moves)
-        key_weight = size if self.key_weight is None and rescale else self.key_weight
-        if key_weight is not None:
-            heavier = add_up(
-                pairs, key_weight.gather(1, into).unsqueeze(2), key_weight.gather(1, gone).unsqueeze(2)
-            ).squeeze(2)
+        moves, size = Moves.of(gone, into, stay, self.patch_count), self.sizes()
+        total = moves.add(size.unsqueeze(2))
+        parts, target = (rows(self.x, self.prefix + place) for place in (gone, into))
+        merged, stretch = moves.mean(target, parts, size.gather(1, gone).unsqueeze(2) / total), None
         if rescale:
-            arrived, before, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
-            stretch = (alike * arrived.unsqueeze(1)).amax(dim=2).maximum(before) / now.clamp(min=1e-12)
-            merged, heavier = merged * stretch.unsqueeze(2).to(merged.dtype), heavier / stretch
-        if key_weight is not None:
-            key_weight = put(key_weight, 1, into, heavier).gather(1, stay)
-        place, carried = None, self.importance
-        if self.positional is not None:
-            places = self.places()
-            sums = add_up(pairs, rows(places, into) * there, rows(places, gone) * moved)
-            place = rows(torch.cat((places, sums / total), dim=1), source)
-        if carried is not None:
-            most = torch.where(alike, carried.gather(1, gone).unsqueeze(1), -torch.inf).amax(dim=2)
-            carried = torch.cat((carried, most.maximum(carried.gather(1, into))), dim=1).gather(1, source)
-
-        after = idx.gather(1, stay)
-        last = torch.full_like(idx, torch.inf, dtype=torch.float32).scatter(1, gone, importance.float())
-        new = torch.zeros_like(idx).scatter(1, stay, every_position(self.x, stay.shape[1]))
-        sequence = torch.cat((every_position(self.x, self.prefix), self.prefix + source), dim=1)
+            stretch = moves.stretch(target, parts, merged)
+            merged = merged * stretch.unsqueeze(2).to(merged.dtype)
+        sequence = torch.cat((every_position(self.x, self.prefix), self.prefix + moves.source), dim=1)
         return self._replace(
             x=rows(torch.cat((self.x, merged), dim=1), sequence),
-            patch_idx=after,
-            size=put(size, 1, into, total.squeeze(2)).gather(1, stay),
-            key_weight=key_weight,
-            importance=carried,
-            place=place,
-            history=(*self.history, Reduction(index, idx, after, last, new.gather(1, goal))),
+            patch_idx=self.patch_idx.gather(1, moves.stay),
+            size=moves.take(size, total.squeeze(2)),
+            key_weight=self._merge_key_weight(moves, stretch),
+            importance=None if self.importance is None else moves.take_most(self.importance),
+            place=None if self.positional is None else moves.take_mean(self.places(), size.unsqueeze(2), total),
+            history=(*self.history, moves.record(index, self.patch_idx, importance)),
         )
+
+    def _merge_key_weight(self, moves: "Moves", stretch: Tensor | None) -> Tensor | None:
+        """Return the weights in attention (B, n - r) after ``moves``; those of merged tokens fall as they stretch."""
+        key_weight = self.sizes() if self.key_weight is None and stretch is not None else self.key_weight
+        if key_weight is None:
+            return None
+        merged = moves.add(key_weight.unsqueeze(2)).squeeze(2)
+        return moves.take(key_weight, merged if stretch is None else merged / stretch)
 
     def token_of_patch(self) -> Tensor:
         """Return which patch token each patch of the grid is in, (B, N) int64 places in the sequence, -1 for none."""
@@ -236,23 +211,84 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
     return flat.view(batch, idx.shape[1], dim)
 
 
-def _add_by_index(slot: Tensor, there: Tensor, moved: Tensor) -> Tensor:
-    """Add rows ``moved`` (B, r, C) to those of ``there`` (B, r, C), all that go into one at the first of them.
+class Moves(NamedTuple):
+    """Which r of n patch tokens go into which others; all positions are int64 in the sequence before."""
 
-    ``slot`` (B, r) is where that is. Far faster than ``scatter_add``.
-    """
-    flat = (slot + slot.shape[1] * torch.arange(slot.shape[0], device=slot.device).unsqueeze(1)).flatten()
-    return there.flatten(0, 1).index_add(0, flat, moved.flatten(0, 1)).index_select(0, flat).view_as(there)
+    gone: Tensor  # (B, r) each position once
+    into: Tensor  # (B, r) aligned with ``gone``
+    stay: Tensor  # (B, n - r) all other positions, in the order of the new sequence
+    goal: Tensor  # (B, n) ``into`` of the tokens that go, the own position of all others
+    source: Tensor  # (B, n - r) where each new token is in the n old ones followed by the r merged ones
+    alike: Tensor  # (B, r, r) bool, whether two go into the same
+    slot: Tensor | None  # (B, r) first in ``gone`` of those with the same ``into``; None to add by a matrix product
+
+    @classmethod
+    def of(cls, gone: Tensor, into: Tensor, stay: Tensor | None, count: int) -> "Moves":
+        """Plan the moves among ``count`` patch tokens; without ``stay`` the others keep their order."""
+        every, going = every_position(gone, count), int(gone.shape[1])
+        goal = _put(every, gone, into)
+        if stay is None:
+            stay = (goal != every).int().argsort(dim=1, stable=True)[:, : count - going]
+        source = _put(every, into, count + every_position(gone, going)).gather(1, stay)
+        alike = into.unsqueeze(2) == into.unsqueeze(1)
+        # A GPU adds up by index in any order, and runtimes of exported models are slow or wrong at scattered sums.
+        by_index = gone.device.type == "cpu" and not torch.compiler.is_exporting()
+        return cls(gone, into, stay, goal, source, alike, alike.int().argmax(dim=2) if by_index else None)
+
+    def add(self, values: Tensor) -> Tensor:
+        """Return for each move the sum (B, r, C) of ``values`` (B, n, C) of all tokens that meet there."""
+        return self._add_to(rows(values, self.into), rows(values, self.gone))
+
+    def mean(self, target: Tensor, parts: Tensor, share: Tensor) -> Tensor:
+        """Return for each move the mean (B, r, D) of the tokens that meet there.
+
+        It is a step from ``target`` (B, r, D), the token that stays, towards each of ``parts`` (B, r, D) by its
+        ``share`` (B, r, 1) of the whole, which leaves a token that receives its equal as it is.
+        """
+        steps = (parts - target) * share.to(parts.dtype)
+        return target + self._add_to(torch.zeros_like(steps), steps)
+
+    def stretch(self, target: Tensor, parts: Tensor, merged: Tensor) -> Tensor:
+        """Return the factors (B, r) that give ``merged`` tokens (B, r, D) the norm of the longest that met."""
+        before, arrived, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (target, parts, merged))
+        return self._most(before, arrived) / now.clamp(min=1e-12)
+
+    def take(self, values: Tensor, merged: Tensor) -> Tensor:
+        """Return the values (B, n - r) of the new sequence, by the old ones (B, n) and those of each move (B, r)."""
+        return torch.cat((values, merged), dim=1).gather(1, self.source)
+
+    def take_most(self, values: Tensor) -> Tensor:
+        """Return the largest of ``values`` (B, n) in each token of the new sequence, (B, n - r)."""
+        return self.take(values, self._most(values.gather(1, self.into), values.gather(1, self.gone)))
+
+    def take_mean(self, values: Tensor, size: Tensor, total: Tensor) -> Tensor:
+        """Return the mean of ``values`` (B, n, C) by ``size`` (B, n, 1) in each token of the new sequence."""
+        return rows(torch.cat((values, self.add(values * size) / total), dim=1), self.source)
+
+    def record(self, block: int, patch_idx: Tensor, importance: Tensor) -> Reduction:
+        """Return the moves as history has them; ``importance`` (B, r) is of the tokens that go."""
+        last = torch.full_like(patch_idx, torch.inf, dtype=torch.float32).scatter(1, self.gone, importance.float())
+        place = torch.zeros_like(patch_idx).scatter(1, self.stay, every_position(patch_idx, self.stay.shape[1]))
+        return Reduction(block, patch_idx, patch_idx.gather(1, self.stay), last, place.gather(1, self.goal))
+
+    def _most(self, target: Tensor, parts: Tensor) -> Tensor:
+        return torch.where(self.alike, parts.unsqueeze(1), -torch.inf).amax(dim=2).maximum(target)
+
+    def _add_to(self, target: Tensor, parts: Tensor) -> Tensor:
+        """Add to each row of ``target`` (B, r, C) the rows of ``parts`` (B, r, C) that go into the same token."""
+        if self.slot is None:
+            with torch.autocast("cuda", enabled=False):
+                return target + self.alike.to(parts.dtype) @ parts
+        batch, count = self.slot.shape
+        flat = (self.slot + count * torch.arange(batch, device=parts.device).unsqueeze(1)).flatten()
+        # Far faster than ``scatter_add``.
+        return target.flatten(0, 1).index_add(0, flat, parts.flatten(0, 1)).index_select(0, flat).view_as(target)
 
 
-def _add_by_product(alike: Tensor, there: Tensor, moved: Tensor) -> Tensor:
-    """Do the same by a matrix product; ``alike`` (B, r, r) says which go into one."""
-    with torch.autocast("cuda", enabled=False):
-        return there + alike.to(moved.dtype) @ moved
-
-
-def _put_by_mask(x: Tensor, _dim: int, idx: Tensor, values: Tensor) -> Tensor:
-    """Return ``x`` (B, n), not negative, with ``values`` (B, r) at ``idx`` (B, r), as ``torch.scatter`` does."""
+def _put(x: Tensor, idx: Tensor, values: Tensor) -> Tensor:
+    """Return ``x`` (B, n), not negative, with ``values`` (B, r) at ``idx`` (B, r); exported as a mask."""
+    if not torch.compiler.is_exporting():
+        return x.scatter(1, idx, values)
     put = values.unsqueeze(2).where(idx.unsqueeze(2) == every_position(x, x.shape[1]).unsqueeze(1), -1).amax(dim=1)
     return x.where(put < 0, put)
 

@@ -72,6 +72,7 @@ class RankMerge(Reducer):
     Config = RankMergeConfig
     config: RankMergeConfig
     in_block = True
+    ordered = True
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Attend in proportion to size."""

@@ -15,8 +15,8 @@ from harness.datasets.base import Dataset
 from harness.measure import rows as measured_rows
 from harness.records.record import read_records
 from harness.records.statistics import Interval
-from harness.studies.reproduce import TABLES, mean_of, paper, paper_rows
-from harness.studies.workshop import StudyConfig
+from harness.studies.reproduce import TABLES, mean_of, paper_rows
+from harness.studies.study import StudyConfig, paper_tables
 from zoo.core.reducer import final_count
 
 FLAGS = (
@@ -35,7 +35,7 @@ def cells_of(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_make_the_printed_mean_and_rows_are_compared_with_earlier_ones(name: str):
-    config = TABLES[name].conditions(StudyConfig(datasets=paper(name)["columns"]))
+    config = TABLES[name].conditions(StudyConfig(datasets=paper_tables()[name]["columns"]))
     rows = paper_rows(name, config, 12)
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
@@ -48,7 +48,7 @@ def test_columns_make_the_printed_mean_and_rows_are_compared_with_earlier_ones(n
 
 
 def test_a_mean_over_some_datasets_needs_each_of_them():
-    every = paper("table1")["columns"]
+    every = paper_tables()["table1"]["columns"]
     rows = {row.name: row for row in paper_rows("table1", StudyConfig(datasets=every), 12)}
     assert rows["unpruned"].mean_over(["dtd", "ucf101"]) == pytest.approx((45.1 + 67.0) / 2)
     assert rows["unpruned"].mean_over(["dtd", "fashion"]) == 67.9  # others: as printed
