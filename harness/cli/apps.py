@@ -157,7 +157,8 @@ def _write_layout(server: str, model: Path) -> Path:
     Raises:
         ValueError: OpenVINO Model Server's file is there and is none.
     """
-    from zoo.core.files import strict_json, write_whole
+    from zoo.core.files import write_whole
+    from zoo.core.json_reader import strict_json
 
     about, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
     if server == "triton":

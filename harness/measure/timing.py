@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
-from zoo.core.files import is_out_of_memory
+from zoo.core.errors import is_out_of_memory
+from zoo.core.host import Host
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
 from zoo.deploy.optimized import optimize
-from zoo.towers.vit import ReducedViT
 
 MOST_ROUNDS = 200  # however short the calls are
 SPREAD = 0.25  # between dense's quartiles, by its median, over which times are of no use
@@ -281,7 +281,7 @@ def model_dtype(way: str, dtype: str) -> str:
     return "float32" if way in EXPORTED else dtype
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
+def prepare(vit: Host, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
@@ -318,7 +318,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -
     return ready
 
 
-def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
+def _first_call(vit: Host, way: str, images: Tensor, dtype: str) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory and kernels of a call."""
     wait, calls, peak = synchronizer(images.device), list[Call](), None
 
@@ -346,7 +346,7 @@ def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyM
     return ReadyModel(call=call, first_call_s=first_call_s, peak_mib=peak, attention=kernels)
 
 
-def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
+def _apart(call: Call, vit: Host, images: Tensor) -> Tensor:
     """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
 
     There are two batches or more, as a graph might keep its first images.

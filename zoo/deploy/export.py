@@ -26,8 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import PARTIAL, fingerprint, no_room, strict_json, wanting, write_whole
+from zoo.core.digests import fingerprint
+from zoo.core.errors import add_remedy, no_room
+from zoo.core.files import PARTIAL, write_whole
 from zoo.core.host import Host
+from zoo.core.json_reader import strict_json
 from zoo.core.settings import PRECISIONS, expected, torch_dtype
 
 Call = Callable[[Tensor], Tensor]
@@ -213,7 +216,7 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     beside = _about(path)
     for file in (path, beside):
         if not file.is_file():
-            raise wanting(FileNotFoundError(f"no exported model at {str(file)!r}"), "exported model")
+            raise add_remedy(FileNotFoundError(f"no exported model at {str(file)!r}"), "exported model")
     try:
         about = strict_json(beside.read_bytes())
         format, dtype = about["format"], about["dtype"]

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from zoo.core.files import from_json, strict_json, write_whole
+from zoo.core.files import write_whole
+from zoo.core.host import Host
+from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
 from zoo.core.settings import PRECISIONS, check_fields, torch_dtype
 from zoo.deploy.optimized import optimize
@@ -17,7 +19,6 @@ from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import Tower, find_tower, reduce_tower, require_predictor, split_method
-from zoo.towers.vit import ReducedViT
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"
@@ -109,7 +110,7 @@ class Setup:
         tower = find_tower(self.model, random_weights=random_weights)
         return tower._replace(vit=self.reduce(tower))
 
-    def reduce(self, tower: Tower) -> ReducedViT:
+    def reduce(self, tower: Tower) -> Host:
         """Return its dense tower with the reduction, which shares the tower's weights; raise what ``load`` does."""
         if self.method is None:
             return tower.vit
@@ -121,7 +122,7 @@ class Setup:
         return make_runtime(self.load().vit, self.dtype)[0]
 
 
-def make_runtime(vit: ReducedViT, dtype: str) -> tuple[Any, str]:
+def make_runtime(vit: Host, dtype: str) -> tuple[Any, str]:
     """Return a model as it is run, by ``zoo.optimize``, or where that refuses it rounded to its precision, and why."""
     try:
         return optimize(vit, dtype=dtype), ""

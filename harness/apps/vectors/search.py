@@ -26,7 +26,7 @@ from harness.records.statistics import Interval, over_images
 from harness.report.pictures import shorten
 from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText
-from zoo.loading.preprocessing import EXTENSIONS
+from zoo.loading.pictures import EXTENSIONS
 
 RESCORED = 100  # nearest by Hamming distance whose cosines are compared
 MOST = 10_000  # embeddings that precisions are compared on

@@ -22,7 +22,7 @@ from harness.measure.cost import gflops
 from harness.records.record import read_records
 from harness.report.folder import markdown
 from harness.report.tables import group_records, sections
-from zoo.core.files import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
 from zoo.loading.learned_files import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
 

@@ -22,7 +22,7 @@ from harness.cli.entry import BROKEN_PIPE, COMMANDS, main
 from harness.datasets import list_datasets
 from harness.records.record import read_records
 from harness.report import folder
-from zoo.core.files import NoRoomError
+from zoo.core.errors import NoRoomError
 from zoo.loading.sizes import SIZES
 
 ROOT = Path(__file__).parents[3]

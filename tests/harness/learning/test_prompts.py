@@ -23,7 +23,8 @@ from harness.learning.prompts import Tuner, load_tuner
 from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant, variants
 from harness.records.metrics import predicted
-from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.recipes import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts

@@ -20,7 +20,8 @@ from harness.learning.settings import Sources
 from harness.measure.settings import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
-from zoo.core.files import cache_folder, digest
+from zoo.core.digests import digest
+from zoo.core.files import cache_folder
 from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import distance
 from zoo.loading.recovery_file import RecoveryFile

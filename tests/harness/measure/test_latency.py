@@ -20,7 +20,7 @@ from harness.measure.latency import Family, LatencyPlan, load_family, measure_la
 from harness.measure.rows import variants
 from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
 from harness.records.times import EAGER, LatencyRecord, Timing, read_latencies, write_latencies
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.loading import towers
 from zoo.loading.towers import Tower
