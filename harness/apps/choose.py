@@ -27,7 +27,7 @@ from harness.measure.rows import Variant, make_row, usual_methods
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import Interval, median_interval
 from harness.records.times import Timing, describe_machine
-from zoo.core.files import digest, fingerprint
+from zoo.core.digests import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import best_precision, torch_dtype

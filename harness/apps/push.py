@@ -19,11 +19,12 @@ from harness.measure.cost import gflops
 from harness.records.record import DENSE, RECOVERY, Record, lacking
 from harness.report.folder import markdown
 from harness.report.tables import conditions_of, group_records, sections
-from zoo.core.files import digest, fingerprint, read_facts, write_whole
+from zoo.core.digests import digest, fingerprint
+from zoo.core.files import write_whole
 from zoo.core.learned import CosineHead
 from zoo.deploy.sentence_tower import CODE, SENTENCE_CODE, TEXT, SentenceTower
 from zoo.loading.adopt import reduce
-from zoo.loading.learned_files import find_predictor
+from zoo.loading.learned_files import find_predictor, read_facts
 from zoo.loading.open_clip import CONFIG, save_open_clip
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
@@ -234,7 +235,7 @@ def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
         "tokens leaving each block": ", ".join(map(str, trace.tokens_per_block)),
         "GFLOPs per image": f"{cost.gflops:.2f}{dense}",
         "parameters": f"{cost.params:,}",
-        "output": f"logits of {classes} classes" if classes else f"{vit.num_classes or vit.num_features} features",
+        "output": f"logits of {classes} classes" if classes else f"{vit.feature_dim} features",
     }
     return facts, lacking(cost.unsupported)
 

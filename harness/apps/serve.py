@@ -27,7 +27,8 @@ from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running
-from zoo.core.files import is_out_of_memory, strict_json
+from zoo.core.errors import is_out_of_memory
+from zoo.core.json_reader import strict_json
 from zoo.deploy.export import read_description
 from zoo.deploy.setup import Setup
 

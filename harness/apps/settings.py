@@ -94,7 +94,7 @@ class ShowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckPlan:
-    """Say what is checked, or with ``update`` written anew; what is None wasn't asked for."""
+    """Say which rows are checked, or with ``update`` written anew; None takes all of a kind."""
 
     files: Sequence[Path] = ()  # expectations; none for the one that ships
     models: Sequence[str] | None = None  # dense names

@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.base.lines import hold_lock, require_appendable
-from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, require_file, write_whole
+from zoo.core.digests import digest
+from zoo.core.errors import NoRoomError
+from zoo.core.files import PARTIAL, require_file, write_whole
+from zoo.core.json_reader import from_json
 
 VERSION = 1  # of the metadata
 CODEC = "zstd"
@@ -242,7 +245,7 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it while the body runs; ValueError if one writes there."""
     require_appendable(folder / "any")
     with hold_lock(folder / LOCK, folder):  # without locks two runs would only do the same work twice
@@ -259,7 +262,7 @@ class Store(Generic[P]):
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
         """Keep other runs out, and check all that is there; broken shards are told by ``say``, and partial files go."""
-        with claim(self.folder):
+        with lock_folder(self.folder):
             for path in self.folder.glob(f".*{PARTIAL}"):
                 path.unlink(missing_ok=True)
             for index, path in shard_paths(self.folder).items():

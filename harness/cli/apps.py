@@ -32,14 +32,14 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ALIKE, TOTAL, choose, selection_table
     from harness.apps.settings import ChooseConfig
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.measure.fidelity import SetupBounds
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name
         raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
     dataset = args.dataset or f"images:{args.images}"
-    with claim_file(args.output):
+    with lock_file(args.output):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=progress)
         if not selection.why:
             selection.setup.write(args.output)
@@ -111,9 +111,9 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     """
     import torch
 
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets.few_shot import subset
-    from zoo.core.files import weights_digest
+    from zoo.core.digests import weights_digest
     from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
     from zoo.deploy.runtime import ONNXRUNTIME
     from zoo.loading.preprocessing import describe_preprocessing
@@ -145,7 +145,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     )
     data: dict[str, Any] = {"runtime": runtime, "precision": setup.precision}
     how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
-    with claim_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
+    with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
@@ -168,7 +168,8 @@ def _write_layout(server: str, model: Path) -> Path:
     Raises:
         ValueError: OpenVINO Model Server's file is there and is none.
     """
-    from zoo.core.files import strict_json, write_whole
+    from zoo.core.files import write_whole
+    from zoo.core.json_reader import strict_json
 
     about, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
     if server == "triton":
@@ -261,7 +262,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
     from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.source import open_source
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
 
     if (args.query is None) != args.losses:
         raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
@@ -271,7 +272,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
     if args.sheet is not None and provenance.kind != IMAGES:
         raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
-    with claim_file(args.sheet, "--sheet"):
+    with lock_file(args.sheet, "--sheet"):
         vector = query_vector(args.query, provenance, progress.say, device=args.device, file=args.model)
         found = nearest(args.vectors, vector, args.top, progress.say)
         if source is not None:

@@ -200,7 +200,7 @@ def change(config: C, changes: str | None, flag: str) -> C:
     Raises:
         ValueError: an unknown field, a value of another type, or what the settings refuse.
     """
-    from zoo.core.files import from_json
+    from zoo.core.json_reader import from_json
 
     values, hints = dataclasses.asdict(config), get_type_hints(type(config))
     own = {"seed": values.pop("seed")} if "seed" in values else {}  # which has its own flag

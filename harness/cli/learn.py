@@ -25,7 +25,7 @@ def run_rank(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
@@ -58,7 +58,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset or --rankings")
     limits = {"shots": args.shots, "block": args.block, "folders": args.images}
-    with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
+    with lock_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
             files[split].append(rank(job, progress).path)
             update(done)
@@ -69,7 +69,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.learning.prompts import load_tuner
@@ -80,7 +80,7 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
     row, tuner = load_tuner(args.model, dataset, draws=args.draws, device=args.device, progress=progress)
     begin = time.perf_counter()
-    with claim_file(args.output):
+    with lock_file(args.output):
         tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
         seconds = time.perf_counter() - begin
         path = args.output or tuned.file.path

@@ -41,7 +41,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
     from harness.apps.compare import compare
     from harness.apps.show import draw_galleries
     from harness.base.lines import require_appendable
-    from harness.base.store import claim
+    from harness.base.store import lock_folder
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
@@ -51,7 +51,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
     records: list[Record] = []
 
     require_appendable(path)
-    with claim(args.output):  # no other run writes there
+    with lock_folder(args.output):  # no other run writes there
         known = earlier(path, fresh=args.fresh)
         for group in compare(plan, known, progress, folder=path.with_suffix(UNFINISHED)):
             keep_new(path, group, known)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from harness.studies.answer import StudyTable
-    from harness.studies.workshop import Study, StudyConfig
+    from harness.studies.study import Study, StudyConfig
 
 
 def _measured(
@@ -35,13 +35,13 @@ def _measured(
             yield tables
 
 
-def _show_stock(
+def _show_inventory(
     title: str, study: "Study", configs: "Sequence[StudyConfig]", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """Lay out what of a study is cached and what is missing."""
-    from harness.studies.answer import take_stock
+    from harness.studies.answer import take_inventory
 
-    steps = [step for config in configs for step in take_stock(study, config, progress)]
+    steps = [step for config in configs for step in take_inventory(study, config, progress)]
     rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]
     caption, heads = "Rankings are counted in images. What is cached takes no time", ("what", "of", "cached", "missing")
     table = Table.of(f"{title}; {configs[0].model}", heads, rows, words=heads[:2], caption=caption)
@@ -52,7 +52,8 @@ def run_reproduce(args: Namespace, progress: Progress) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.report.charts import render
     from harness.report.folder import markdown
-    from harness.studies.reproduce import TABLES, compare_rows, paper, require_readable
+    from harness.studies.reproduce import TABLES, compare_rows, require_readable
+    from harness.studies.study import paper_tables
     from zoo.core.files import write_whole
 
     data: list[dict[str, Any]] = []
@@ -62,7 +63,7 @@ def run_reproduce(args: Namespace, progress: Progress) -> Work:
         require_readable(config.datasets, target)
         configs = target.groups(config)
         if args.dry_run:
-            part, facts = _show_stock(paper(name)["title"], target.study, configs, progress)
+            part, facts = _show_inventory(paper_tables()[name]["title"], target.study, configs, progress)
             data.append({"name": name, **facts})
             yield part
             continue
@@ -84,15 +85,15 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     from harness.datasets import list_datasets, root_of, shipped_facts
     from harness.datasets.few_shot import COOP, OURS
     from harness.datasets.public import RootedDataset
-    from harness.studies.reproduce import MODEL, paper
-    from harness.studies.workshop import StudyConfig
+    from harness.studies.reproduce import MODEL
+    from harness.studies.study import StudyConfig, paper_tables
     from zoo.core.recipes import FitConfig, GoldenConfig
 
     named = set(args.datasets or ()) & set(list_datasets())  # below a root they are under the paper's conditions
     rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
     rooted |= not args.datasets and root_of(args.root) is not None
     draws = args.draws or (COOP if rooted else OURS)
-    datasets = args.datasets or (paper(name)["columns"] if rooted else ("fashion", "emoji"))
+    datasets = args.datasets or (paper_tables()[name]["columns"] if rooted else ("fashion", "emoji"))
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
     # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
@@ -166,7 +167,7 @@ def run_study(args: Namespace, progress: Progress) -> Work:
     study = list_studies()[args.name]
     config = _study_config(study, args)
     if args.dry_run:
-        table, facts = _show_stock(study.title, study, [config], progress)
+        table, facts = _show_inventory(study.title, study, [config], progress)
         return Shown(parts=(table,), data={"name": study.name, **facts})
     path, lines, written = args.output / f"{study.name}.jsonl", list[dict[str, Any]](), ["jsonl", "csv"]
     for tables in _measured(study, [config], path, args, progress):
@@ -184,7 +185,7 @@ def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
     """Return what the flags ask for, refusing those that the study doesn't use by a ValueError."""
     from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.datasets.few_shot import OURS
-    from harness.studies.workshop import StudyConfig
+    from harness.studies.study import StudyConfig
     from zoo.core.recipes import FitConfig
 
     for name, used in USES.items():

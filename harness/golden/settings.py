@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RankJob(ShardJob):
-    """What to rank, and how."""
+    """A run of ``rank``."""
 
     model: str  # dense tower, see `zoo.loading.towers.load_tower`
     source: "Source"
     config: GoldenConfig = field(default_factory=GoldenConfig)
-    limit: int | None = None  # images; those of a smaller one are the first of a larger one's
+    limit: int | None = None  # images; a smaller limit takes the first of a larger one's
     variants: int = 1  # times that each image is drawn anew; the second follow all the first
     out: Path | None = None  # the store; None for the user's cache, where `compare` looks
     shard_size: int = 64  # images per shard

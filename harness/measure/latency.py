@@ -20,7 +20,9 @@ from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
-from zoo.core.files import fingerprint, is_out_of_memory
+from zoo.core.digests import fingerprint
+from zoo.core.errors import is_out_of_memory
+from zoo.core.host import Host
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision
@@ -29,7 +31,6 @@ from zoo.loading.adopt import reduce
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import split_method, split_name
 from zoo.loading.weights import FOLDER, HUB
-from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
 CALLS, SERVER = "calls", "server"  # calls that follow each other; queries that arrive at random and are batched
@@ -121,14 +122,14 @@ def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool
             rows.append(_row(tower.arch, reduce(vit, method=method, keep=keep)))
     # The model of a folder or the hub may have been saved with a reduction method.
     saved = towers.create_pretrained(dense) if dense.startswith((FOLDER, HUB)) else None
-    if isinstance(saved, ReducedViT) and saved.reducer is not None:
+    if isinstance(saved, Host) and saved.reducer is not None:
         model = reduce(vit, method=None)
         model.reducer = saved.reducer
         rows.append(_row(tower.arch, model))
     return Family(tag=tower.tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
 
 
-def _row(arch: str, vit: ReducedViT) -> Variant:
+def _row(arch: str, vit: Host) -> Variant:
     assert vit.reducer is not None
     method, config, patches = vit.reducer.method, vit.reducer.config, vit.grid[0] * vit.grid[1]
     keep = config.keep
@@ -149,7 +150,7 @@ def measure_latency(
     machine, patience = describe_machine(torch.device(plan.device)), timing.Patience(say=progress.say)
     for dense, pairs in plan.groups.items():
         family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
-        vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
+        vits: dict[str, list[Host]] = {}  # in the last precision; they go on sharing weights
         for condition in product(plan.precisions, plan.threads, plan.runtimes, plan.batches, plan.rates or (None,)):
             named = dict(zip(("precision", "threads", "runtime", "batch", "rate"), condition, strict=True))
             blanks = [_blank(plan, family, row, machine, named) for row in family.rows]
@@ -215,7 +216,7 @@ def _stopwatch(plan: LatencyPlan) -> timing.Stopwatch:
 
 def _time(
     plan: LatencyPlan,
-    runs: Mapping[int, tuple[LatencyRecord, ReducedViT]],
+    runs: Mapping[int, tuple[LatencyRecord, Host]],
     progress: Progress,
     patience: timing.Patience,
 ) -> dict[int, LatencyRecord]:
@@ -255,7 +256,7 @@ def _complete(
 
 
 def time_in_turn(
-    models: Mapping[int, ReducedViT],
+    models: Mapping[int, Host],
     blank: LatencyRecord,
     plan: LatencyPlan,
     patience: timing.Patience,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.measure import timing
 from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
-from zoo.towers.vit import ReducedViT
+from zoo.core.host import Host
 
 SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
 NEAR = 0.01  # share of a rate to which a prediction goes
@@ -97,7 +97,7 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
     return low
 
 
-def prepare_server(vit: ReducedViT, runtime: str, images: Tensor, precision: str = "float32") -> timing.ReadyModel:
+def prepare_server(vit: Host, runtime: str, images: Tensor, precision: str = "float32") -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
     Where sizes are fixed there is one for each power of two, and batches are filled up to the next.

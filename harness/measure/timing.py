@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.records.times import AGAIN, TOO_BUSY, Timing, cores
-from zoo.core.files import is_out_of_memory
+from zoo.core.errors import is_out_of_memory
+from zoo.core.host import Host
 from zoo.deploy.runtime import CUDA_GRAPHS, Prepared, Runtime, find_runtime
-from zoo.towers.vit import ReducedViT
 
 MOST_ROUNDS = 200  # however short the calls are
 SPREAD = 0.25  # between dense's quartiles, by its median, over which times are of no use
@@ -274,7 +274,7 @@ def weights_precision(runtime: str, precision: str) -> str:
     return precision if find_runtime(runtime).rounds_weights else "float32"
 
 
-def prepare(vit: ReducedViT, runtime: str, images: Tensor, precision: str = "float32") -> ReadyModel:
+def prepare(vit: Host, runtime: str, images: Tensor, precision: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
@@ -310,7 +310,7 @@ def prepare(vit: ReducedViT, runtime: str, images: Tensor, precision: str = "flo
     return ready
 
 
-def _first_call(vit: ReducedViT, runtime: Runtime, images: Tensor, precision: str) -> ReadyModel:
+def _first_call(vit: Host, runtime: Runtime, images: Tensor, precision: str) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory and kernels of a call."""
     wait, made, peak = synchronizer(images.device), list[Prepared](), None
 
@@ -339,7 +339,7 @@ def _first_call(vit: ReducedViT, runtime: Runtime, images: Tensor, precision: st
     return ReadyModel(prepared=prepared, first_call_s=first_call_s, peak_mib=peak, attention=kernels)
 
 
-def _compare_with_eager(prepared: Prepared, vit: ReducedViT, images: Tensor) -> Tensor:
+def _compare_with_eager(prepared: Prepared, vit: Host, images: Tensor) -> Tensor:
     """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
 
     There are two batches or more, as a graph might keep its first images.

@@ -19,7 +19,7 @@ from harness.base.lines import append_lines, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimate_cell, figure
 from harness.records.record import DENSE, RowRecord, Times, device_name, parse_line
 from harness.records.statistics import Interval, median_interval
-from zoo.core.files import from_json
+from zoo.core.json_reader import from_json
 from zoo.deploy.runtime import EAGER
 
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it

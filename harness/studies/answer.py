@@ -1,6 +1,6 @@
 """Answers of studies: lines are judged on each dataset, and stand in a table beside dense and beside each other."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -11,7 +11,7 @@ from harness.base.table import UNMEASURED, Cell, Table, estimate_cell
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
-from harness.datasets.few_shot import require_apart, require_labels
+from harness.datasets.few_shot import require_labels, require_unseen
 from harness.learning.prompts import tuning_of
 from harness.measure.bench import Bench
 from harness.measure.plan import costs
@@ -33,9 +33,10 @@ from harness.records.statistics import (
     together,
 )
 from harness.report.charts import Chart, Dot
+from harness.studies.case import StudyCase, StudyInventory
 from harness.studies.foreground import PROBE_SPLITS, fit_judge
-from harness.studies.workshop import Study, StudyCase, StudyConfig, StudyLine
-from zoo.core.files import fingerprint
+from harness.studies.study import Study, StudyConfig, StudyLine
+from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.loading.towers import load_tower
 
@@ -234,14 +235,14 @@ def _images(dense: Record) -> str:
     return f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
 
 
-def take_stock(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Return how much of what a study makes and keeps the user's cache has, and how much it lacks; make nothing."""
+def take_inventory(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
+    """Return how much of what a study makes and keeps the user's cache has, and how much is missing; make nothing."""
     counts: dict[tuple[str, str], list[int]] = {}
-    for case in _cases(study, config, progress, counts):
+    for case in _cases(study, config, progress, partial(StudyInventory, counts=counts)):
         list(study.lines(case))
     return [
-        {"kind": kind, "of": of, "cached": cached, "missing": missing}
-        for (kind, of), (cached, missing) in counts.items()
+        {"kind": kind, "of": subject, "cached": cached, "missing": missing}
+        for (kind, subject), (cached, missing) in counts.items()
     ]
 
 
@@ -268,14 +269,14 @@ def answer(
             records = [
                 _judge_tuned(bench, line) if line.prompts else [by_key[row.key] for row in line.rows] for line in lines
             ]
-            rows = [(line.labels, line.group, own) for line, own in zip(lines, records, strict=True)]
+            rows = [(line.labels, line.group, group) for line, group in zip(lines, records, strict=True)]
             yield StudyTable.of(study.title, judged[0], rows), [judged[0], *chain.from_iterable(records)]
             bench.outcomes.forget()  # records are written by now
             update(done)
 
 
 def _cases(
-    study: Study, config: StudyConfig, progress: Progress, stock: dict[tuple[str, str], list[int]] | None = None
+    study: Study, config: StudyConfig, progress: Progress, make: Callable[..., StudyCase] = StudyCase
 ) -> list[StudyCase]:
     """Return the datasets that a study can do something with, each as a case.
 
@@ -289,7 +290,7 @@ def _cases(
         if dataset not in usable:
             progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
         elif study.tunes:
-            require_apart(dataset, config.split)
+            require_unseen(dataset, config.split)
     if study.foreground and config.split in PROBE_SPLITS:
         raise ValueError(f"--split {config.split}: probes of foreground are fitted or chosen by it; expected test")
     if not usable:
@@ -298,7 +299,7 @@ def _cases(
         usable = [dataset.released() for dataset in usable]
     config = replace(config, datasets=tuple(dataset.name for dataset in usable))
     weights, keeps, made = fingerprint(tower.vit), config.keeps or study.keeps, dict[Any, Any]()
-    return [StudyCase(config, tower, weights, dataset, keeps, progress, made, stock) for dataset in usable]
+    return [make(config, tower, weights, dataset, keeps, progress, made) for dataset in usable]
 
 
 def _bench(
@@ -330,7 +331,7 @@ def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
         cost = costs([first], (), 0, bench.progress)[first.key]
         bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
-    for row, own in zip(line.rows, line.prompts, strict=True):
-        own.vit.to(bench.plan.device, torch_dtype(bench.plan.dtype))
-        records += bench.judge(tuning_of(own.file), [row], {row.key: own})
+    for row, tuned in zip(line.rows, line.prompts, strict=True):
+        tuned.vit.to(bench.plan.device, torch_dtype(bench.plan.dtype))
+        records += bench.judge(tuning_of(tuned.file), [row], {row.key: tuned})
     return records

@@ -4,17 +4,14 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from harness.datasets import get_dataset
-from harness.datasets.few_shot import SHOTS, subset
-from harness.measure.rows import Variant
-from harness.studies.workshop import MERGED, PREDICTED, Study, StudyCase, StudyLine, study, tuned_line
-from zoo.core.learned import ARCHITECTURES
+from harness.studies.study import MERGED, PREDICTED, Study, StudyLine, study
 from zoo.core.recipes import LOSSES, SCORES
-from zoo.methods.rankmerge import RANKS, RankMergeConfig
+
+if TYPE_CHECKING:
+    from harness.measure.rows import Variant
+    from harness.studies.case import StudyCase
 
 DROPPING = ("clsattn", "evit", "evitfuse", "random")
 WAYS = {"none": "", "T": "t", "V+T": "vt"}
@@ -46,7 +43,7 @@ def comma(blocks: Sequence[int]) -> str:
     labels=True,
     plot=("keep", "score", "ranking"),
 )
-def scores(on: StudyCase) -> Iterator[StudyLine]:
+def scores(on: "StudyCase") -> Iterator[StudyLine]:
     """Which score finds the patches that accuracy needs, and can it be predicted?"""
     for score in SCORES:
         golden = on.golden(score=score)
@@ -57,11 +54,11 @@ def scores(on: StudyCase) -> Iterator[StudyLine]:
 
 
 @study("Predictors fitted on one dataset, judged on another (paper: Table 2)", (0.5,))
-def transfer(on: StudyCase) -> Iterator[StudyLine]:
+def transfer(on: "StudyCase") -> Iterator[StudyLine]:
     """Does a predictor need images of the dataset that it serves?"""
-    golden, own = on.golden(), on.dataset.name
-    others = [name for name in on.config.datasets if name != own]
-    sources = [(own,), *((name,) for name in others), *([on.config.datasets] if others else [])]
+    golden, judged = on.golden(), on.dataset.name
+    rest = [name for name in on.config.datasets if name != judged]
+    sources = [(judged,), *((name,) for name in rest), *([on.config.datasets] if rest else [])]
     for keep in on.keeps:
         for source in sources:
             models = on.predicted(on.predictors(golden, source), keep, on.truth(golden))
@@ -70,8 +67,10 @@ def transfer(on: StudyCase) -> Iterator[StudyLine]:
 
 
 @study("Predictor architectures (paper: Table 6)", (0.6, 0.3))
-def architectures(on: StudyCase) -> Iterator[StudyLine]:
+def architectures(on: "StudyCase") -> Iterator[StudyLine]:
     """Which network predicts the golden ranking best, and does accuracy follow?"""
+    from zoo.core.learned import ARCHITECTURES
+
     golden, recipe, full = on.golden(), on.config.fit, int(on.tower.vit.embed_dim)
     for keep in on.keeps:
         without = on.gflops(on.baseline("random", keep)[0])
@@ -86,7 +85,7 @@ def architectures(on: StudyCase) -> Iterator[StudyLine]:
 
 
 @study("Predictor losses", (0.6, 0.3))
-def losses(on: StudyCase) -> Iterator[StudyLine]:
+def losses(on: "StudyCase") -> Iterator[StudyLine]:
     """Which loss leads to the best ranking, and what does the paper's printed one do?"""
     golden, recipe = on.golden(), on.config.fit
     for keep in on.keeps:
@@ -97,12 +96,15 @@ def losses(on: StudyCase) -> Iterator[StudyLine]:
 
 
 @study("Ranked images per class that a predictor learns from", (0.6, 0.3), labels=True)
-def shots(on: StudyCase) -> Iterator[StudyLine]:
+def shots(on: "StudyCase") -> Iterator[StudyLine]:
     """How many images must be ranked?"""
+    from harness.datasets import get_dataset
+    from harness.datasets.few_shot import SHOTS, subset
+
     golden, names = on.golden(), on.config.datasets
     classes = {name: len(get_dataset(name).classes) for name in names}
     labels = {name: subset(get_dataset(name).split("train"), on.config.train_limit).labels for name in names}
-    most = min(int(np.bincount(labels[name], minlength=classes[name]).min()) for name in names)
+    most = min(int((labels[name] == index).sum()) for name in names for index in range(classes[name]))
     if too_many := [count for count in SHOTS if count > most]:
         on.progress.say(f"left out: {comma(too_many)} images per class; a class has {most} ranked ones")
     for keep in on.keeps:
@@ -119,11 +121,13 @@ def shots(on: StudyCase) -> Iterator[StudyLine]:
     fits=False,
     plot=("GFLOPs", "method", "ranking"),
 )
-def merging(on: StudyCase) -> Iterator[StudyLine]:
+def merging(on: "StudyCase") -> Iterator[StudyLine]:
     """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?
 
     All rows have the cost of Patch Ranking with the predictor of the tower.
     """
+    from zoo.methods.rankmerge import RANKS
+
     for keep in on.keeps:
         patchrank = on.untuned(keep)
         lines = {("tome", ""): on.baseline("tome", keep, cost=patchrank)}
@@ -133,26 +137,32 @@ def merging(on: StudyCase) -> Iterator[StudyLine]:
 
 
 @study("Features per patch, at equal GFLOPs", (0.6, 0.5, 0.3), fits=False, foreground=True)
-def patches(on: StudyCase) -> Iterator[StudyLine]:
+def patches(on: "StudyCase") -> Iterator[StudyLine]:
     """Which features per patch are near dense, and tell foreground by a linear probe, after merging and dropping?
 
     All rows have the cost of Patch Ranking with the predictor of the tower.
     """
     for keep in on.keeps:
-        own = on.untuned(keep)
-        others = {name: on.baseline(name, keep, cost=own) for name in (MERGED, "tome", *DROPPING)}
+        patchrank = on.untuned(keep)
+        rows = {name: on.baseline(name, keep, cost=patchrank) for name in (MERGED, "tome", *DROPPING)}
         for merging in (MERGED, "tome"):
-            for name, models in ((merging, others[merging]), (PREDICTED, [own]), *((n, others[n]) for n in DROPPING)):
+            for name, models in (
+                (merging, rows[merging]),
+                (PREDICTED, [patchrank]),
+                *((name, rows[name]) for name in DROPPING),
+            ):
                 labels = {"for": percent(keep), "against": merging, "method": name}
                 yield StudyLine(labels, models, f"{labels['for']} {merging}")
 
 
 @study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3), fits=False)
-def ablation(on: StudyCase) -> Iterator[StudyLine]:
+def ablation(on: "StudyCase") -> Iterator[StudyLine]:
     """What is each part of the method worth?
 
     One setting is changed at a time, at the cost of random pruning, which is that of any other.
     """
+    from zoo.methods.rankmerge import RankMergeConfig
+
     depth, quarters = on.depth, RankMergeConfig(keep=1).points(on.depth)
     thirds = tuple(depth * at // 3 for at in range(3))
     parts: dict[str, dict[str, Any]] = {
@@ -174,26 +184,26 @@ def ablation(on: StudyCase) -> Iterator[StudyLine]:
 
 
 @study("Reduction point", (0.6,), plot=("before block", "ranking"))
-def blocks(on: StudyCase) -> Iterator[StudyLine]:
+def blocks(on: "StudyCase") -> Iterator[StudyLine]:
     """Before which block do tokens go at the least loss, for one keep rate or one cost?"""
-    own = on.golden()
+    usual = on.golden()
     yield from _at_blocks(on, range(on.depth))
     for keep in on.keeps:
-        cost = on.predicted(on.predictors(own), keep, on.truth(own))[0]
+        cost = on.predicted(on.predictors(usual), keep, on.truth(usual))[0]
         for block in range(on.depth):
             golden = on.golden(block=block)
             models = on.predicted(on.predictors(golden), keep, on.truth(golden), cost)
-            ranking = f"predicted, cost of block {own.block} at {percent(keep)}"
+            ranking = f"predicted, cost of block {usual.block} at {percent(keep)}"
             yield StudyLine({"before block": str(block), "ranking": ranking}, models, keep)
 
 
 @study("Pruning at the input, before block 0 (paper: Figure 5)", (0.6, 0.5))
-def early(on: StudyCase) -> Iterator[StudyLine]:
+def early(on: "StudyCase") -> Iterator[StudyLine]:
     """Does the golden ranking beat the class token's attention where pruning pays most?"""
     yield from _at_blocks(on, (0,))
 
 
-def _at_blocks(on: StudyCase, at: Sequence[int]) -> Iterator[StudyLine]:
+def _at_blocks(on: "StudyCase", at: Sequence[int]) -> Iterator[StudyLine]:
     """Yield golden, predicted, class token's attention and random order at some blocks."""
     for block, keep in product(at, on.keeps):
         golden = on.golden(block=block)
@@ -215,7 +225,7 @@ def schedules(first: int, depth: int) -> list[tuple[int, ...]]:
 
 
 @study("One-shot against progressive pruning at equal GFLOPs", (0.6, 0.5, 0.3))
-def schedule(on: StudyCase) -> Iterator[StudyLine]:
+def schedule(on: "StudyCase") -> Iterator[StudyLine]:
     """Is it better to drop all tokens at once, or fewer at a time and more in the end?"""
     golden, predictors = on.golden(), on.predictors(on.golden())
     for keep in on.keeps:
@@ -231,32 +241,32 @@ def schedule(on: StudyCase) -> Iterator[StudyLine]:
 @study(
     "Learned tokens on the dense and the pruned tower (paper: Table 5)", (0.6, 0.5), tunes=True, plot=("keep", "tuned")
 )
-def tuning(on: StudyCase) -> Iterator[StudyLine]:
+def tuning(on: "StudyCase") -> Iterator[StudyLine]:
     """How far behind the dense tower is a pruned one once both are tuned?"""
     for (name, tokens), keep in product(WAYS.items(), (1.0, *on.keeps)):
         model = on.untuned(keep)
         labels = {"tuned": name, "model": model.model}
         if tokens:
-            yield tuned_line(labels, model, name, on.tuned(model, tokens=tokens))
+            yield on.tuned_line(labels, model, name, on.tuned(model, tokens=tokens))
         else:
             yield StudyLine(labels, [model], name)
 
 
 @study("Kinds of learned tokens", (0.6,), tunes=True)
-def kinds(on: StudyCase) -> Iterator[StudyLine]:
+def kinds(on: "StudyCase") -> Iterator[StudyLine]:
     """Is it worth coupling visual tokens to text tokens, or learning both at all?"""
     for keep, (name, changes) in product(on.keeps, KINDS.items()):
         model = on.untuned(keep)
-        yield tuned_line({"tokens": name}, model, f"{keep:g}", on.tuned(model, **{"tokens": "vt", **changes}))
+        yield on.tuned_line({"tokens": name}, model, f"{keep:g}", on.tuned(model, **{"tokens": "vt", **changes}))
 
 
 @study("Number of learned tokens", (0.6,), tunes=True)
-def count(on: StudyCase) -> Iterator[StudyLine]:
+def count(on: "StudyCase") -> Iterator[StudyLine]:
     """How many learned tokens pay, given that each makes every block longer?"""
     for keep in on.keeps:
         model, group = on.untuned(keep), f"{keep:g}"
         for number in COUNTS:
-            yield tuned_line({"tokens": str(number)}, model, group, on.tuned(model, count=number))
+            yield on.tuned_line({"tokens": str(number)}, model, group, on.tuned(model, count=number))
         yield StudyLine({"tokens": "0"}, [model], group)
 
 
@@ -279,7 +289,7 @@ def four_points(depth: int) -> list[tuple[int, ...]]:
 
 
 @study("Four reduction points of a tuned model (paper: Table 7)", (0.6,), fits=True, tunes=True)
-def points(on: StudyCase) -> Iterator[StudyLine]:
+def points(on: "StudyCase") -> Iterator[StudyLine]:
     """Where should a tuned model lose its tokens, if it does so in four steps?
 
     Each schedule has a predictor for its first point; then all go in one step.
@@ -290,11 +300,13 @@ def points(on: StudyCase) -> Iterator[StudyLine]:
             predictors = on.predictors(on.golden(block=at[0]), [on.dataset.images_of], seeds=1)
             models += on.predicted(predictors, keep, reduce_at=at)
         for model in (*models, on.untuned(keep)):
-            yield tuned_line({"before blocks": comma(model.config["reduce_at"])}, model, f"{keep:g}", on.tuned(model))
+            yield on.tuned_line(
+                {"before blocks": comma(model.config["reduce_at"])}, model, f"{keep:g}", on.tuned(model)
+            )
 
 
 @study("Order of the phases, and prompts moved between towers", (0.6,), tunes=True)
-def order(on: StudyCase) -> Iterator[StudyLine]:
+def order(on: "StudyCase") -> Iterator[StudyLine]:
     """Must prompts be tuned last, and on the tower that they will serve?"""
     dense = on.untuned(1.0)
     on_dense = on.tuned(dense)
@@ -307,10 +319,10 @@ def order(on: StudyCase) -> Iterator[StudyLine]:
             ("tune the dense tower", dense, "dense", on_dense),
             (f"tune at keep {keep:g}, move to the dense", dense, "dense", on_pruned),
         ):
-            yield tuned_line({"model": served.model, "order": name}, served, group, prompts)
+            yield on.tuned_line({"model": served.model, "order": name}, served, group, prompts)
 
 
 @functools.cache
 def list_studies() -> dict[str, Study]:
     """Return all studies by name, sorted."""
-    return dict(sorted((one.name, one) for one in globals().values() if isinstance(one, Study)))
+    return dict(sorted((value.name, value) for value in globals().values() if isinstance(value, Study)))

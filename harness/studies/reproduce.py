@@ -3,12 +3,9 @@
 The paper's numbers are in ``paper.json``; what isn't known of them is None, never guessed.
 """
 
-import functools
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from harness.records.averages import Average, tower_of
 from harness.records.record import DENSE
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.studies.answer import StudyRow, StudyTable
+from harness.studies.case import StudyCase
 from harness.studies.questions import (
     WAYS,
     architectures,
@@ -32,7 +30,7 @@ from harness.studies.questions import (
     transfer,
     tuning,
 )
-from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
+from harness.studies.study import PREDICTED, Study, StudyConfig, StudyLine, paper_tables, study
 from zoo.core.learned import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 
@@ -58,14 +56,6 @@ NOTES = (
     "bootstrap of several); of a mean over datasets, what follows from theirs. Compared: ours with "
     "a paired bootstrap on the same images; mean over datasets, in points, or for cost the ratio."
 )
-
-
-@functools.cache
-def paper(name: str) -> dict[str, Any]:
-    """Return what is known of a table or figure; its ``columns`` are datasets."""
-    content = json.loads(Path(__file__).with_name("paper.json").read_text("utf-8"))
-    page: dict[str, Any] = content["tables"][name]
-    return page | {"columns": tuple(content["columns"][page["columns"]])}
 
 
 # How a measure and a comparison of it are shown, and its unit.
@@ -148,7 +138,7 @@ class PaperRow:
 
 def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
     """Return the rows of a table, some of which stand for several, in a tower of ``depth`` blocks."""
-    every = {
+    variants = {
         "datasets": [{"dataset": dataset} for dataset in config.datasets],
         "networks": [{"network": arch} for arch in ARCHITECTURES if arch not in ("mlp", "transformer")],
         "others": [
@@ -156,18 +146,22 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
             for method, keep in product(WITHOUT_PREDICTOR, config.keeps or ())
         ],
     }
-    block = config.golden.block
+    block, page = config.golden.block, paper_tables()[name]
     common = {"all": " + ".join(config.datasets), "width": config.fit.width, "block": block, "once": block + 1}
     if name == "table7":
         common["best"] = comma(four_points(depth)[0])
     rows = []
-    for entry in paper(name)["rows"]:
-        for one in every[entry["each"]] if "each" in entry else [{}]:
-            words = common | one
+    for entry in page["rows"]:
+        for variant in variants[entry["each"]] if "each" in entry else [{}]:
+            words = common | variant
             labels = {label: value.format(**words) for label, value in entry.get("labels", {}).items()}
-            facts = {key: value for key, value in entry.items() if key != "each"}
-            facts |= {"name": entry["name"].format(**words), "labels": labels, "columns": paper(name)["columns"]}
-            rows.append(PaperRow(**facts))
+            fields = {key: value for key, value in entry.items() if key != "each"}
+            fields |= {
+                "name": entry["name"].format(**words),
+                "labels": labels,
+                "columns": page["columns"],
+            }
+            rows.append(PaperRow(**fields))
     return rows
 
 
@@ -236,7 +230,7 @@ def curves(on: StudyCase) -> Iterator[StudyLine]:
         for keep in (1.0, *on.keeps) if tokens else ():
             model = on.untuned(keep)
             labels = {"for": percent(keep), "method": model.method, "tuned": way}
-            yield tuned_line(labels, model, way, on.tuned(model, tokens=tokens))
+            yield on.tuned_line(labels, model, way, on.tuned(model, tokens=tokens))
 
 
 OWN = {"own_predictors": True}
@@ -313,13 +307,13 @@ class Comparison:
     @property
     def differences(self) -> list[str]:
         """Which of tower and data aren't the paper's; without any, figures may be compared."""
-        alike = {"tower": self.tower == MODEL, "data": set(self.images) <= set(paper(self.name)["columns"])}
+        alike = {"tower": self.tower == MODEL, "data": set(self.images) <= set(paper_tables()[self.name]["columns"])}
         return [what for what, same in alike.items() if not same]
 
     def table(self) -> Table:
         """Lay out what we have of each row, what the paper has, and the difference, with remarks and sources."""
         on = ", ".join(f"{name} ({count} images)" for name, count in self.images.items())
-        title, other = f"{paper(self.name)['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
+        title, other = f"{paper_tables()[self.name]['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
         if other:
             title += f"; NOT the paper's {other}: what differs is no failed reproduction"
         rows, sections = list[list[str]](), []
@@ -328,7 +322,7 @@ class Comparison:
             rows += one.lines([*self.images], comparable=not other)
         sources = sorted({one.row.source for one in self.results if one.row.source})
         about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
-        about["notes"] = [*paper(self.name)["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
+        about["notes"] = [*paper_tables()[self.name]["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
         heads, words = ("", "whose", *self.images, MEAN, "compared with", "by"), {"", "whose", "compared with"}
         return Table.of(title, heads, rows, words=words, wide=set(self.images), **about)
 

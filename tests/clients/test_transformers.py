@@ -24,7 +24,7 @@ from harness.apps.vectors.decode import prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.cli.entry import main
-from zoo.core.files import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
 from zoo.deploy.setup import Setup
 from zoo.loading.towers import load_tower
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
-from harness.golden.store import Provenance, Rankings, own_store
+from harness.golden.store import Provenance, Rankings, cache_store
 from harness.measure import rows as measured_rows
 from harness.measure import timing
 from harness.measure.rows import Tuned, Variant
-from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
 from zoo.learning.fit import save_predictor
@@ -210,7 +211,7 @@ def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -
 def shipped(ranked: Callable[..., Rankings]) -> Callable[..., Rankings]:
     def write(*split: Any, **facts: Any) -> Rankings:
         rankings = ranked(*split, **facts)
-        own = own_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
+        own = cache_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
         rankings.write(own.with_name(f"{own.name}.parquet"))
         return rankings
 

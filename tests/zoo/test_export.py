@@ -17,7 +17,7 @@ from lively import Build
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import NoRoomError
+from zoo.core.errors import NoRoomError
 from zoo.deploy import export
 from zoo.deploy.export import (
     DisagreementError,
@@ -74,7 +74,7 @@ def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, 
     about = json.loads(path.with_name("model.onnx.json").read_text())
     assert (about["method"], about["tower"]) == (half.reducer.method, "tiny")
     assert about["options"] == half.reducer.config.plain()
-    assert about["weights_sha256"] == zoo.core.files.fingerprint(half)
+    assert about["weights_sha256"] == zoo.core.digests.fingerprint(half)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.core.files import blocks_fingerprint, cache_folder
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
 from zoo.deploy.setup import Setup

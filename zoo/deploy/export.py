@@ -20,8 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import PARTIAL, digest, fingerprint, from_json, no_room, strict_json, wanting, write_whole
+from zoo.core.digests import digest, fingerprint
+from zoo.core.errors import add_remedy, no_room
+from zoo.core.files import PARTIAL, write_whole
 from zoo.core.host import Host
+from zoo.core.json_reader import from_json, strict_json
 from zoo.core.settings import expected
 from zoo.deploy.graph import quiet, require_exportable
 from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, find_runtime
@@ -234,7 +237,7 @@ def read_description(path: Path) -> ExportDescription:
     """Read the JSON file beside an exported one; raise FileNotFoundError without one of its files, or ValueError."""
     beside = _description_file(path)
     if not path.is_file():
-        raise wanting(FileNotFoundError(f"no exported model at {str(path)!r}"), "exported model")
+        raise add_remedy(FileNotFoundError(f"no exported model at {str(path)!r}"), "exported model")
     if not beside.is_file():
         raise FileNotFoundError(f"{str(path)!r} has no {beside.name} beside it; `patchrank export` writes both")
     try:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import from_json, strict_json, write_whole
+from zoo.core.files import write_whole
+from zoo.core.host import Host
+from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected
 from zoo.deploy.export import load_exported, read_description
@@ -152,7 +154,7 @@ class Setup:
         tower = find_tower(self.model, random_weights=random_weights)
         return tower._replace(vit=self.reduce(tower))
 
-    def reduce(self, tower: Tower) -> Any:
+    def reduce(self, tower: Tower) -> Host:
         """Return its dense tower with the reduction, which shares the tower's weights; raise what ``load`` does."""
         if self.method is None:
             return tower.vit

@@ -23,7 +23,8 @@ from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zoo.core.files import EMBEDDED, cache_file, digest, write_whole
+from zoo.core.digests import digest
+from zoo.core.files import EMBEDDED, cache_file, write_whole
 from zoo.core.host import give_features
 from zoo.core.reducer import on_method
 from zoo.core.settings import expected
@@ -41,14 +42,14 @@ from zoo.loading.clip import (
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.loading.weights import FOLDER, HUB, OPEN_CLIP_FILES, find_clip, loading, read_weights, without_code
-from zoo.towers.vit import ReducedViT
+from zoo.towers.vit import ReducedViT, TimmHost
 
 CONFIG = "open_clip_config.json"
 _POOLS = {"tok": "token", "avg": "avg"}
 _CROPS = {"shortest": "center", "squash": "squash"}
 
 
-def from_open_clip(model: nn.Module) -> ReducedViT:
+def from_open_clip(model: nn.Module) -> TimmHost:
     """Convert the image tower of an open_clip model, or its ``.visual``, to a dense tower whose head is the projection.
 
     The weights of open_clip's own VisionTransformer are copied, as float32; a timm trunk shares them. Preprocessing
@@ -70,8 +71,8 @@ def from_open_clip(model: nn.Module) -> ReducedViT:
     return tower.train(visual.training)
 
 
-def _from_trunk(visual: TimmModel) -> ReducedViT:
-    tower: ReducedViT = reduce(visual.trunk, method=None)
+def _from_trunk(visual: TimmModel) -> TimmHost:
+    tower: TimmHost = reduce(visual.trunk, method=None)
     tower.spec()
     if not tower.global_pool:
         raise ValueError("timm_pool='' hands out tokens; expected a pooling such as 'token'")
@@ -139,7 +140,7 @@ def _activation(module: nn.Module) -> Any:
     raise ValueError(f"activation {type(module).__name__}: expected GELU or QuickGELU")
 
 
-def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
+def _describe(tower: TimmHost, preprocess: dict[str, Any]) -> None:
     """Tell timm the preprocessing, for ``timm.data.resolve_data_config``."""
     facts = {
         **{"first_conv": "patch_embed.proj", "classifier": "head", "crop_pct": 1.0},

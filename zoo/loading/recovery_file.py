@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, digest, from_json, weights_digest, write_learned
+from zoo.core.digests import blocks_fingerprint, digest, weights_digest
 from zoo.core.host import Host, share_weights
+from zoo.core.json_reader import from_json
 from zoo.core.recipes import RecoveryConfig
 from zoo.core.reducer import Reducer
 from zoo.core.settings import precision_on
-from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names
+from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names, write_learned
 
 FORMAT = 3  # of a file
 HEAD = "head.weight"  # of the linear map that gives the features
@@ -78,7 +79,7 @@ def with_head(vit: T, what: str) -> T:
 
 
 @torch.no_grad()
-def fold(vit: Host, added: Mapping[str, Tensor]) -> None:
+def add_changes(vit: Host, added: Mapping[str, Tensor]) -> None:
     """Add to each weight named, in place, in the wider type of the two, rounded once."""
     for name, value in added.items():
         weight = vit.get_parameter(name)
@@ -106,9 +107,9 @@ def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
     return replace(config, dtype=precision_on(device, config.dtype))
 
 
-def twin(model: T, apart: Collection[str] = ()) -> T:
-    """Return a copy with modules of its own and the same weights; those named ``apart`` are copied, too."""
-    return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in apart})
+def copy_tower(model: T, copied: Collection[str] = ()) -> T:
+    """Return a copy with modules of its own that shares the weights, all but those named in ``copied``."""
+    return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in copied})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,6 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
     headed = with_head(model, file.recipe["what"])
     file.require(headed)
     added = file.load_for(headed)
-    recovered = twin(headed if added else model, added)
-    fold(recovered, added)
+    recovered = copy_tower(headed if added else model, added)
+    add_changes(recovered, added)
     return recovered

@@ -28,7 +28,8 @@ from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, 
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, make_shards, require_same
-from zoo.core.files import fingerprint, weights_digest, write_whole
+from zoo.core.digests import fingerprint, weights_digest
+from zoo.core.files import write_whole
 from zoo.deploy.export import ExportedModel, load_exported
 from zoo.deploy.runtime import EAGER, OPTIMIZED, Prepared, find_runtime
 from zoo.deploy.setup import Setup
@@ -103,7 +104,7 @@ class VectorsProvenance(Origin):
     options: dict[str, Any] = field(default_factory=dict)
     recovery: str | None = None  # its file
     random_weights: bool = False
-    weights: str  # `zoo.core.files.fingerprint` of the image tower
+    weights: str  # `zoo.core.digests.fingerprint` of the image tower
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words

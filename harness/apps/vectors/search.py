@@ -27,7 +27,7 @@ from harness.report.pictures import shorten
 from zoo.core.files import write_whole
 from zoo.deploy.setup import Setup
 from zoo.loading.clip import CompactText
-from zoo.loading.preprocessing import EXTENSIONS
+from zoo.loading.pictures import EXTENSIONS
 
 DATA = (".onnx", ".xml")  # endings of exported files that run no code
 RESCORED = 100  # nearest by Hamming distance whose cosines are compared

@@ -290,6 +290,7 @@ def test_refusals(make: Callable[[], Any], quoted: str):
         make()
 
 
+@pytest.mark.command("choose")
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
 @pytest.mark.parametrize("dtype", PRECISIONS)

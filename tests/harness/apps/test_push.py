@@ -24,7 +24,7 @@ from harness.measure.cost import gflops
 from harness.records.record import read_records
 from harness.report.folder import markdown
 from harness.report.tables import group_records, sections
-from zoo.core.files import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
 from zoo.loading.learned_files import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
 
@@ -63,6 +63,7 @@ def push_and_load(name: str, card_line: str, folder: Path, **learned: Path) -> P
     return found
 
 
+@pytest.mark.command("push")
 def test_a_tuned_model(prompts: Path, tmp_path: Path):
     line = "Classes, in the order of the logits: a, b, c."
     assert push_and_load(PATCHRANK, line, tmp_path / "out", prompts=prompts).classes == ("a", "b", "c")

@@ -15,14 +15,14 @@ from by_hand import replace
 from killing import kill_when
 
 import zoo
-from harness.base.lines import claim_file
-from harness.base.store import claim
+from harness.base.lines import lock_file
+from harness.base.store import lock_folder
 from harness.base.table import Shown, Table
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, main
 from harness.datasets import list_datasets
 from harness.records.record import read_records
 from harness.report import folder
-from zoo.core.files import NoRoomError
+from zoo.core.errors import NoRoomError
 from zoo.loading.sizes import SIZES
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +31,7 @@ RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batch
 TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches"
 
 
+@pytest.mark.command("compare")
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
@@ -137,7 +138,7 @@ def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, capsys):
-    with claim(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
 
@@ -168,7 +169,7 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
 ])  # fmt: skip
 def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
     path = tmp_path / ("out.json" if command.startswith("choose") else "out.pt2")
-    with claim_file(path):
+    with lock_file(path):
         assert main([*command.split(), "--output", str(path)]) == 2
     assert f"another run is writing to {str(path)!r}: wait for its end" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -220,6 +221,7 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypat
     assert "the disk is full; " in capsys.readouterr().err
 
 
+@pytest.mark.command("list")
 def test_the_list_has_all_there_is(predictor_file: Path, capsys):
     assert main(["list", "--json"]) == 0
     found = document(capsys)

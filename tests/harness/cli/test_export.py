@@ -22,6 +22,7 @@ MODEL = "clip_vit_s14_clsattn60"
 COMMAND = ["export", "--model", MODEL, "--runtime", EXPORTED_PROGRAM, "--limit", "3", "--batches", "2"]
 
 
+@pytest.mark.command("export")
 def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pytest.CaptureFixture):
     path = tmp_path / "new" / "model.pt2"
     assert main([*COMMAND, "--output", str(path), "--json"]) == 0

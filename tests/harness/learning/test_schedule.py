@@ -32,7 +32,7 @@ CONFIG = SearchConfig(points=2, candidates=16, cost=0.7)
 @pytest.fixture(autouse=True)
 def _toy(benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count multiply-adds without a trace, as if a method's own work were a tenth of what the blocks save."""
-    monkeypatch.setattr("harness.learning.recovery.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.sources.get_dataset", lambda name: toy)
 
     def quick(vit: zoo.ReducedViT, size: Any) -> SimpleNamespace:
         dense, own = (schedule.closed_gflops(each) for each in (zoo.reduce(vit, method=None), vit))
@@ -81,7 +81,7 @@ def test_a_planted_optimum_is_found():
 def test_the_cost_is_met_as_nearly_as_the_slow_way(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schedule, "gflops", gflops)  # as the command counts
     goal, shape = 0.7 * gflops(dense, 64).gflops, Shape((1, 4), (4, 8))
-    one = schedule._Bench(ARCH, "rankmerge", TOY, CONFIG, "cpu", Progress()).solve(shape)
+    one = schedule._Search(ARCH, "rankmerge", TOY, CONFIG, "cpu", Progress()).solve(shape)
     last, off = one.counts[-1], {}
     for count in range(last - 2, last + 3):
         vit = zoo.reduce(dense, method="rankmerge", **shape.options(count / 64))
@@ -141,6 +141,7 @@ def test_refusals(method: str, change: dict[str, Any], quoted: str):
         searched(method, SearchConfig(**asdict(CONFIG) | change))
 
 
+@pytest.mark.command("fit schedule")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "s.json")

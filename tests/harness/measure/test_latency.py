@@ -20,7 +20,7 @@ from harness.measure.latency import Family, LatencyPlan, load_family, measure_la
 from harness.measure.rows import variants
 from harness.measure.timing import ReadyModel, Stopwatch
 from harness.records.times import LatencyRecord, Timing, read_latencies, write_latencies
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.deploy.runtime import AOTI, EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, RUNTIMES, TOLERANCES, Prepared
 from zoo.loading import towers
@@ -228,6 +228,7 @@ def test_wrong_use_is_refused(flags, said, monkeypatch, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.command("latency")
 @pytest.mark.usefixtures("benchmark", "busy_machine")
 def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, monkeypatch, capsys):
     argv, file = [*RANDOM.split(), "--output", str(tmp_path)], tmp_path / "latency.jsonl"

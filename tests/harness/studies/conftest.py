@@ -15,11 +15,11 @@ from harness.learning import prompts
 from harness.measure import rows as measured_rows
 from harness.measure.cost import OperatorCost
 from harness.records.record import Record
-from harness.studies import workshop
+from harness.studies import case
 from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows
-from harness.studies.workshop import StudyConfig
+from harness.studies.study import StudyConfig
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
 from zoo.loading.towers import Tower
 
@@ -78,7 +78,7 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
     for place in ("studies.answer", "learning.predictor", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in (
-        *("studies.workshop", "studies.answer", "studies.questions", "studies.reproduce"),
+        *("studies.case", "studies.answer", "studies.reproduce"),
         *("learning.predictor", "datasets"),
     ):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
@@ -124,8 +124,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(module, name, call)
 
-    count(workshop, "rank", "rankings")
-    count(workshop, "fit", "predictors")
+    count(case, "rank", "rankings")
+    count(case, "fit", "predictors")
     count(prompts, "tune", "prompts")
     count(measured_rows, "outcomes", "outcomes")
     return made
@@ -141,5 +141,5 @@ def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = model.trace(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)).tokens_per_block
         return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1)
 
-    for place in ("measure.plan", "measure.cost", "studies.workshop"):
+    for place in ("measure.plan", "measure.cost", "studies.case"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)

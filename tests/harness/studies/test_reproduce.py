@@ -15,8 +15,8 @@ from harness.datasets.base import Dataset
 from harness.measure import rows as measured_rows
 from harness.records.record import read_records
 from harness.records.statistics import Interval
-from harness.studies.reproduce import TABLES, mean_of, paper, paper_rows
-from harness.studies.workshop import StudyConfig
+from harness.studies.reproduce import TABLES, mean_of, paper_rows
+from harness.studies.study import StudyConfig, paper_tables
 from zoo.core.reducer import final_count
 
 FLAGS = (
@@ -35,7 +35,7 @@ def cells_of(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_make_the_printed_mean_and_rows_are_compared_with_earlier_ones(name: str):
-    config = TABLES[name].conditions(StudyConfig(datasets=paper(name)["columns"]))
+    config = TABLES[name].conditions(StudyConfig(datasets=paper_tables()[name]["columns"]))
     rows = paper_rows(name, config, 12)
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
@@ -48,7 +48,7 @@ def test_columns_make_the_printed_mean_and_rows_are_compared_with_earlier_ones(n
 
 
 def test_a_mean_over_some_datasets_needs_each_of_them():
-    every = paper("table1")["columns"]
+    every = paper_tables()["table1"]["columns"]
     rows = {row.name: row for row in paper_rows("table1", StudyConfig(datasets=every), 12)}
     assert rows["unpruned"].mean_over(["dtd", "ucf101"]) == pytest.approx((45.1 + 67.0) / 2)
     assert rows["unpruned"].mean_over(["dtd", "fashion"]) == 67.9  # others: as printed
@@ -106,6 +106,7 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
         assert path.with_suffix(".md").read_text() == text
 
 
+@pytest.mark.command("study reproduce")
 @pytest.mark.usefixtures("staged")
 def test_ours_stand_beside_the_paper_s(tmp_path: Path, monkeypatch):
     """Stopped on the second dataset, the first is there; then its own mean over both stands beside the paper's."""

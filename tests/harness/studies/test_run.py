@@ -14,14 +14,15 @@ import harness.measure.bench
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
-from harness.golden.store import Source, own_store
+from harness.golden.store import Source, cache_store
 from harness.measure.rows import usual_methods
 from harness.records.metrics import pack, unpack
 from harness.records.record import GOLDEN, Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, sign_flip_exact
-from harness.studies.answer import StudyTable, answer, take_stock
+from harness.studies.answer import StudyTable, answer, take_inventory
+from harness.studies.case import find
 from harness.studies.questions import KINDS, four_points, list_studies, schedules
-from harness.studies.workshop import StudyConfig, find
+from harness.studies.study import StudyConfig
 from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts
 
@@ -33,8 +34,8 @@ FLAGS = (
 )
 
 
-def stock_of(name: str, config: StudyConfig) -> list[dict[str, Any]]:
-    return take_stock(list_studies()[name], config, Progress())
+def inventory_of(name: str, config: StudyConfig) -> list[dict[str, Any]]:
+    return take_inventory(list_studies()[name], config, Progress())
 
 
 @pytest.mark.parametrize("name", list_studies())
@@ -42,7 +43,7 @@ def stock_of(name: str, config: StudyConfig) -> list[dict[str, Any]]:
 def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig, name: str, studied, work):
     study = list_studies()[name]
     few = replace(few, split="test" if study.tunes or study.foreground else "val", seeds=1)
-    before = stock_of(name, few)
+    before = inventory_of(name, few)
     assert not work
     assert all(one["cached"] == 0 for one in before)
     [(table, records)] = studied(name, few).values()
@@ -63,11 +64,11 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     assert len({tuple(row.labels.values()) for row in table.rows}) == len(table.rows)
 
     work["done"] = 1
-    after = stock_of(name, few)
+    after = inventory_of(name, few)
     assert after == [one | {"cached": one["missing"], "missing": 0} for one in before]
     if name == "losses":  # a wider predictor is another one
         wider = replace(few, fit=replace(few.fit, width=4))
-        assert not any(one["cached"] for one in stock_of(name, wider) if one["kind"] != "rankings")
+        assert not any(one["cached"] for one in inventory_of(name, wider) if one["kind"] != "rankings")
     again = studied(name, few, records)["plain"][1]
     # Two lines may stand for the same model: then the later record serves both.
     now = utc_now()
@@ -162,7 +163,7 @@ def test_longer_sequences_cost_more_on_the_final_split_too(tuned: StudyConfig, s
 
 def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(toy: Dataset, ranked):
     model, made = "clip_vit_b16.openai", ranked("test", 5)
-    path = own_store(model, "toy", "test", GoldenConfig())
+    path = cache_store(model, "toy", "test", GoldenConfig())
     made.write(path)
     source, weights = Source.of(toy, "test"), made.provenance.weights
 
@@ -243,6 +244,7 @@ def test_lines_of_other_conditions_are_refused():
     assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
 
 
+@pytest.mark.command("study")
 @pytest.mark.usefixtures("staged")
 def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path):
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
@@ -267,6 +269,7 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
 
 
+@pytest.mark.command("study final")
 @pytest.mark.usefixtures("final_split")
 def test_it_measures_every_method_at_equal_cost_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for place in (harness, harness.measure.bench):

@@ -26,7 +26,7 @@ from harness.base.store import shard_paths
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.images import decode_image
-from zoo.core.files import digest
+from zoo.core.digests import digest
 from zoo.loading.towers import load_tower
 
 Run = Callable[..., Embedded]

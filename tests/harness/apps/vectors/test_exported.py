@@ -17,7 +17,7 @@ from harness.apps.vectors.embed import Embedded, Encoder, read_vectors
 from harness.apps.vectors.search import query_vector
 from harness.apps.vectors.source import open_source
 from harness.cli.entry import main
-from zoo.core.files import weights_digest
+from zoo.core.digests import weights_digest
 from zoo.deploy.runtime import EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, find_runtime
 from zoo.deploy.setup import Setup
 from zoo.loading.preprocessing import build_preprocessing

@@ -149,6 +149,7 @@ def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, cap
     assert (facts["hits"], facts["searched"], facts["sheet"]) == (hits, 16, None)
 
 
+@pytest.mark.command("embed", "search")
 def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(WORDS))
     where = str(tmp_path / "texts")

@@ -92,6 +92,7 @@ def server(
         yield Server(served["url"], [data_url(content) for content in contents], np.concatenate(wanted))
 
 
+@pytest.mark.command("serve")
 def test_vectors_are_those_of_embed(server: Server, draw: Callable[..., bytes]):
     answer = ask(server.url, [TEXTS[1], *server.pictures, TEXTS[0]], model=SETUP.name)
     got = vectors_of(answer)
