@@ -215,7 +215,7 @@ def test_texts_are_in_the_space_of_the_shipped_tower(tmp_path: Path):
     ("embed gone --texts other", "--texts 'other' with 'gone'"),
     ("embed . --storage int4", "storage='int4': did you mean 'int8'?"),
     ("embed . --runtime onnx", "runtime 'onnx': did you mean 'onnxruntime'?"),
-    ("embed . --runtime onnxruntime --precision bfloat16", "precision 'bfloat16' of onnxruntime: expected"),
+    ("embed . --runtime onnxruntime --precision bfloat16", "precision 'bfloat16' of onnxruntime: did"),
     ("embed . --runtime openvino --device meta", "openvino runs on cpu alone, not on meta"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, draw: Any):
