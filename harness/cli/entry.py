@@ -26,8 +26,8 @@ from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 COMMANDS: dict[str, Command] = {
-    one.path: one
-    for one in (
+    entry.path: entry
+    for entry in (
         command("compare", measure.run_compare),
         command("eval", measure.run_eval),
         command("latency", measure.run_latency),
