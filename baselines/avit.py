@@ -11,11 +11,10 @@ its states, weighted by halting scores.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, limit, register_method
+from zoo.core.reducer import HostSpec, PoolingBlock, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -68,7 +67,7 @@ class AViT(Pruner):
         """Scores are summed up from the output of block 0 on."""
         return 1
 
-    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+    def before_block(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tokens:
         """Add the scores that the block before gave, then prune."""
         if 0 < index <= self.points[-1]:
             channel = tokens.patches[:, :, self.config.channel].float()
@@ -77,7 +76,7 @@ class AViT(Pruner):
             tokens = tokens._replace(importance=total)
         return super().before_block(index, tokens, block)
 
-    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
         """Return what has been summed up, minus, (B, n) float32."""
         assert tokens.importance is not None
         return tokens.importance

@@ -4,11 +4,10 @@ Where a tower has none but pools by attention, the pool's own query stands in fo
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from zoo.core.reducer import Pruner, ReducerConfig, register_method
+from zoo.core.reducer import PoolingBlock, Pruner, ReducerConfig, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -28,7 +27,6 @@ class ClsAttention(Pruner):
 
     Config = ClsAttentionConfig
 
-    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
         """Compute the attention of the query that pools."""
-        attention: Tensor = block.pooling_attention(tokens)
-        return attention
+        return block.pooling_attention(tokens)

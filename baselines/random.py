@@ -1,12 +1,11 @@
 """Random pruning: the honest floor of every table."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.core.reducer import Pruner, ReducerConfig, limit, register_method
+from zoo.core.reducer import PoolingBlock, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -28,7 +27,7 @@ class RandomPrune(Pruner):
     Config = RandomConfig
     config: RandomConfig
 
-    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
         """Look up the hashes of the grid positions.
 
         The hash is of constants, so that exporters fold it: not every runtime has its 64-bit integers.

@@ -50,7 +50,8 @@ from harness.report.changes import (
     find_movements,
     movement_text,
 )
-from zoo.core.files import fingerprint, write_whole
+from zoo.core.digests import fingerprint
+from zoo.core.files import write_whole
 from zoo.core.reducer import METHODS
 from zoo.core.settings import tower_name
 from zoo.loading.clip import ClipParts, CompactText

@@ -117,12 +117,13 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
     """Lay out images beside their rankings, the golden one first, and what is left of them."""
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
-    rows, columns = tower.vit.patch_embed.dynamic_feat_size(images.shape[-2:])
+    with torch.inference_mode():
+        grid = tower.vit.embed(images[:1].to(device)).grid
     sheet = PatchSheet(
         names=[subject.name for subject in subjects],
         labels=[subject.label for subject in subjects],
         views=undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy(),
-        grid=(int(rows), int(columns)),
+        grid=grid,
         notes=[f"{tower.name}. Dropped patches are grey."],
     )
     images, golden, left = images.to(device), config.golden, config.left

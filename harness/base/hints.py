@@ -20,8 +20,8 @@ def describe_error(error: BaseException) -> str:
     """Return an error's message, with the command that mends it where there is one."""
     link: BaseException | None = error
     while link is not None:  # what an error was raised from may say it
-        if (wanted := getattr(link, "wanted", None)) is not None:
-            return f"{error}; {_HINTS[wanted.kind](**wanted.facts)}"
+        if (remedy := getattr(link, "remedy", None)) is not None:
+            return f"{error}; {_HINTS[remedy.kind](**remedy.facts)}"
         link = link.__cause__
     return str(error)
 

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from zoo.core.files import DEVICE, PARTIAL, PIPE, kind_of, no_room, require_file
+from zoo.core.errors import no_room
+from zoo.core.files import DEVICE, PARTIAL, PIPE, kind_of, require_file
 
 T = TypeVar("T")
 

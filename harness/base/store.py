@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.base.lines import hold_lock, require_appendable
-from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, require_file, write_whole
+from zoo.core.digests import digest
+from zoo.core.errors import NoRoomError
+from zoo.core.files import PARTIAL, require_file, write_whole
+from zoo.core.json_reader import from_json
 
 VERSION = 1  # of the metadata
 CODEC = "zstd"

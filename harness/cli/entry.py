@@ -141,7 +141,7 @@ def _describe(error: Exception) -> str:
     """Return the message of an error that a user can mend; raise what is ours to mend."""
     if isinstance(error, (ValueError, OSError)):
         return describe_error(error)
-    from zoo.core.files import is_out_of_memory
+    from zoo.core.errors import is_out_of_memory
 
     if not is_out_of_memory(error):
         raise error

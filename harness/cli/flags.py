@@ -131,8 +131,8 @@ def limit_of(args: Namespace) -> int | None:
     return None if args.full else args.limit
 
 
-def setup_of(args: Namespace) -> "Setup":
-    """Return the setup that these flags ask for.
+def setup_of(args: Namespace, runtime: str | None = None) -> "Setup":
+    """Return the setup that these flags and a runtime, if any, ask for.
 
     Raises:
         ValueError: a file with a method, keep rate or recovery beside it; or what ``Setup.of`` refuses.
@@ -140,15 +140,15 @@ def setup_of(args: Namespace) -> "Setup":
     """
     from zoo.deploy.setup import Setup
 
-    own = {name: getattr(args, name) for name in ("method", "keep", "recovery") if getattr(args, name) is not None}
-    precision = {} if args.dtype is None else {"dtype": args.dtype}
+    values = {name: getattr(args, name) for name in ("method", "keep", "recovery", "precision")} | {"runtime": runtime}
+    fields: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if not args.model.endswith(".json"):
-        if "recovery" in own:
-            own["recovery"] = str(own["recovery"])
-        return Setup.of(args.model, **own, **precision)
-    for name in own:
+        if "recovery" in fields:
+            fields["recovery"] = str(fields["recovery"])
+        return Setup.of(args.model, **fields)
+    for name in fields.keys() - {"runtime", "precision"}:
         raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")
-    return dataclasses.replace(Setup.read(Path(args.model)), **precision)
+    return dataclasses.replace(Setup.read(Path(args.model)), **fields)
 
 
 def source_of(args: Namespace, progress: Progress) -> "Source":
@@ -200,7 +200,7 @@ def change(config: C, changes: str | None, flag: str) -> C:
     Raises:
         ValueError: an unknown field, a value of another type, or what the settings refuse.
     """
-    from zoo.core.files import from_json
+    from zoo.core.json_reader import from_json
 
     values, hints = dataclasses.asdict(config), get_type_hints(type(config))
     own = {"seed": values.pop("seed")} if "seed" in values else {}  # which has its own flag

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import NoRoomError, cache_file, digest, require_file, write_whole
+from zoo.core.digests import digest
+from zoo.core.errors import NoRoomError
+from zoo.core.files import cache_file, require_file, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has

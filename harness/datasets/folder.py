@@ -15,7 +15,7 @@ from harness.datasets.images import (
     folder_images,
     tell_unread,
 )
-from zoo.core.files import digest
+from zoo.core.digests import digest
 
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
 CAPTIONS = "classes.txt"  # what class folders mean

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, require_unique
 from harness.datasets.images import MISSING, decode_image
-from zoo.core.files import digest
+from zoo.core.digests import digest
 from zoo.core.settings import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

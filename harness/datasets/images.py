@@ -18,8 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from harness.base.table import count_of
 from harness.base.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName, cached_json, keep_json, require_folder
-from zoo.core.files import digest, odd_kind
-from zoo.loading.preprocessing import EXTENSIONS, FORMATS, upright_rgb
+from zoo.core.digests import digest
+from zoo.core.files import special_kind
+from zoo.loading.pictures import EXTENSIONS, FORMATS, upright_rgb
 
 _UNREAD = (
     "3fr ai apng arw bpg cr2 cr3 crw cur dcr dds dib dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico "
@@ -112,7 +113,7 @@ def _look_at(file: Path) -> FoundFile:
     except OSError as error:
         what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
         return FoundFile(file, wrong=f"{what} can't be read: {error.strerror}")
-    kind = odd_kind(status.st_mode)
+    kind = special_kind(status.st_mode)
     fault = name_fault(file.name) or (f"it is {kind}; expected a regular file" if kind else None)
     return FoundFile(file, status.st_size, status.st_mtime_ns, fault)
 

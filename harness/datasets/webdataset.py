@@ -29,7 +29,8 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import decode_image
-from zoo.core.files import digest, require_file
+from zoo.core.digests import digest
+from zoo.core.files import require_file
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 IMAGES = ("jpeg", "jpg", "png", "webp")

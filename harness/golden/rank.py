@@ -21,7 +21,7 @@ from harness.datasets.few_shot import turns
 from harness.datasets.text_features import text_classifier
 from harness.golden.settings import RankJob
 from harness.golden.store import RANKINGS, Provenance, Rankings, cache_store
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.settings import AUTO, precision_on
 from zoo.loading.towers import Tower, load_tower
 from zoo.ranking.golden import GoldenEngine

@@ -58,7 +58,7 @@ class Provenance(ShardProvenance):
     """What a set of rankings was made from, and how. Two are equal whatever their versions."""
 
     model: str  # of the dense tower, with its weight tag
-    weights: str  # `zoo.core.files.fingerprint` of the tower
+    weights: str  # `zoo.core.digests.fingerprint` of the tower
     dataset: str  # its name, or that of the folder of images
     revision: str  # of the dataset or folder
     split: str  # train, val or test; `FOLDER_SPLIT` for a folder

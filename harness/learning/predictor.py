@@ -18,12 +18,13 @@ from harness.datasets.few_shot import batches, draw_ranked
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, Source
 from harness.learning.sources import HELD_OUT, checkpoint_of, hold_out
 from harness.records.statistics import kendall_tau
-from zoo.core.files import blocks_fingerprint, cache_file, fingerprint
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_file
+from zoo.core.host import Host
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.learned_files import predictor_name
 from zoo.loading.towers import Tower, load_tower
-from zoo.towers.vit import ReducedViT
 
 
 def gather(
@@ -70,7 +71,7 @@ def gather(
 
 
 @torch.inference_mode()
-def entering(vit: ReducedViT, images: Split, preprocess: Any, block: int, update: Callable[[int], object]) -> Tensor:
+def entering(vit: Host, images: Split, preprocess: Any, block: int, update: Callable[[int], object]) -> Tensor:
     """Return the tokens that enter a block for all images, (n, prefix + N, D) float16."""
     parts: list[Tensor] = []
     for _, batch in batches(images, preprocess):

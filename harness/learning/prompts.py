@@ -17,10 +17,13 @@ from harness.learning.sources import checkpoint_of
 from harness.measure.rows import OutcomeCache, Tuned, Variant, require_rows, rows_of
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
-from zoo.core.files import cache_file, digest, fingerprint, from_json
+from zoo.core.digests import digest, fingerprint
+from zoo.core.files import cache_file
+from zoo.core.json_reader import from_json
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
 from zoo.learning.tuning import Labelled, tune
+from zoo.loading.adopt import require_promptable
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.towers import Tower, load_tower, split_method
 
@@ -67,6 +70,7 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self.parts = self.tower.require_clip()
+        require_promptable(self.tower.vit)
         self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
@@ -91,7 +95,7 @@ class Tuner:
                 f"{self.dataset.name}: tokens are learned for every class; --skip-unknown-classes leaves some out, use "
                 "a model with a full vocabulary"
             )
-        like = next(rows[0].vit.blocks.parameters())
+        like = next(rows[0].vit.block_modules.parameters())
         config = replace(config, dtype=precision_on(like.device, config.dtype))
         self.parts.model.text.to(like.device)
         few = self.few(shots, seed)
@@ -121,7 +125,7 @@ class Tuner:
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
         """Return where prompts are kept: by all that decides them."""
-        like = next(row.vit.blocks.parameters())
+        like = next(row.vit.block_modules.parameters())
         conditions = [
             *(self.tower.arch, self.tower.tag, self.weights, row.model, row.config, str(like.dtype)),
             *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),

@@ -31,13 +31,14 @@ from harness.measure.fidelity import Pictures, join_splits
 from harness.measure.plan import TOLERANCE, KeepSolver
 from harness.measure.rows import Variant, make_row
 from harness.records.statistics import paired_mean
-from zoo.core.files import blocks_fingerprint, cache_file
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_file
+from zoo.core.host import Host
 from zoo.core.reducer import METHODS, Reducer
 from zoo.core.settings import expected
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.loading.towers import load_tower
 from zoo.methods.rankmerge import RankMergeConfig
-from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in
 STEPS = (2, 1)  # units that move from one point to another, the coarse step first
@@ -75,7 +76,7 @@ class Schedule(NamedTuple):
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, vit: ReducedViT) -> "Schedule":
+    def of(cls, vit: Host) -> "Schedule":
         """Return the schedule of a reduced tower."""
         assert vit.reducer is not None
         return cls(vit.reducer.points, tuple(Reducer.counts(vit.reducer, math.prod(vit.grid)).values()))
@@ -163,7 +164,7 @@ def search(
         front = [near for shape in list(losses)[:BEAM] for near in neighbours(shape, depth, config.points, steps[0])]
 
 
-def closed_gflops(vit: ReducedViT) -> float:
+def closed_gflops(vit: Host) -> float:
     """Return what the blocks cost by the counts of patch tokens, regardless of the method's own work."""
     left, total = math.prod(vit.grid), 0
     counts = {} if vit.reducer is None else vit.reducer.counts(left)
@@ -175,7 +176,7 @@ def closed_gflops(vit: ReducedViT) -> float:
     return total / 1e9
 
 
-def count_gflops(vit: ReducedViT) -> float:
+def count_gflops(vit: Host) -> float:
     """Return fvcore's count of a tower."""
     return gflops(vit, vit.input_size).gflops
 
@@ -226,7 +227,7 @@ class _Search:
             self.say(f"some schedules can't be had: {error}")
             return None
 
-        def build(count: int) -> ReducedViT:
+        def build(count: int) -> Host:
             return solver.build(count / self.patches)
 
         tried: dict[int, float] = {}

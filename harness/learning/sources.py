@@ -14,7 +14,8 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import require_images, seeded_order, subset
 from harness.learning.settings import Sources
-from zoo.core.files import cache_file, digest
+from zoo.core.digests import digest
+from zoo.core.files import cache_file
 
 HELD_OUT = 5  # one image in so many is held out, where no split says which
 

@@ -47,7 +47,7 @@ from harness.records.record import (
     pack_groups,
     utc_now,
 )
-from zoo.core.files import digest, fingerprint
+from zoo.core.digests import digest, fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.loading.towers import Tower, load_tower, without_text
 

@@ -21,10 +21,10 @@ from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, GOLDEN, MATCHED, RECOVERY, TUNINGS, Record, Times
 from harness.records.statistics import LEAST_ROUNDS
+from zoo.core.host import Host
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.loading.adopt import reduce
 from zoo.loading.towers import Tower
-from zoo.towers.vit import ReducedViT
 
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
 GRID, NEAR = 5, 3  # numbers of patch tokens at which a method is timed at once, over all and around one
@@ -52,8 +52,8 @@ def check_plan(plan: Plan) -> None:
 class KeepSolver:
     """Solve the keep rate of one kind of model for a cost."""
 
-    dense: ReducedViT
-    build: Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
+    dense: Host
+    build: Callable[[float], Host]  # a model for a keep rate, or ValueError where there is none
     counted: dict[float, float] = field(default_factory=dict)  # GFLOPs by keep rate
 
     @property
@@ -109,8 +109,8 @@ class KeepSolver:
 
 
 def equal_times(
-    dense: ReducedViT,
-    targets: Mapping[float, ReducedViT],
+    dense: Host,
+    targets: Mapping[float, Host],
     solvers: Mapping[MethodRate, KeepSolver],
     plan: Plan,
     progress: Progress,
@@ -130,7 +130,7 @@ def equal_times(
     )
     with progress.task("keep rates of equal time", 2 * CALLS) as update:
         for _ in range(2):
-            models: dict[Any, ReducedViT] = {DENSE: dense} | {rate: targets[rate] for _, rate in solvers}
+            models: dict[Any, Host] = {DENSE: dense} | {rate: targets[rate] for _, rate in solvers}
             for (method, rate), solver in solvers.items():
                 models |= {(method, n): solver.build(n / solver.patches) for n in counts[method, rate]}
             ratios = _time_ratios(models, plan, progress, lambda: update(next(done)))
@@ -152,7 +152,7 @@ def equal_times(
 
 
 def _time_ratios(
-    models: Mapping[Any, ReducedViT], plan: Plan, progress: Progress, tick: Callable[[], object]
+    models: Mapping[Any, Host], plan: Plan, progress: Progress, tick: Callable[[], object]
 ) -> dict[Any, float]:
     """Return models' times by that of the first, the dense tower, whose weights, device and precision all share.
 
@@ -182,7 +182,7 @@ def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[R
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
-    def build(method: str, keep: float) -> ReducedViT:
+    def build(method: str, keep: float) -> Host:
         return make_row(tower, method, {"keep": keep}).vit
 
     solvers = {name: KeepSolver(tower.vit, functools.partial(build, name)) for name in methods if name != GOLDEN}

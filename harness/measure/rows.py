@@ -26,7 +26,7 @@ from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
-from zoo.core.files import digest
+from zoo.core.digests import digest
 from zoo.core.host import Host
 from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
@@ -37,7 +37,6 @@ from zoo.loading.adopt import add_prompts, reduce
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
-from zoo.towers.vit import ReducedViT
 
 if TYPE_CHECKING:
     from harness.golden.store import Rankings
@@ -68,7 +67,7 @@ class Variant:
     model: str  # timm name; for ``golden`` a name that no model has, since it needs the answer
     method: str  # registered method, ``dense`` or ``golden``
     keep: float
-    vit: ReducedViT
+    vit: Host
     config: dict[str, Any]  # settings as JSON values, with the digest of a predictor
     what: str = ""  # tells rows of the same name apart
     rankings: "Rankings | None" = None  # that a golden row prunes by and others are compared with
@@ -98,12 +97,12 @@ class Variant:
 class Tuned:
     """A model with the prompts that were tuned on it."""
 
-    vit: ReducedViT  # maps images to the joint space, with learned visual tokens if there are any
+    vit: Host  # maps images to the joint space, with learned visual tokens if there are any
     classifier: Tensor  # (classes, D) unit text features
     file: PromptFile
 
     @classmethod
-    def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
+    def of(cls, vit: Host, file: PromptFile) -> "Tuned":
         """Give a model the prompts of a file; ValueError if they were tuned on another tower."""
         return cls(vit=add_prompts(vit, file, classify=False), classifier=file.load()["classifier"], file=file)
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from harness.base.lines import append_lines, parse_lines
 from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
-from zoo.core.files import from_json, kind_of, strict_json
+from zoo.core.files import kind_of
+from zoo.core.json_reader import from_json, strict_json
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
 OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision

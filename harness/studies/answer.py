@@ -36,7 +36,7 @@ from harness.report.charts import Chart, Dot
 from harness.studies.case import StudyCase, StudyInventory
 from harness.studies.foreground import PROBE_SPLITS, fit_judge
 from harness.studies.study import Study, StudyConfig, StudyLine
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.loading.towers import load_tower
 

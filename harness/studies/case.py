@@ -22,7 +22,8 @@ from harness.measure.plan import KeepSolver
 from harness.measure.rows import Tuned, Variant, make_row
 from harness.records.record import DENSE, GOLDEN
 from harness.studies.study import PREDICTED, StudyConfig, StudyLine
-from zoo.core.files import cache_file, digest
+from zoo.core.digests import digest
+from zoo.core.files import cache_file
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
 from zoo.core.settings import AUTO, precision_on
 from zoo.loading.learned_files import PredictorFile, PromptFile

@@ -14,7 +14,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split, SplitName
 from harness.datasets.few_shot import batches, subset, undo_preprocess
 from harness.measure.rows import Judge, Variant, patch_features, run_blocks
-from zoo.towers.vit import ReducedViT
+from zoo.core.host import Host
 
 PROBE_SPLITS: tuple[SplitName, SplitName] = ("train", "val")  # that fit probes, and choose their strength
 IMAGES = 100  # of train that probes are fitted to, and of val that choose strength and threshold
@@ -43,7 +43,7 @@ def fit_judge(dataset: Dataset, rows: Sequence[Variant], preprocess: Any, progre
     return judge
 
 
-def true_foreground(examples: Sequence[Example], preprocess: Any, vit: ReducedViT) -> Tensor:
+def true_foreground(examples: Sequence[Example], preprocess: Any, vit: Host) -> Tensor:
     """Return which patches are at least half foreground by the images' masks, as a tower sees them, (B, N) bool."""
     masks = [Image.fromarray(mask).convert("RGB") for example in examples if (mask := example.mask) is not None]
     assert len(masks) == len(examples)

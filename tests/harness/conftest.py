@@ -21,7 +21,8 @@ from harness.golden.store import Provenance, Rankings, cache_store
 from harness.measure import rows as measured_rows
 from harness.measure import timing
 from harness.measure.rows import Tuned, Variant
-from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
 from zoo.learning.fit import save_predictor

@@ -9,7 +9,7 @@ from harness.golden.store import Rankings, find_rankings
 from harness.measure.rows import outcomes, variants
 from harness.measure.settings import Plan
 from harness.records.statistics import kendall_tau
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.recipes import GoldenConfig
 from zoo.loading.clip import ClipParts, create_clip
 from zoo.loading.towers import Tower

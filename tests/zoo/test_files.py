@@ -17,11 +17,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoo
-from zoo.core.files import NoRoomError, cache_file, read_facts, write_learned, write_whole
+from zoo.core.errors import NoRoomError
+from zoo.core.files import cache_file, write_whole
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import save_predictor
-from zoo.loading.learned_files import PredictorFile, PromptFile, ScheduleFile, read_schedule, save_prompts
+from zoo.loading.learned_files import (
+    PredictorFile,
+    PromptFile,
+    ScheduleFile,
+    read_facts,
+    read_schedule,
+    save_prompts,
+    write_learned,
+)
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -126,7 +135,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
     write_learned(path, kind, {name: torch.full_like(each, math.nan) for name, each in tensors.items()}, facts)
     with pytest.raises(ValueError, match=r"learned\.safetensors' has values that aren't finite in '") as caught:
         load(kind, path)
-    assert caught.value.wanted == (kind, facts)
+    assert caught.value.remedy == (kind, facts)
 
 
 @pytest.mark.parametrize(("kind", "change"), [

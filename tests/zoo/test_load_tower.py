@@ -17,7 +17,7 @@ from torch import Tensor
 
 import zoo
 from harness.base.hints import describe_error
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.deploy.setup import Setup
 from zoo.loading.towers import find_tower, load_tower, require_predictor, split_method, split_name
 

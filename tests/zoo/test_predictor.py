@@ -15,7 +15,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import blocks_fingerprint, cache_folder
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.learned import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import save_predictor

@@ -16,9 +16,10 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from zoo.core.files import fingerprint, read_facts, write_learned
+from zoo.core.digests import fingerprint
 from zoo.core.recipes import RECOVERIES, RecoveryConfig
 from zoo.learning.recovery import STRENGTHS, WeightChanges, distance, recover
+from zoo.loading.learned_files import read_facts, write_learned
 from zoo.loading.recovery_file import (
     DOWN,
     HEAD,
@@ -213,7 +214,7 @@ def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
     with pytest.raises(ValueError, match=f"this model has {words}") as error:
         add_recovery(model, path)
     assert str(path) in str(error.value)
-    assert error.value.wanted == ("recovery", {"datasets": [{"name": "toy", "before": 1.0, "after": 0.5}]})
+    assert error.value.remedy == ("recovery", {"datasets": [{"name": "toy", "before": 1.0, "after": 0.5}]})
 
 
 def test_refused_where_the_methods_rule_has_changed(tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -248,7 +249,7 @@ def test_damaged_files_are_refused(model: Any, tmp_path: Path, words: str, facts
     with pytest.raises(ValueError, match=words) as error:
         add_recovery(model, path)
     assert str(path) in str(error.value)
-    assert error.value.wanted.kind == "recovery"
+    assert error.value.remedy.kind == "recovery"
 
 
 def test_training_is_refused(model: Any):

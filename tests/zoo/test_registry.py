@@ -115,7 +115,7 @@ def test_a_missing_predictor_is_told_before_weights_are_fetched():
         zoo.create_clip("clip_vit_b32_patchrank60")
     with pytest.raises(FileNotFoundError, match=r"at block 3") as caught:
         zoo.create_clip("clip_vit_b32_patchrank60", reduce_at=[3, 5], width=9)
-    assert caught.value.wanted.facts["options"]["width"] == 9
+    assert caught.value.remedy.facts["options"]["width"] == 9
 
 
 def test_cached_weights_that_are_damaged_or_of_another_model(fill: Fill):

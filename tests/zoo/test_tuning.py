@@ -19,7 +19,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
 from zoo.core.learned import CosineHead, VisualPrompts
 from zoo.core.recipes import COUPLINGS, TuneConfig
 from zoo.learning.tuning import CoupledPrompts, Labelled, PromptedText, PromptLearner, augment, encode, text_parts, tune

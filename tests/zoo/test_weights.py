@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import EMBEDDED, fingerprint
+from zoo.core.digests import fingerprint
+from zoo.core.files import EMBEDDED
 from zoo.loading.clip import Clip, CompactText, class_features, create_clip, tokenizer
 from zoo.loading.sizes import SIZES
 from zoo.loading.weights import find_clip, read_weights

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from timm.models._features import feature_take_indices
@@ -16,6 +16,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended, PoolingQuery, attend, cls_attention
+from zoo.core.learned import LearnedTokens
 from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
 
@@ -127,6 +128,7 @@ class HostBlock:
         return sum(parts[1:], parts[0]) if parts else None
 
 
+Blocks = nn.ModuleList | nn.Sequential
 M = TypeVar("M", bound=nn.Module)
 H = TypeVar("H", bound="type[Host]")
 CLASS_TOKEN, PROBE = "class token", "probe"  # the queries that can pool
@@ -138,24 +140,22 @@ class Host(nn.Module):
     A family subclasses this and the tower's class, in this order, and says what is abstract here.
     """
 
-    if TYPE_CHECKING:  # torch types what a tower holds as Tensor | Module
-
-        def __getattr__(self, name: str) -> Any: ...
-
     Block: ClassVar[type[HostBlock]]
     in_place: ClassVar[bool] = False  # whether blocks write into the tokens that they are given
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
     norm_name: ClassVar[str] = "norm"  # of the norm of what leaves the tower
     projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
     reducer: Reducer | None  # None for the dense tower
-    prompts: Any  # module that gives learned prefix tokens, None without
+    prompts: LearnedTokens | None
     grad_checkpointing: bool  # run blocks again for gradients instead of keeping what they computed
     embed_dim: int  # width D of the tokens
 
     @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks, a sequence of modules, which ``blocks_prefix`` names."""
-        return self.get_submodule(self.blocks_prefix.removesuffix("."))
+    def block_modules(self) -> Blocks:
+        """The tower's own blocks, which ``blocks_prefix`` names."""
+        blocks = self.get_submodule(self.blocks_prefix.removesuffix("."))
+        assert isinstance(blocks, (nn.ModuleList, nn.Sequential))
+        return blocks
 
     @property
     @abstractmethod
@@ -171,6 +171,11 @@ class Host(nn.Module):
     @abstractmethod
     def prefix_count(self) -> int:
         """Number of tokens that are never reduced: class token, registers and learned ones."""
+
+    @property
+    @abstractmethod
+    def feature_dim(self) -> int:
+        """Width of what ``finish`` gives."""
 
     @property
     @abstractmethod
@@ -211,7 +216,7 @@ class Host(nn.Module):
         """Take block ``index`` apart."""
         return self.Block(self.block_modules[index], index, self.probe if self.query == PROBE else None)
 
-    def spec(self, device: Any = None, dtype: Any = None) -> HostSpec:
+    def spec(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> HostSpec:
         """Describe the tower to a reducer whose weights go to ``device`` in ``dtype``; see ``require_reducible``."""
         self.require_reducible()
         return HostSpec(
@@ -358,12 +363,12 @@ class FeatureTower(Host):
 
 def give_features(host: Host) -> FeatureTower:
     """Return a tower of the host's modules whose output is features."""
-    kind: Any = type(host)
+    kind: Any = type(host)  # typed, it would not be hashable
     return host if isinstance(host, FeatureTower) else share_weights(host, _feature_kind(kind))
 
 
 @cache
 def _feature_kind(host: type[Host]) -> type[FeatureTower]:
-    kind: Any = type(f"Feature{host.__name__.removeprefix('Reduced')}", (FeatureTower, host), {})
+    kind = type(f"Feature{host.__name__.removeprefix('Reduced')}", (FeatureTower, host), {})
     HOSTS[kind] = kind
     return kind

@@ -199,8 +199,14 @@ def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[
     return shape, classify
 
 
-class VisualPrompts(nn.Module):
-    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block; zeros at first."""
+class LearnedTokens(nn.Module):
+    """Learned prefix tokens (count, D), never reduced, visible to every block; a call gives them."""
+
+    count: int
+
+
+class VisualPrompts(LearnedTokens):
+    """Learned tokens as they are, zeros at first."""
 
     def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
         super().__init__()

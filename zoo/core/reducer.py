@@ -5,8 +5,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended
@@ -67,8 +68,15 @@ class HostSpec:
     depth: int
     grid: tuple[int, int]  # rows and columns of patches at the tower's own image size
     query: str | None = "class token"  # which query pools, see ``Host.query``
-    device: Any = None  # of a reducer's own weights, as is dtype
-    dtype: Any = None
+    device: torch.device | str | None = None  # of a reducer's own weights, as is dtype
+    dtype: torch.dtype | None = None
+
+
+class PoolingBlock(Protocol):
+    """What a method may ask of the block whose input it reduces; a ``HostBlock``."""
+
+    def pooling_attention(self, tokens: Tokens) -> Tensor:
+        """Return how much the query that pools attends to each patch token before this block, (B, n) float32."""
 
 
 def limit(default: Any, allowed: str | Collection[str]) -> Any:
@@ -218,7 +226,7 @@ class Reducer(nn.Module):
         """Return an additive bias on the logits, broadcastable to (B, H, T, T), or None."""
         return None
 
-    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+    def before_block(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tokens:
         """Reduce at the input of block ``index``; ``block`` is its ``HostBlock``."""
         return tokens
 
@@ -287,10 +295,10 @@ class Pruner(Reducer):
     """A reducer that prunes before each of its reduction points; a method says by what."""
 
     @abstractmethod
-    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
         """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep."""
 
-    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+    def before_block(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tokens:
         """Prune to the scheduled count; with all tokens kept nothing is computed."""
         if index not in self.points or (count := self.count_after(index, tokens)) >= tokens.patch_count:
             return tokens

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,14 @@ from zoo.loading.adopt import image_tower, reduce
 from zoo.towers.fused import FusedBlock, Product, is_fusible, special_layer
 from zoo.towers.open_clip import ReducedOpenClip
 from zoo.towers.vit import TimmHost
+
+
+@overload
+def optimize(model: Host, *, dtype: str | torch.dtype = "float32") -> "OptimizedHost": ...
+
+
+@overload
+def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any: ...
 
 
 def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:

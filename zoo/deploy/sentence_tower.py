@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
-from zoo.loading.preprocessing import EXTENSIONS, upright_rgb
+from zoo.loading.pictures import EXTENSIONS, upright_rgb
 from zoo.loading.sizes import SIZES
 from zoo.loading.weights import FOLDER
 from zoo.towers.vit import TimmHost
@@ -102,7 +102,7 @@ class SentenceTower(nn.Module):
 
     def get_embedding_dimension(self) -> int:
         """Return the number of a vector's components."""
-        return self.visual.num_classes or self.visual.num_features
+        return self.visual.feature_dim
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its name in older releases
 

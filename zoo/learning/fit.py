@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
+from zoo.core.digests import digest
+from zoo.core.errors import is_out_of_memory
+from zoo.core.files import write_whole
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
+from zoo.loading.learned_files import write_learned
 
 _FIELDS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.core.files import digest, weights_digest
+from zoo.core.digests import digest, weights_digest
 from zoo.core.host import Host, give_features, share_weights
 from zoo.core.learned import CosineHead
 from zoo.core.recipes import RecoveryConfig

@@ -13,14 +13,15 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, digest
-from zoo.core.learned import CosineHead, VisualPrompts
+from zoo.core.digests import blocks_fingerprint, digest
+from zoo.core.host import Host
+from zoo.core.learned import CosineHead, LearnedTokens, VisualPrompts
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
 from zoo.learning.fit import FitState
+from zoo.loading.adopt import require_promptable
 from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
 from zoo.loading.learned_files import PromptFile, save_prompts
-from zoo.towers.vit import ReducedViT
 
 CHUNK = 32  # images at a time where nothing is learnt
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
@@ -116,7 +117,7 @@ class PromptedText(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
-class CoupledPrompts(nn.Module):
+class CoupledPrompts(LearnedTokens):
     """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
     The paper has no fixed p, here ``begin`` (D), and doesn't say how M begins: as zero, or drawn from ``start``.
@@ -143,7 +144,7 @@ class CoupledPrompts(nn.Module):
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
-    Visual tokens begin as the mean ``patch`` of ``ReducedViT.mean_patch``: small random ones, which
+    Visual tokens begin as the mean ``patch`` of ``TimmHost.mean_patch``: small random ones, which
     normalisation makes large, would change a pretrained tower's features beyond repair by a few images.
     """
 
@@ -151,7 +152,7 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        vit: ReducedViT,
+        vit: Host,
         parts: ClipParts,
         classes: Sequence[str],
         templates: Sequence[str],
@@ -163,7 +164,7 @@ class PromptLearner(nn.Module):
         generator = torch.Generator().manual_seed(config.seed)
         device = next(vit.parameters()).device
         self.text: PromptedText | None = None  # where the text is tuned
-        self.visual: VisualPrompts | CoupledPrompts | None = None
+        self.visual: LearnedTokens | None = None
         if "t" in config.tokens:
             self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
@@ -175,8 +176,8 @@ class PromptLearner(nn.Module):
         elif patch is not None:
             noise = torch.randn(config.count, len(patch), generator=generator).to(device)
             first = patch + NOISE * patch.square().mean().sqrt() * noise
-            self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
-            self.visual.tokens.data.copy_(first)
+            self.visual = tokens = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
+            tokens.tokens.data.copy_(first)
 
     def classifier(self) -> Tensor:
         """Return the classes' text features, (classes, D) of unit length."""
@@ -202,7 +203,7 @@ class PromptLearner(nn.Module):
     def save(
         self,
         path: Path,
-        vit: ReducedViT,
+        vit: Host,
         scale: float,
         provenance: dict[str, Any],
         *,
@@ -233,7 +234,7 @@ class Labelled(NamedTuple):
 
 
 def tune(
-    vit: ReducedViT,
+    vit: Host,
     parts: ClipParts,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -259,12 +260,12 @@ def tune(
     """
     if not len(train.labels) or not len(val.labels):
         raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
-    if isinstance(vit.head, CosineHead) or vit.prompts is not None:
+    tower = require_promptable(vit)
+    if isinstance(tower.head, CosineHead) or tower.prompts is not None:
         raise ValueError("this tower is tuned already; take the one that it was made of")
-    like = next(vit.blocks.parameters())
+    like = next(vit.block_modules.parameters())
     config = replace(config, dtype=precision_on(like.device, config.dtype))
-    tower = type(vit).adopt(vit)
-    tower.eval()
+    tower = type(tower).adopt(tower).eval()
     first = train.images[:CHUNK].to(like.device, like.dtype)
     patch = tower.mean_patch(first) if "v" in config.tokens else None
     learner = PromptLearner(vit, parts, classes, templates, config, patch)
@@ -295,21 +296,21 @@ def tune(
 
 
 @torch.no_grad()
-def encode(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
+def encode(tower: Host, images: Tensor, config: TuneConfig) -> Tensor:
     """Return unit features (n, D) float32 of images (n, C, H, W); features pass through."""
     return torch.cat([_features(tower, part, config) for part in images.split(CHUNK)])
 
 
-def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
+def _features(tower: Host, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
-    like = next(tower.blocks.parameters())
+    like = next(tower.block_modules.parameters())
     with torch.autocast(like.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         features = tower(images.to(like.device, like.dtype))
     return F.normalize(features.float(), dim=-1)
 
 
-def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
+def _mark(vit: Host, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
     recipe = [asdict(config), list(classes), blocks_fingerprint(vit.state_dict()), repr(vit.reducer)]
     parts = (part for data in images for part in (data.images.flatten(1).double().sum(dim=1), data.labels))
     return digest(recipe, *(part.cpu().numpy().tobytes() for part in parts), length=64)

@@ -2,14 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import timm
 from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from zoo.core.files import EMBEDDED, blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import EMBEDDED
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.learned import for_head
 from zoo.core.reducer import build_reducer
@@ -34,6 +35,15 @@ CONTAINERS = {
     "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
 }
 REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
+H = TypeVar("H", bound=Host)
+
+
+@overload
+def reduce(model: H, *, method: str | None, predictor: PredictorPath = None, **options: Any) -> H: ...
+
+
+@overload
+def reduce(model: nn.Module, *, method: str | None, predictor: PredictorPath = None, **options: Any) -> Any: ...
 
 
 def reduce(
@@ -78,7 +88,7 @@ def reduce(
             raise ValueError(f"unmerge=True: {name} has forward_intermediates for it; expected a tower of transformers")
         reduced.__dict__["unmerge"] = True
     if method is not None:
-        like = next(reduced.block_modules[0].parameters())
+        like = next(reduced.block_modules.parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
         file = None if predictor is None else PredictorFile.read(predictor)
         if file is not None:
@@ -110,7 +120,7 @@ def image_tower(model: nn.Module) -> str | None:
     return next((place for place in places if place is not None and model._modules.get(place) is not None), None)
 
 
-def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> Any:
+def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost:
     """Give a tower, dense or reduced, whose head projects to the joint space, the prompts that were tuned on it.
 
     The new model, of ``model``'s class, shares modules and weights with it; ``model`` stays as it is. It maps images to
@@ -121,13 +131,11 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         FileNotFoundError: no such file.
     """
     file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(prompts)
-    vit = model if isinstance(model, Host) else reduce(model, method=None)
-    if not isinstance(vit, TimmHost):
-        raise ValueError(f"{type(vit).__name__} takes no prompts: expected a tower of timm's")
+    vit = require_promptable(model if isinstance(model, Host) else reduce(model, method=None))
     own = {"width": file.width, "weights": file.weights}
     file.compare(own, {"width": vit.embed_dim, "weights": blocks_fingerprint(vit.state_dict())})
     tuned, shape = type(vit).adopt(vit), file.shape
-    like = next(tuned.blocks.parameters())
+    like = next(tuned.block_modules.parameters())
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
     tuned.load_state_dict(file.tensors(classify=classify), strict=False)
     tuned.train(vit.training)
@@ -137,6 +145,14 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
         facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
     return tuned
+
+
+def require_promptable(model: nn.Module) -> TimmHost:
+    """Return a tower that has a place for learned tokens; raise ValueError for another."""
+    if not isinstance(model, TimmHost):
+        kind = type(model).__name__
+        raise ValueError(f"{kind} takes no learned tokens and no tuned classes: expected a tower of timm's")
+    return model
 
 
 def _describe(model: Host, method: str | None) -> None:

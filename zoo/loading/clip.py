@@ -19,6 +19,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.files import EMBEDDED
+from zoo.core.host import Host
 from zoo.core.settings import expected
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, split_options, unknown_model
@@ -143,7 +144,7 @@ def tokenizer(context_length: int) -> Any:
 class Clip(nn.Module):
     """Image tower, whose head projects to the joint space, text tower, and the log of the factor on their cosines."""
 
-    def __init__(self, visual: ReducedViT, text: nn.Module, logit_scale: float) -> None:
+    def __init__(self, visual: Host, text: nn.Module, logit_scale: float) -> None:
         super().__init__()
         self.visual = visual
         self.text = text

@@ -4,25 +4,20 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from zoo.core.files import (
-    EMBEDDED,
-    cache_folder,
-    from_json,
-    load_learned,
-    read_learned,
-    strict_json,
-    wanting,
-    write_learned,
-    write_whole,
-)
+from zoo.core.digests import digest
+from zoo.core.errors import add_remedy
+from zoo.core.files import EMBEDDED, cache_folder, write_whole
+from zoo.core.json_reader import from_json, strict_json
 from zoo.core.learned import PromptShape
 from zoo.core.reducer import METHODS, ReducerConfig, configure, token_counts
 from zoo.core.settings import tower_name
@@ -31,7 +26,87 @@ PredictorPath = str | Path | None
 PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict
 FORMAT = 1  # of a schedule
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write what was learned as safetensors, with ``facts`` and a hash of all as its metadata ``kind``."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = json.dumps(facts | {"hash": _hash(facts, plain)}, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, save(plain, {kind: content}))
+
+
+def read_learned(path: Path, kind: str, what: type[T], *, format: int | None = None) -> T:
+    """Read the metadata ``kind`` of a file of ours as the dataclass ``what``, whose ``path`` becomes the file's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind or ``format``, or a field is missing, unknown or of another type.
+    """
+    facts = read_facts(path, kind)
+    if format is not None and (have := facts.get("format")) != format:
+        raise add_remedy(ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {format}"), kind)
+    facts.pop("hash", None)
+    try:
+        return from_json(what, facts, kind, path=path)
+    except ValueError as error:
+        raise add_remedy(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
+
+
+def load_learned(path: Path, kind: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
+    """Load the tensors of a file that ``write_learned`` wrote; of ``gaps`` whole rows, but not all, may be NaN.
+
+    Raises:
+        ValueError: facts or tensors aren't those that were written, or a value isn't finite.
+    """
+    facts = read_facts(path, kind)
+    written = facts.pop("hash", None)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        if _hash(facts, tensors) != written:
+            raise ValueError("is damaged: its content is not what was written")
+        for name, value in tensors.items():
+            finite = value.isfinite()
+            if name in gaps and finite.any():
+                finite = finite | value.isnan().all(dim=-1, keepdim=True)
+            if not finite.all():
+                raise ValueError(f"has values that aren't finite in {name!r}")
+    except (SafetensorError, ValueError) as error:
+        reason = f"is damaged ({error})" if isinstance(error, SafetensorError) else error
+        raise add_remedy(ValueError(f"{kind} {str(path)!r} {reason}"), kind, **facts) from error
+    return tensors
+
+
+def _hash(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    parts: list[Any] = [facts]
+    for name, value in sorted(tensors.items()):
+        parts.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        parts.append(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest(*parts, length=64)
+
+
+def read_facts(path: Path, kind: str) -> dict[str, Any]:
+    """Read the metadata ``kind``, such as ``predictor``, of a safetensors file of ours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of that kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {kind} at {str(path)!r}: the file does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(kind)
+        if text is None:
+            raise ValueError(f"it lacks the {kind!r} metadata")
+        facts = strict_json(text)
+        if not isinstance(facts, dict):
+            raise ValueError(f"its {kind!r} metadata is a {type(facts).__name__}")
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
+    return facts
 
 
 def dataset_names(facts: Any, field: str = "name") -> list[str]:
@@ -71,7 +146,7 @@ class LearnedFile:
     def refusal(self, reason: str, **other: Any) -> ValueError:
         """Make an error that one like this, but for ``other`` facts, would mend."""
         facts = {name: getattr(self, name) for name in self.mends}
-        return wanting(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **facts | other)
+        return add_remedy(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **facts | other)
 
     def compare(self, own: Mapping[str, Any], other: Mapping[str, Any], **facts: Any) -> None:
         """Raise ValueError if what it was learned for differs from what it is to serve; quote the first difference."""
@@ -149,7 +224,7 @@ def find_predictor(model: str, tag: str, block: int, *, shape: Mapping[str, Any]
             f"cache{there}; pass predictor=PATH, or use pretrained=False"
         )
         facts = {"model": model, "tag": tag, "block": block, "options": dict(shape or {})}
-        raise wanting(FileNotFoundError(message), "predictor", **facts)
+        raise add_remedy(FileNotFoundError(message), "predictor", **facts)
     if len(found) > 1:
         _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
     return PredictorFile.read(found[0])
@@ -255,7 +330,7 @@ class ScheduleFile:
                 raise ValueError(f"it has format {have!r}, this version reads {FORMAT}")
             file: ScheduleFile = from_json(cls, facts, "schedule")
         except ValueError as error:
-            raise wanting(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
+            raise add_remedy(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
         return file
 
     def write(self, path: Path) -> None:

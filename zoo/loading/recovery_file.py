@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, digest, from_json, weights_digest, write_learned
+from zoo.core.digests import blocks_fingerprint, digest, weights_digest
 from zoo.core.host import Host, share_weights
+from zoo.core.json_reader import from_json
 from zoo.core.recipes import RecoveryConfig
 from zoo.core.reducer import Reducer
 from zoo.core.settings import precision_on
-from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names
+from zoo.loading.learned_files import LearnedFile, check_settings, dataset_names, write_learned
 
 FORMAT = 3  # of a file
 HEAD = "head.weight"  # of the linear map that gives the features

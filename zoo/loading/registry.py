@@ -19,12 +19,12 @@ from zoo.loading.learned_files import PredictorFile, PromptFile, with_predictor
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
 from zoo.loading.weights import SAVED, image_side, loading, own_path, own_weights, read_weights, timm_source
-from zoo.towers.vit import ReducedViT
+from zoo.towers.vit import ReducedViT, TimmHost
 
 default_cfgs: dict[str, Any] = {}
 
 
-def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
+def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> TimmHost:
     """Build a model: split its method's options off, find its weights, and let timm assemble it."""
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
@@ -115,21 +115,21 @@ def _assemble(
     return model
 
 
-def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
+def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> TimmHost:
     """Build a pretrained model with the prompts of a file; ``num_classes=0`` gives features."""
     file = PromptFile.read(prompts)
     known = file.shape.classes
     classes = kwargs.pop("num_classes", known)
     if classes not in (0, known):
         raise ValueError(f"num_classes={classes}: {str(prompts)!r} has {known}; leave it out, or 0 for features")
-    model: ReducedViT = add_prompts(build(name, pretrained=True, **kwargs), file)
+    model = add_prompts(build(name, pretrained=True, **kwargs), file)
     if classes == 0:
         model.reset_classifier(0)
     return model
 
 
 def _add(name: ModelName) -> None:
-    def create(pretrained: bool = False, **kwargs: Any) -> ReducedViT:
+    def create(pretrained: bool = False, **kwargs: Any) -> TimmHost:
         return build(name, pretrained, **kwargs)
 
     method = "dense" if name.method is None else f"{name.method}, keep rate {name.percent} %"

@@ -12,7 +12,8 @@ from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 
-from zoo.core.files import EMBEDDED, wanting
+from zoo.core.errors import add_remedy
+from zoo.core.files import EMBEDDED
 from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import expected
 
@@ -176,10 +177,10 @@ def unknown_model(name: str, more: str = "") -> ValueError:
     dense, method, percent = ("", "", 0) if form is None else (form[1], form[2], int(form[3]))
     known = {own.percent: model for model, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
     if not known or not 0 < percent <= 100:
-        return wanting(ValueError(f"model {name!r}: {expected(arch, MODELS)}{more}"), "model")
+        return add_remedy(ValueError(f"model {name!r}: {expected(arch, MODELS)}{more}"), "model")
     nearest, keep = known[min(sorted(known), key=lambda one: abs(one - percent))], percent / 100
     message = (
         f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(known)))} %; for another one use "
         f"timm.create_model({nearest + dot + tag!r}, keep={keep:g}) in Python{more}"
     )
-    return wanting(ValueError(message), "keep rate", model=f"{dense}{dot}{tag}", method=method, keep=keep)
+    return add_remedy(ValueError(message), "keep rate", model=f"{dense}{dot}{tag}", method=method, keep=keep)

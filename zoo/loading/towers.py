@@ -11,6 +11,7 @@ import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
+from zoo.core.host import Host
 from zoo.core.learned import CosineHead
 from zoo.core.settings import expected, tower_name
 from zoo.loading.adopt import load_predictor, reduce
@@ -18,7 +19,7 @@ from zoo.loading.clip import Clip, ClipParts, create_clip, image_transform
 from zoo.loading.learned_files import PredictorFile, with_predictor
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import FOLDER, HUB, loading, timm_source
-from zoo.towers.vit import ReducedViT, TimmHost
+from zoo.towers.vit import TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 KINDS = (
@@ -30,7 +31,7 @@ KINDS = (
 class Tower(NamedTuple):
     """A dense image tower, in evaluation mode and float32, and what belongs to it."""
 
-    vit: ReducedViT  # what its head gives is compared by golden scores
+    vit: Host  # what its head gives is compared by golden scores
     preprocess: Any  # from PIL image to (C, H, W)
     name: str  # with its weight tag; free of folders
     clip: ClipParts | None = None  # None without a text tower
@@ -216,7 +217,7 @@ def create_pretrained(name: str) -> Any:
         return timm.create_model(name, pretrained=True)
 
 
-def _dense(model: Any, name: str) -> ReducedViT:
+def _dense(model: Any, name: str) -> TimmHost:
     """Bring timm's model to a dense tower whose head gives features."""
     if isinstance(getattr(model, "head", None), CosineHead):
         model.num_classes = model.head.classes.in_features
@@ -225,7 +226,7 @@ def _dense(model: Any, name: str) -> ReducedViT:
         if not isinstance(model, TimmHost) or model.reducer is not None:
             model = reduce(model, method=None)
         drop_classifier(model)
-        vit: ReducedViT = model.float().eval()
+        vit: TimmHost = model.float().eval()
         vit.spec()
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
@@ -269,7 +270,7 @@ def require_predictor(model: str, method: str, keep: float) -> None:
 
 def reduce_tower(
     tower: Tower, method: str, options: Mapping[str, Any], predictor: Path | None = None
-) -> tuple[ReducedViT, PredictorFile | None]:
+) -> tuple[Host, PredictorFile | None]:
     """Reduce a tower by a registered method with its ``options``, ``keep`` among them; the weights are shared.
 
     ``predictor`` is a file in place of the tower's own; the file that was loaded is returned, too.

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from zoo.core.files import cache_folder, is_out_of_memory, wanting
+from zoo.core.errors import add_remedy, is_out_of_memory
+from zoo.core.files import cache_folder
 from zoo.loading.sizes import SIZES
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
@@ -221,7 +222,7 @@ def find_clip(size: str, tag: str) -> Path:
         with loading(name, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"):
             return Path(download_pretrained(cfg))
     except FileNotFoundError as error:
-        raise wanting(error, "weights") from error.__cause__
+        raise add_remedy(error, "weights") from error.__cause__
 
 
 def first_mismatch(error: BaseException) -> str:

@@ -1,12 +1,11 @@
 """Patch Ranking: prune by a predictor of the golden ranking (arXiv 2409.14607, section 3)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from zoo.core.learned import Predictor, architecture
-from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, limit, register_method
+from zoo.core.reducer import HostSpec, PoolingBlock, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -40,7 +39,7 @@ class PatchRank(Pruner):
         super().__init__(config, host)
         self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
 
-    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
         """Predict once; later the same ranking is taken along."""
         if tokens.importance is not None:
             return tokens.importance

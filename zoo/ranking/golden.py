@@ -133,7 +133,7 @@ def _check(model: Host, config: GoldenConfig) -> None:
     if config.block >= model.depth:
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
     have = ", ".join(sorted({str(parameter.dtype) for parameter in model.parameters()}))
-    fused = filter(is_fusible, model.block_modules[config.block :])
+    fused = filter(is_fusible, list(model.block_modules)[config.block :])
     special = next(filter(None, map(special_layer, fused)), None)
     problems = {
         "the dense model: zoo.reduce(model, method=None)": model.reducer is not None,

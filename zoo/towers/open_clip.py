@@ -1,5 +1,6 @@
 """open_clip's own image tower, CoCa's included; towers of timm within open_clip are those of ``zoo.towers.vit``."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -50,6 +51,17 @@ class ReducedOpenClip(Host, VisionTransformer):
     blocks_prefix, projection = "transformer.resblocks.", "proj"
     prefix_count = 1  # the class token
     query = CLASS_TOKEN  # even where the patch tokens are averaged or an attention pool sees all
+    # Of open_clip's class, which has no types.
+    _embeds: Callable[[Tensor], Tensor]
+    _global_pool: Callable[[Tensor], tuple[Tensor, Tensor]]
+    _pool: Callable[[Tensor], tuple[Tensor, Tensor]]
+    attn_pool: Any
+    conv1: nn.Conv2d
+    grid_size: tuple[int, int]
+    image_size: tuple[int, int]
+    ln_post: nn.LayerNorm
+    proj: nn.Parameter | None
+    transformer: Any
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -59,6 +71,10 @@ class ReducedOpenClip(Host, VisionTransformer):
     def input_size(self) -> tuple[int, int]:
         height, width = self.image_size
         return int(height), int(width)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.embed_dim if self.proj is None else self.proj.shape[1]
 
     @property
     def pools_first(self) -> bool:
@@ -141,7 +157,7 @@ class ReducedOpenClip(Host, VisionTransformer):
             raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
         if self.pool_type == "none" and self._second_pool is None:
             raise ValueError("pool_type='none' gives tokens, not one feature per image; expected 'tok' or 'avg'")
-        block = self.block_modules[0]
+        block: Any = self.block_modules[0]
         kinds = (type(block), type(getattr(block, "attn", None)))
         if kinds != (ResidualAttentionBlock, nn.MultiheadAttention) or not block.attn.batch_first:
             have = f"{kinds[0].__name__} with {kinds[1].__name__}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -113,6 +113,9 @@ class TransformersHost(Host):
     query: Any = CLASS_TOKEN
     pools_first = True
     unmerge = False  # whether outputs have all patches where ``forward`` isn't told
+    # Of transformers' classes, which have no types here.
+    config: Any
+    embeddings: Any
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -131,6 +134,10 @@ class TransformersHost(Host):
     @property
     def prefix_count(self) -> int:
         return 1 + int(getattr(self.config, "num_register_tokens", 0))
+
+    @property
+    def feature_dim(self) -> int:
+        return self.embed_dim
 
     @property
     def embed_dim(self) -> int:  # type: ignore[override]
@@ -220,8 +227,14 @@ class ReducedClipVision(ClipHost, CLIPVisionModel):
 class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     """transformers' CLIPVisionModelWithProjection, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
+    visual_projection: nn.Linear
+
     blocks_prefix, norm_name = "vision_model.encoder.layers.", "vision_model.post_layernorm"
     projection = "visual_projection"
+
+    @property
+    def feature_dim(self) -> int:
+        return self.visual_projection.out_features
 
     @property
     def vision(self) -> Any:
@@ -241,6 +254,8 @@ class SiglipHost(TransformersHost):
     """What SigLIP and SigLIP 2 share: an attention pool, no class token."""
 
     prefix_count, pools_first, norm_name = 0, False, "post_layernorm"
+    head: Any
+    use_head: bool
 
     @property
     def query(self) -> str | None:
@@ -341,6 +356,9 @@ class ReducedDinov2Backbone(DinoHost, Dinov2Backbone):
     """transformers' Dinov2Backbone, whose feature maps have all patches, for heads such as DPT's; see `Dinov2Model`."""
 
     unmerge = True
+    layernorm: nn.LayerNorm
+    out_features: list[str]
+    stage_names: list[str]
     forward = can_return_tuple(filter_output_hidden_states(DinoHost.forward.__wrapped__))
 
     def output(self, tokens: Tokens, last: Tensor, pooled: Any, hidden_states: tuple[Tensor, ...] | None) -> Any:
@@ -363,6 +381,7 @@ class ReducedDinov3(DinoHost, DINOv3ViTModel):
     """transformers' DINOv3ViTModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     blocks_prefix, norm_name = "model.layer.", "norm"
+    rope_embeddings: nn.Module
 
     def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         images = images.to(self.embeddings.patch_embeddings.weight.dtype)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
+from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices, PatchEmbed
 from timm.models.vision_transformer import Block as PlainBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -40,12 +40,23 @@ class TimmHost(Host):
     filter_fn: ClassVar[Callable[..., dict[str, Any]]]  # timm's, which converts checkpoints for this class
     projection = "head"
 
-    # Typed loosely, as timm's classes differ in it.
+    # Of timm's classes; Any where they type one layer in several ways.
     attn_pool: Any
     blocks: Any
     cls_token: Any
+    forward_head: Callable[..., Tensor]
+    global_pool: Any
     head: Any
+    head_drop: Any
+    fc_norm: nn.Module
+    norm: nn.Module
+    norm_pre: Callable[[Tensor], Tensor]
     num_classes: int
+    num_features: int
+    num_prefix_tokens: int
+    patch_embed: PatchEmbed
+    pretrained_cfg: dict[str, Any]
+    reset_classifier: Callable[..., None]
 
     @abstractmethod
     def embed_patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -62,6 +73,10 @@ class TimmHost(Host):
     @property
     def prefix_count(self) -> int:
         return int(self.num_prefix_tokens) + (0 if self.prompts is None else self.prompts.count)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.num_classes or self.num_features
 
     @property
     def query(self) -> str | None:
@@ -94,8 +109,7 @@ class TimmHost(Host):
         return torch.cat((x[:, : self.num_prefix_tokens], x[:, self.prefix_count :]), dim=1)
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
-        pool: Any = self.attn_pool
-        x = self.select_pooled(self.norm(tokens.x))
+        pool, x = self.attn_pool, self.select_pooled(self.norm(tokens.x))
         latent = pool.latent.expand(x.shape[0], -1, -1)
         query, key, _ = split_heads((pool.num_heads, -1), pool.q(latent), *pool.kv(x).chunk(2, dim=2))
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)
@@ -114,7 +128,9 @@ class TimmHost(Host):
             have = f"{type(pool).__name__} of global_pool={self.global_pool!r}"
             raise ValueError(f"this tower pools by {have}; expected timm's AttentionPoolLatent without positions")
 
-    def expect(self, shape: PromptShape, *, classify: bool, device: Any, dtype: Any) -> None:
+    def expect(
+        self, shape: PromptShape, *, classify: bool, device: torch.device | None, dtype: torch.dtype | None
+    ) -> None:
         """Make room for learned visual tokens, and with ``classify`` for tuned text features."""
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         self.prompts = VisualPrompts(shape.tokens, self.embed_dim, **new) if shape.tokens else None
@@ -127,7 +143,8 @@ class TimmHost(Host):
         """Return the rows and columns of patches of images (B, C, H, W)."""
         if self.patch_embed.strict_img_size:
             return self.grid
-        rows, columns = self.patch_embed.dynamic_feat_size(images.shape[-2:])
+        height, width = images.shape[-2:]
+        rows, columns = self.patch_embed.dynamic_feat_size((height, width))
         return int(rows), int(columns)
 
     def embed(self, images: Tensor) -> Tokens:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
 from harness.datasets.images import decode_image
-from zoo.core.files import digest, is_out_of_memory
+from zoo.core.digests import digest
+from zoo.core.errors import is_out_of_memory
 
 AHEAD = 3  # chunks per process that wait for the model at most
 LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory

@@ -26,12 +26,12 @@ class EmbedJob(ShardJob):
     random_weights: bool = False
     shard_size: int = 4096  # pictures per file
     batch: int = 64  # pictures per pass
-    embedding_dtype: str = "float16"
+    storage: str = "float16"  # of ``STORAGES``
     decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, embedding_dtype=STORAGES, decoders="[0, inf)")
+        check_fields(self, storage=STORAGES, decoders="[0, inf)")
 
     @property
     def kind(self) -> str:

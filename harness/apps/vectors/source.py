@@ -24,7 +24,8 @@ from harness.base.terminal import Progress
 from harness.datasets.archives import members_of
 from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, shorten
 from harness.datasets.webdataset import LARGEST
-from zoo.core.files import digest, require_file
+from zoo.core.digests import digest
+from zoo.core.files import require_file
 
 TAR, PARQUET = ".tar", ".parquet"
 WHOLE = -1  # size of a picture that is a file of its own

@@ -6,7 +6,7 @@ import pytest
 
 from harness.base.hints import describe_error
 from harness.cli.entry import parse
-from zoo.core.files import wanting
+from zoo.core.errors import add_remedy
 
 PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"arch": "mlp", "width": 9}}
 
@@ -19,7 +19,7 @@ PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"
     ("model", {}, "list", {}),
 ])  # fmt: skip
 def test_the_command_of_a_hint_is_one(kind: str, facts: dict, path: str, values: dict):
-    inner = wanting(ValueError("inner"), kind, **facts)
+    inner = add_remedy(ValueError("inner"), kind, **facts)
     try:
         raise ValueError("outer") from inner
     except ValueError as error:

@@ -29,7 +29,7 @@ from harness.base.store import (
     shard_paths,
     to_lists,
 )
-from zoo.core.files import NoRoomError
+from zoo.core.errors import NoRoomError
 
 
 @dataclass(frozen=True, kw_only=True)

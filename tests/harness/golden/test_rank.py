@@ -20,7 +20,7 @@ from harness.golden import rank as module
 from harness.golden.rank import Ranked, rank
 from harness.golden.settings import RankJob
 from harness.golden.store import Rankings, Source, find_rankings
-from zoo.core.files import fingerprint
+from zoo.core.digests import fingerprint
 from zoo.core.recipes import SCORES, GoldenConfig
 from zoo.loading.towers import Tower
 from zoo.ranking.golden import GoldenEngine

@@ -23,7 +23,8 @@ from harness.learning.prompts import Tuner, load_tuner
 from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant, variants
 from harness.records.metrics import predicted
-from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.recipes import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
@@ -152,6 +153,7 @@ def test_judged_by_text_and_by_what_was_learned(tuner, rows, named):
         assert judged == (predicted(features, classifier) == split.labels).mean()
 
 
+@pytest.mark.command("fit prompts")
 @pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
 def test_open_clips_towers_are_tuned(foreign, named, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)

@@ -20,7 +20,8 @@ from harness.learning.settings import Sources
 from harness.measure.settings import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
-from zoo.core.files import cache_folder, digest
+from zoo.core.digests import digest
+from zoo.core.files import cache_folder
 from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import distance
 from zoo.loading.recovery_file import RecoveryFile
@@ -94,6 +95,7 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
         all_of(recoveries=(file.path.with_name("none"),))
 
 
+@pytest.mark.command("fit recovery", "eval")
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")

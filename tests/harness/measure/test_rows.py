@@ -14,10 +14,9 @@ from torch import Tensor
 import zoo
 from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.record import DENSE, GOLDEN
-from zoo.core.files import read_facts, write_learned
 from zoo.core.reducer import final_count
 from zoo.loading.adopt import load_predictor
-from zoo.loading.learned_files import PredictorFile
+from zoo.loading.learned_files import PredictorFile, read_facts, write_learned
 from zoo.loading.towers import Tower
 
 ARCH = "clip_vit_b16"
