@@ -25,7 +25,16 @@ from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
+from harness.base.store import (
+    BrokenShardError,
+    Shard,
+    ShardKind,
+    ShardProvenance,
+    Store,
+    from_lists,
+    shard_path,
+    to_lists,
+)
 from harness.base.terminal import Progress
 from harness.base.workers import Make, make_shards, require_same
 from zoo.core.digests import fingerprint, weights_digest
@@ -91,7 +100,7 @@ class Codes(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorsProvenance(Origin):
+class VectorsProvenance(ShardProvenance):
     """What embeddings were made from, and how. Two are equal whatever their versions."""
 
     kind: str  # images or texts
