@@ -216,7 +216,7 @@ def latency_record() -> Callable[..., LatencyRecord]:
             **{"created": "2026-11-26T05:00:00+00:00", "version": "0.1.0", "method": "dense"},
             **{"model": "clip_vit_b16", "tag": "openai", "weights_sha256": "abc", "keep": 1.0},
             **{"random_weights": False, "image_size": (64, 64), "device": "cpu", "batch": 1},
-            **{"dtype": "float32", "way": "eager", "threads": 1, "stopwatch": "metronome"},
+            **{"precision": "float32", "runtime": "eager", "threads": 1, "stopwatch": "metronome"},
             **{"method_config": {}, "machine": machine, "gflops": 2.0, "params": 1000},
             **{"tokens_per_block": (65,) * 6, "final_tokens": 64},
         }

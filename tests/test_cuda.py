@@ -20,18 +20,19 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure import timing
 from harness.records.statistics import kendall_tau
-from harness.records.times import EAGER, read_latencies
+from harness.records.times import read_latencies
 from zoo.core.attention import attend, attend_by_channels
 from zoo.core.recipes import GoldenConfig, RecoveryConfig
 from zoo.core.settings import PRECISIONS, torch_dtype
-from zoo.deploy.export import ONNX, export_model
+from zoo.deploy.export import export_model
+from zoo.deploy.runtime import COMPILE, CUDA_GRAPHS, EAGER, ONNXRUNTIME, OPTIMIZED, TOLERANCES, find_runtime
 from zoo.deploy.setup import Setup
 from zoo.learning.recovery import recover
 from zoo.ranking.golden import GoldenEngine
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 both = pytest.mark.parametrize("device", ["cpu", CUDA])
-WAYS = (EAGER, timing.COMPILE, timing.CUDA_GRAPHS)
+ROUNDED = (EAGER, COMPILE, CUDA_GRAPHS)
 COUNTS = (9, 64, 117, 192)  # of tokens; cuDNN's gradients were NaN where 64 are left of 128
 MOST = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 0.06}  # apart from float64's, of values up to 5
 GOLDEN = [("float32", 0.98), ("bfloat16", 0.95)]
@@ -60,8 +61,8 @@ MATH, FLASH = SDPBackend.MATH, SDPBackend.FLASH_ATTENTION
 KERNELS = [
     *(("cpu", EAGER, kernel) for kernel in (MATH, FLASH)),
     *(
-        pytest.param("cuda", way, kernel, marks=on_device)
-        for way in WAYS
+        pytest.param("cuda", runtime, kernel, marks=on_device)
+        for runtime in ROUNDED
         for kernel in (MATH, FLASH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
     ),
 ]
@@ -69,8 +70,8 @@ KERNELS = [
 
 @pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize(("device", "way", "kernel"), KERNELS, ids=str)
-def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kernel: SDPBackend, dtype: str):
+@pytest.mark.parametrize(("device", "runtime", "kernel"), KERNELS, ids=str)
+def test_every_kernel_attends_in_proportion_to_size(device: str, runtime: str, kernel: SDPBackend, dtype: str):
     ran, most = 0, MOST[dtype] * (10 if device == "cuda" else 1)
     for form, count in product((attend, attend_by_channels), COUNTS):
         model = Attention(form, count).to(device)
@@ -78,7 +79,7 @@ def test_every_kernel_attends_in_proportion_to_size(device: str, way: str, kerne
         wanted, found = model.slow(parts), [model(parts)]  # by torch's choice
         try:
             with sdpa_kernel(kernel):
-                found.append(timing.as_run(model, way, parts)(parts))
+                found.append(find_runtime(runtime).prepare(model, parts, dtype).call(parts))
         except RuntimeError as error:
             if "No available kernel" not in str(error):
                 raise
@@ -103,26 +104,30 @@ def test_gradients_of_attention_in_proportion_to_size(device: str, dtype: str):
 
 
 TOWERS = [
-    *(("cpu", way) for way in (EAGER, timing.OPTIMIZED)),
-    *(pytest.param("cuda", way, marks=on_device) for way in (*WAYS, timing.OPTIMIZED)),
+    *(("cpu", runtime) for runtime in (EAGER, OPTIMIZED)),
+    *(pytest.param("cuda", runtime, marks=on_device) for runtime in (*ROUNDED, OPTIMIZED)),
 ]
 
 
 @pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize("method", ["dense", "patchrank", "rankmerge", "tome"])
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize(("device", "way"), TOWERS)
-def test_towers_in_every_way_and_precision(device: str, way: str, dtype: str, method: str, tiny: Build, images: Tensor):
+@pytest.mark.parametrize(("device", "runtime"), TOWERS)
+def test_towers_in_every_runtime_and_precision(
+    device: str, runtime: str, dtype: str, method: str, tiny: Build, images: Tensor
+):
     vit = tiny("clip_vit_b16" if method == "dense" else f"clip_vit_b16_{method}50")
     every = torch.cat((images, images.flip(0), images.roll(9, dims=-1)))
     wanted = vit(every)
-    every = every.to(device, torch_dtype(dtype))
-    ready = timing.prepare(vit.to(every), way, every, dtype)
+    every = every.to(device)
+    weights = torch_dtype(timing.weights_precision(runtime, dtype))
+    ready = timing.prepare(vit.to(device, weights), runtime, every, dtype)
     assert ready.failed is None
+    every = every.to(weights)
     for turn in range(2):  # a graph has no images of its own
         with torch.inference_mode():  # as it was compiled
             found = ready.call(every.roll(turn, dims=0)).clone()
-        assert timing.deviations(found.cpu(), wanted.roll(turn, dims=0)).median() < timing.ALLOWED[dtype]
+        assert timing.deviations(found.cpu(), wanted.roll(turn, dims=0)).median() < TOLERANCES[dtype].deviation
     torch._dynamo.reset()
 
 
@@ -207,7 +212,7 @@ def test_exported_models_in_onnx_runtime(
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"onnxruntime has no {provider}")
     vit, path = tiny(f"clip_vit_b16_{method}50", depth=3, reduce_at=1), tmp_path / "model.onnx"
-    export_model(vit, path, images, format=ONNX)
+    export_model(vit, path, images, runtime=ONNXRUNTIME)
     options = {"use_tf32": 0} if provider.startswith("CUDA") else {}
     session = onnxruntime.InferenceSession(path, providers=[(provider, options)])
     if provider not in session.get_providers():  # it names TensorRT where that isn't installed
@@ -218,13 +223,13 @@ def test_exported_models_in_onnx_runtime(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "runs"), [
-    ("cpu", ["--ways eager --batches 1 --rounds 6 --seconds 0"]),
+    ("cpu", ["--runtimes eager --batches 1 --rounds 6 --seconds 0"]),
     pytest.param("cuda", [
-        "--ways eager compile cuda-graphs --batches 1 32 --dtypes float16",
-        "--scenario server --rate 500 --rounds 6 --batches 32 --dtypes float16 --ways eager cuda-graphs",
+        "--runtimes eager compile cuda-graphs --batches 1 32 --precisions float16",
+        "--scenario server --rate 500 --rounds 6 --batches 32 --precisions float16 --runtimes eager cuda-graphs",
     ], marks=on_device),
 ], ids=str)  # fmt: skip
-def test_latency_times_the_embedded_model_in_every_way_of_the_device(device: str, runs: list[str], tmp_path: Path):
+def test_latency_times_the_embedded_model_in_every_runtime_of_the_device(device: str, runs: list[str], tmp_path: Path):
     words = f"latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device {device} --output {tmp_path}"
     for how in runs:
         assert main([*words.split(), *how.split()]) == 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.entry import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("zoo", "harness", "baselines")
 MIB = 2**20
@@ -95,6 +97,11 @@ def test_tool_releases_agree():
     assert set(pins[0]) == {"ruff", "mypy", "import-linter"}
     assert pins[1] == pins[0]
     assert pins[2] == {tool: pins[0][tool] for tool in ("ruff", "import-linter")}
+
+
+def test_every_command_is_tried_on_the_newest_python():
+    marks = [mark for name in tree() for mark in re.findall(r"mark\.command\((\".*\")\)", text_of(name) or "")]
+    assert sorted(path for mark in marks for path in re.findall(r'"(.+?)"', mark)) == sorted(COMMANDS)
 
 
 def test_a_method_and_a_dataset_of_the_extension_guide_work(tmp_path: Path):

@@ -32,7 +32,7 @@ from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import best_precision, torch_dtype
 from zoo.deploy.optimized import OptimizedHost
-from zoo.deploy.setup import Setup, make_runtime
+from zoo.deploy.setup import Setup
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 from zoo.loading.towers import load_tower, split_method
 
@@ -99,8 +99,10 @@ class Lab:
         vit = self.tower.vit.to(config.device)
         fast = best_precision(config.device)
         self.served: dict[str, Any] = {}  # the dense tower as it is run, by precision, the fastest first
-        for dtype in sorted(set(config.dtypes) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype)):
-            self.served[dtype], why = make_runtime(vit, dtype)
+        for dtype in sorted(set(config.precisions) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype)):
+            example = torch.zeros(1, 3, *vit.input_size, device=config.device)
+            prepared, why = Setup(model=self.model, precision=dtype).prepare(vit, example)
+            self.served[dtype] = prepared.call
             if why:
                 say(f"models in {dtype} run as they are: {why}")
         self.dense = [Candidate(None, dtype, 1.0) for dtype in self.served]
@@ -168,9 +170,9 @@ class Lab:
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
         if one.method is None:
-            return Setup(model=self.model, dtype=one.dtype)
+            return Setup(model=self.model, precision=one.dtype)
         options = {"keep": one.keep, **dict(one.rule)}
-        return Setup(model=self.model, method=one.method, options=options, dtype=one.dtype)
+        return Setup(model=self.model, method=one.method, options=options, precision=one.dtype)
 
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""
@@ -217,7 +219,7 @@ class Lab:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
         if not (values := self.measure(one, "held_out")):
-            raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --dtypes")
+            raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --precisions")
         figures = self.held_out.figures(values, self.config.seed)
         return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
 

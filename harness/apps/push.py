@@ -1,4 +1,4 @@
-"""Publish a model, for timm or for sentence-transformers: weights, where they are from, a card, and the upload."""
+"""Publish a model, for timm, sentence-transformers or open_clip: weights, where they are from, a card, the upload."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
-from harness.apps.settings import SENTENCE, TIMM_FORMAT
+from harness.apps.settings import OPEN_CLIP_FORMAT, SENTENCE, TIMM_FORMAT
 from harness.measure.cost import gflops
 from harness.records.record import DENSE, RECOVERY, Record, lacking
 from harness.report.folder import markdown
@@ -25,6 +25,7 @@ from zoo.core.learned import CosineHead
 from zoo.deploy.sentence_tower import CODE, SENTENCE_CODE, TEXT, SentenceTower
 from zoo.loading.adopt import reduce
 from zoo.loading.learned_files import find_predictor, read_facts
+from zoo.loading.open_clip import CONFIG, save_open_clip
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.towers import (
@@ -36,10 +37,11 @@ from zoo.loading.towers import (
     split_method,
     split_name,
 )
-from zoo.loading.weights import FOLDER, HUB, find_clip, read_weights
+from zoo.loading.weights import FOLDER, HUB, OPEN_CLIP_FILES, find_clip, read_weights
 from zoo.towers.vit import TimmHost
 
 FILES = ("README.md", "config.json", "model.safetensors")
+OPEN_CLIP_FOLDER = ("README.md", CONFIG, OPEN_CLIP_FILES[0])
 SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
 FREE = ("apache-2.0", "bsd-3-clause", "mit")
 UNKNOWN = "unknown"
@@ -173,12 +175,16 @@ def _load_saved(name: str) -> Publishable:
 
 
 def model_card(
-    model: Publishable, repo: str, records: Sequence[Record] = (), sentence: SentenceTower | None = None
+    model: Publishable,
+    repo: str,
+    records: Sequence[Record] = (),
+    sentence: SentenceTower | None = None,
+    format: str = TIMM_FORMAT,
 ) -> str:
     """Write the card of a model for ``OWNER/NAME`` on the hub; it says only what is recorded or computed.
 
-    ``records`` are as of `Publishable.find_rows`; ``sentence`` is what sentence-transformers opens, None in timm's
-    format.
+    ``records`` are as of `Publishable.find_rows`; ``sentence`` is what sentence-transformers opens, None in
+    other formats.
     """
     known = MODELS.get(model.arch)
     weights = None if known is None else SIZES[known.size].weights
@@ -189,6 +195,7 @@ def model_card(
         model=model,
         repo=repo,
         sentence=sentence,
+        open_clip=format == OPEN_CLIP_FORMAT,
         hub_licenses=_HUBS_LICENSES,
         free=FREE,
         clip=known is not None or "_clip_" in model.arch,
@@ -236,22 +243,26 @@ def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
 def write_folder(
     model: Publishable, folder: Path, repo: str, records: Sequence[Record] = (), format: str = TIMM_FORMAT
 ) -> str:
-    """Write weights, config and card, which ``local-dir:`` loads, and return the card.
+    """Write weights, config and card, which ``local-dir:`` of timm or of open_clip loads, and return the card.
 
-    In the format of sentence-transformers these are joined by what ``SentenceTransformer`` opens.
+    In the format of sentence-transformers timm's files are joined by what ``SentenceTransformer`` opens.
 
     Raises:
         ValueError: the folder has other files, which an upload would take along; or the model's output is no vector.
         FileNotFoundError: the weights of its text tower are missing.
     """
-    allowed = (*FILES, *SENTENCE_FILES) if format == SENTENCE else FILES
+    allowed = {SENTENCE: (*FILES, *SENTENCE_FILES), OPEN_CLIP_FORMAT: OPEN_CLIP_FOLDER}.get(format, FILES)
     others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if strange := sorted(others.difference(allowed)):
         raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
-    sentence = None if format == TIMM_FORMAT else _sentence_tower(model)
-    card = model_card(model, repo, records, sentence)
+    sentence = _sentence_tower(model) if format == SENTENCE else None
+    card = model_card(model, repo, records, sentence, format)
     config = {PROVENANCE: model.provenance} if model.provenance else {}
-    if sentence is None:
+    if format == OPEN_CLIP_FORMAT:
+        if model.arch not in MODELS or model.classes:
+            raise ValueError(f"--format {format}: {model.arch} has no text tower to go with; give a name of `list`")
+        save_open_clip(folder, model.vit, MODELS[model.arch], model.tag)
+    elif sentence is None:
         save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
     else:
         sentence.save(str(folder), config)
@@ -290,7 +301,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     try:
         api = HfApi(library_name="clip-patchrank")
         api.create_repo(repo, private=private, exist_ok=True)
-        files = [name for name in (*FILES, *SENTENCE_FILES) if (folder / name).is_file()]
+        files = [name for name in (*FILES, *SENTENCE_FILES, *OPEN_CLIP_FOLDER[1:]) if (folder / name).is_file()]
         api.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Upload model and card"
         )

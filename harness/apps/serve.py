@@ -29,6 +29,7 @@ from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running
 from zoo.core.errors import is_out_of_memory
 from zoo.core.json_reader import strict_json
+from zoo.deploy.export import read_description
 from zoo.deploy.setup import Setup
 
 MOST = 2048  # inputs of a request, as OpenAI allows
@@ -99,9 +100,9 @@ class VectorServer:
 
     def __init__(self, setup: Setup, config: ServeConfig) -> None:
         torch.set_num_threads(config.cores)
-        self.encoder = Encoder(setup, random_weights=config.random_weights, device=config.device)
+        self.encoder = Encoder(setup, random_weights=config.random_weights, device=config.device, batch=config.batch)
         self.name, self.batch = setup.name, config.batch
-        self.filled = setup.dtype != "float32"
+        self.filled = setup.precision != "float32"
         self.decoders, self.computer = ThreadPoolExecutor(config.cores), ThreadPoolExecutor(1)
         self.room = asyncio.Semaphore(2 * config.batch)  # pixels in memory
         self.idle = asyncio.Event()
@@ -137,8 +138,9 @@ class VectorServer:
     @app.get("/v1/models")
     def models(self) -> dict[str, Any]:
         """Describe the model."""
-        kinds = ["image"] if self.encoder.tower.clip is None else ["image", "text"]
-        facts = {"dimensions": self.encoder.width, "modalities": kinds, "dtype": self.encoder.setup.dtype}
+        kinds = ["image", "text"] if self.encoder.has_text else ["image"]
+        facts = {"dimensions": self.encoder.width, "modalities": kinds}
+        facts |= {"runtime": self.encoder.runtime, "precision": self.encoder.setup.precision}
         model = {"id": self.name, "object": "model", "created": 0, "owned_by": "clip-patchrank"}
         return {"object": "list", "data": [model | facts]}
 
@@ -152,8 +154,8 @@ class VectorServer:
         try:
             inputs, packed = read_query(content, kind, self.name, self.encoder.width)
             if any(isinstance(one, str) for one in inputs):
-                self.encoder.tower.require_clip()
-        except ValueError as error:
+                _ = self.encoder.clip
+        except (ValueError, FileNotFoundError) as error:
             raise HTTPException(400, str(error)) from error
         return inputs, packed
 
@@ -210,7 +212,11 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
         except OSError as error:
             where = f"{config.host}:{config.port}"
             raise OSError(f"can't listen at {where}: {error.strerror}; use another --host or --port") from error
-    setup.load(random_weights=config.random_weights)  # what is missing here is said in one sentence
+    # What is missing here is said in one sentence.
+    if setup.file is None:
+        setup.load(random_weights=config.random_weights)
+    else:
+        read_description(setup.file)
     # The same threads as are asked of Ray, on whatever machine.
     setup, config = setup.absolute(), replace(config, threads=config.cores)
     name = f"patchrank{config.route.rstrip('/').replace('/', '-')}"  # of the application

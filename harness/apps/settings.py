@@ -1,4 +1,4 @@
-"""What applications can be told. Without torch and numpy, so that a command line can show the fields at once."""
+"""What applications can be told. Imports no torch itself, as the command line reads the fields for help."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from zoo.core.recipes import GoldenConfig
 from zoo.core.settings import PRECISIONS, check_fields, expected
 
 CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
-TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
-FORMATS = (TIMM_FORMAT, SENTENCE)  # of a published folder
+TIMM_FORMAT, SENTENCE, OPEN_CLIP_FORMAT = "timm", "sentence-transformers", "open_clip"
+FORMATS = (TIMM_FORMAT, SENTENCE, OPEN_CLIP_FORMAT)  # of a published folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class ChooseConfig:
     """What to choose from, and how."""
 
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
-    dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
+    precisions: tuple[str, ...] = ()  # none for float32 and the fastest of the device
     search: int = 64  # pictures to search by
     held_out: int = 256  # other pictures, that decide
     batch: int = Plan.match_batch  # images per call, where time is measured
@@ -38,7 +38,7 @@ class ChooseConfig:
                 control = " is a control to compare methods with" if method in CONTROLS else ""
                 raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
         ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
-        check_fields(self, dtypes=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
+        check_fields(self, precisions=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,26 +58,26 @@ def from_lists(table: Any, column: str) -> NDArray[Any]:
     return np.asarray(values).reshape(len(table), table.schema.field(column).type.list_size)
 
 
-def seal(table: Any, kind: str, facts: Mapping[str, Any], raw: Collection[str] = ()) -> bytes:
+def seal(table: Any, kind: str, metadata: Mapping[str, Any], raw: Collection[str] = ()) -> bytes:
     """Return a pyarrow table as a Parquet file; the same gives the same bytes with one pyarrow.
 
-    ``kind`` is the key of its metadata: ``facts``, which are JSON values, and a sha256 of these and the table. Lists
+    ``kind`` is the key of ``metadata``, which are JSON values, and of a sha256 of these and the table. Lists
     are made small: byte planes apart, then zstd; ``raw`` columns stay as they are.
     """
-    values: dict[str, Any] = json.loads(json.dumps(facts))  # as they will be read
+    values: dict[str, Any] = json.loads(json.dumps(metadata))  # as they will be read
     values |= {"kind": kind, "version": VERSION}
     text = json.dumps(values | {"sha256": _digest(table, values)}, sort_keys=True)
     lists = [entry.name for entry in table.schema if pa.types.is_fixed_size_list(entry.type)]
     leaves = {name: f"{name}.list.element" if name in lists else name for name in table.column_names}
     packed = [leaf for name, leaf in leaves.items() if name not in raw]
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "compression": {leaf: CODEC if leaf in packed else "none" for leaf in leaves.values()},
         "compression_level": dict.fromkeys(packed, 19),
         "use_byte_stream_split": [leaves[name] for name in lists if name not in raw],
     }
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({kind.encode(): text.encode()})
-    pq.write_table(table, sink, use_dictionary=False, write_statistics=False, **how)
+    pq.write_table(table, sink, use_dictionary=False, write_statistics=False, **options)
     return bytes(sink.getvalue())
 
 
@@ -98,17 +98,17 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
     with _reading():
-        facts = json.loads(texts[kind.encode()])
-        table, known = file.read(use_threads=False), facts.pop("sha256")
-        if _digest(table, facts) != known or facts.pop("kind") != kind:
+        metadata = json.loads(texts[kind.encode()])
+        table, known = file.read(use_threads=False), metadata.pop("sha256")
+        if _digest(table, metadata) != known or metadata.pop("kind") != kind:
             raise BrokenShardError("content and checksum differ")
-    if (version := facts.pop("version")) != VERSION:
+    if (version := metadata.pop("version")) != VERSION:
         raise ValueError(f"{kind} of version {version!r}; this package reads {VERSION}, update it")
-    return table.replace_schema_metadata(None), facts
+    return table.replace_schema_metadata(None), metadata
 
 
-def _digest(table: Any, facts: Mapping[str, Any]) -> str:
-    parts: list[Any] = [facts]
+def _digest(table: Any, metadata: Mapping[str, Any]) -> str:
+    parts: list[Any] = [metadata]
     for entry in table.schema:
         column = table[entry.name].combine_chunks()
         if pa.types.is_fixed_size_list(entry.type):
@@ -122,7 +122,7 @@ def _digest(table: Any, facts: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class ShardProvenance:
     """What shards were made from, and how. Two are equal whatever their versions."""
 
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)  # of the packages that computed them
@@ -130,11 +130,11 @@ class Origin:
     def differences(self, other: Self) -> list[str]:
         """List the fields in which ``other`` differs, versions aside, with both values."""
         names = [entry.name for entry in fields(self) if entry.compare]
-        own, others = vars(self), vars(other)
-        return [f"{n}={own[n]!r} there, {others[n]!r} wanted" for n in names if own[n] != others[n]]
+        there, wanted = vars(self), vars(other)
+        return [f"{n}={there[n]!r} there, {wanted[n]!r} wanted" for n in names if there[n] != wanted[n]]
 
 
-P = TypeVar("P", bound=Origin)
+P = TypeVar("P", bound=ShardProvenance)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,15 +170,15 @@ class ShardKind(Generic[P]):
 
     def encode(self, shard: Shard[P]) -> bytes:
         """Return the file, see `seal`."""
-        facts = {"provenance": asdict(shard.provenance), "notes": shard.notes}
-        facts |= {name: getattr(shard, name) for name in ("first", "covers", "size")}
-        return seal(shard.table, self.key, facts, self.raw)
+        metadata = {"provenance": asdict(shard.provenance), "notes": shard.notes}
+        metadata |= {name: getattr(shard, name) for name in ("first", "covers", "size")}
+        return seal(shard.table, self.key, metadata, self.raw)
 
     def decode(self, content: bytes) -> Shard[P]:
         """Read a file back and check all of it; raises as `unseal`."""
-        table, facts = unseal(content, self.key)
-        provenance: P = from_json(self.provenance, facts.pop("provenance"), "provenance")
-        shard = Shard(table=table, provenance=provenance, **facts)
+        table, metadata = unseal(content, self.key)
+        provenance: P = from_json(self.provenance, metadata.pop("provenance"), "provenance")
+        shard = Shard(table=table, provenance=provenance, **metadata)
         if not 1 <= shard.covers <= shard.size or shard.first % shard.size:
             raise BrokenShardError(f"covers {shard.covers} from {shard.first}, of {shard.size} per shard")
         with _reading():
@@ -237,11 +237,11 @@ def shard_path(folder: Path, index: int) -> Path:
 def shard_paths(folder: Path) -> dict[int, Path]:
     """List the files named like shards, by index, ascending; ValueError if two names have one index."""
     names = ((_SHARD_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    found = sorted((int(match[1]), path) for match, path in names if match)
-    for (index, path), (other, second) in pairwise(found):
+    numbered = sorted((int(match[1]), path) for match, path in names if match)
+    for (index, path), (other, second) in pairwise(numbered):
         if index == other:
             raise ValueError(f"{str(folder)!r} holds shard {index} twice, {path.name} and {second.name}: remove one")
-    return dict(found)
+    return dict(numbered)
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class Column:
     heading: str
     left: bool = False  # whether it holds words, which stand on the left; else figures
     forms: Sequence[Form] = FORMS  # of the terminal's table that have it
-    fold: bool = False  # whether its cells may be broken where a terminal is too narrow
+    breakable: bool = False  # whether its cells may be broken where a terminal is too narrow
     about: str = ""  # what it shows, for a caption
 
 
@@ -167,14 +167,14 @@ class Table:
         columns = []
         for head in heads:
             forms = FORMS[:1] if head in wide else FORMS[:2] if head in roomy else FORMS
-            columns.append(Column(heading=head, left=head in words, fold=head in words, forms=forms))
+            columns.append(Column(heading=head, left=head in words, breakable=head in words, forms=forms))
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
         return Table(title=title, columns=columns, rows=cells, **more)
 
     def explain(self, form: Form = "wide") -> str:
         """Say how to read a form, naming no column that it lacks."""
-        own = (self.columns[at].about for at in self.places(form))
-        return "; ".join(dict.fromkeys(filter(None, (*own, self.caption))))
+        columns = (self.columns[at].about for at in self.places(form))
+        return "; ".join(dict.fromkeys(filter(None, (*columns, self.caption))))
 
     @property
     def heads(self) -> list[str]:
@@ -214,7 +214,7 @@ class Table:
         for column, texts in ((self.columns[at], [row[at].tight for row in self.rows]) for at in places):
             longest = max(map(cell_len, texts), default=0)
             # Heads break between words; figures don't break, prose does.
-            narrow = min(longest, PROSE) if column.fold else longest
+            narrow = min(longest, PROSE) if column.breakable else longest
             width = max(narrow, *map(cell_len, column.heading.split()), 1)
             justify: Literal["left", "right"] = "left" if column.left else "right"
             table.add_column(_plain(column.heading), justify=justify, overflow="fold", min_width=width)

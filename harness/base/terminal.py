@@ -56,7 +56,7 @@ def printable(text: str, kept: str = "\n\t") -> str:
 
     The escapes are JSON's, so that a JSON document keeps its meaning.
     """
-    return _OBEYED.sub(lambda found: found[0] if found[0] in kept else json.dumps(found[0])[1:-1], text)
+    return _OBEYED.sub(lambda match: match[0] if match[0] in kept else json.dumps(match[0])[1:-1], text)
 
 
 def has_width() -> bool:
@@ -152,8 +152,8 @@ class Progress:
                 TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn(),
             )  # fmt: skip
             # Results go to standard output as they are, while no bar is shown.
-            how: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
-            self._bars = Bars(*columns, console=self._console, **how)
+            options: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
+            self._bars = Bars(*columns, console=self._console, **options)
             self._bars.start()
         bars, begun = self._bars, int(task.begun)
         key = bars.add_task(printable(task.name, ""), total=task.total or None, completed=begun, text=task.text)

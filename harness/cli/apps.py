@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
 
-LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
+LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's servers, and the runtime of each
 
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
@@ -50,16 +50,18 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
     rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
     alike = "dense in the same precision and runtime"
     if selection.why:
-        text = f"nothing meets {bounds.words}; the nearest is {setup.name} in {setup.dtype}, {total}: {selection.why}"
+        text = (
+            f"nothing meets {bounds.words}; the nearest is {setup.name} in {setup.precision}, {total}: {selection.why}"
+        )
         return Shown(parts=(table, text), data=data, code=1)
     if setup.method is not None:
-        text = f"{setup.name} in {setup.dtype} is {_faster(time[ALIKE])} {alike}, and {total}"
+        text = f"{setup.name} in {setup.precision} is {_faster(time[ALIKE])} {alike}, and {total}"
     else:
-        text = f"Don't reduce: dense, {setup.dtype}, is {total}"
+        text = f"Don't reduce: dense, {setup.precision}, is {total}"
         reductions = [one for one in selection.judged if one.candidate.method is not None and one.passed]
         for one in reductions:
             if one.time:
-                slow = f"but slower than dense, {setup.dtype}" if one.pays else "not clearly faster"
+                slow = f"but slower than dense, {setup.precision}" if one.pays else "not clearly faster"
                 text += f"; {one.candidate.name} in {one.candidate.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
         if not reductions:
             text += "; no reduction was found that meets the bounds"
@@ -74,51 +76,57 @@ def _faster(ratio: dict[str, float]) -> str:
 
 def _describe_use(setup: "Setup", args: Namespace) -> str:
     """Return how a setup is used: two commands and some Python."""
-    from zoo.deploy.export import ONNX
+    from zoo.deploy.runtime import ONNXRUNTIME
 
     file = shlex.quote(str(args.output))
     prefix, _, path = (args.dataset or f"images:{args.images}").partition(":")
     pictures = shlex.quote(path) if prefix in ("images", "folder") else "FOLDER"
     device = "" if args.device == "cpu" else f" --device {shlex.quote(args.device)}"
     lines = [
-        *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors"),
-        f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
+        *(
+            "",
+            f"# vectors, in {setup.precision}",
+            f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors",
+        ),
+        f"# a file for ONNX Runtime, in {_file_precision(ONNXRUNTIME, setup.precision)}",
         f"{PROGRAM} export --model {file} --output model.onnx",
         *("# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
     ]
     return "\n".join(lines)
 
 
-def _file_dtype(format: str, dtype: str) -> str:
-    """Return the precision of an exported file: the model's, or float32 where the format hasn't that."""
-    from zoo.deploy.export import FORMATS
+def _file_precision(runtime: str, precision: str) -> str:
+    """Return the precision of an exported file: the model's, or float32 where the runtime hasn't that."""
+    from zoo.deploy.runtime import find_runtime
 
-    return dtype if dtype in FORMATS[format].dtypes else "float32"
+    return precision if precision in find_runtime(runtime).precisions else "float32"
 
 
 def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features.
 
     Raises:
-        ValueError: what the model or the format refuses, or too few images.
+        ValueError: what the model or the runtime refuses, or too few images.
         FileNotFoundError: weights or images are missing.
     """
     import torch
 
     from harness.base.lines import lock_file
     from harness.datasets.few_shot import subset
-    from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
+    from zoo.core.digests import weights_digest
+    from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
+    from zoo.deploy.runtime import ONNXRUNTIME
     from zoo.loading.preprocessing import describe_preprocessing
 
     setup = flags.setup_of(args)
-    format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
+    runtime, path, lower = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output, setup.precision
+    if args.layout not in (None, *(server for server, name in LAYOUTS.items() if name == runtime)):
+        raise ValueError(f"--layout {args.layout} with --runtime {runtime}: expected {LAYOUTS[args.layout]}")
+    if args.precision is None:
+        setup = replace(setup, precision=_file_precision(runtime, lower))
+    suffix = find_file_runtime(runtime, setup.precision).suffix  # before anything is loaded
     if args.layout is not None:
-        if format != LAYOUTS[args.layout]:
-            raise ValueError(f"--layout {args.layout} with --format {format}: expected {LAYOUTS[args.layout]}")
-        path = args.output / "1" / f"model{FORMATS[format].suffix}"
-    if args.dtype is None:
-        setup = replace(setup, dtype=_file_dtype(format, lower))
-    require_format(format, setup.dtype)  # before anything is loaded
+        path = args.output / "1" / f"model{suffix}"
     tower = setup.load(random_weights=args.random_weights)
     source = flags.source_of(args, progress)
     split = subset(source.images, flags.limit_of(args))
@@ -129,25 +137,28 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
         "model": setup.name,
         "tower": setup.model,
         "preprocessing": describe_preprocessing(tower.preprocess),
+        "text_weights": None if tower.clip is None else weights_digest(tower.clip.model.text.state_dict()),
     }
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
-    progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
-    data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
+    progress.say(
+        f"{setup.name}: writing a file for {runtime} in {setup.precision}, then checking it on {len(images)} images"
+    )
+    data: dict[str, Any] = {"runtime": runtime, "precision": setup.precision}
     how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
     with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
             data |= {"path": None, "problem": str(error), "agreement": error.agreement}
-    table = _agreement_table(setup, format, data["agreement"])
+    table = _agreement_table(setup, runtime, data["agreement"])
     if "problem" in data:
         return Shown(parts=(table, data["problem"]), data=json_values(data), code=1)
     size = path.stat().st_size
     text = f"wrote {path} ({size:,} bytes) and {path.name}.json, which says what it is"
     if args.layout is not None:
         text += f", and {_write_layout(args.layout, path)}"
-    if setup.dtype != lower:
-        text += f"; it is in {setup.dtype}, as {format} has no {lower}"
+    if setup.precision != lower:
+        text += f"; it is in {setup.precision}, as {runtime} has no {lower}"
     return Shown(parts=(table, text), data=json_values(data | {"path": path, "bytes": size}))
 
 
@@ -179,17 +190,23 @@ def _write_layout(server: str, model: Path) -> Path:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
         # Without the hint the server computes in the precision that it finds fastest.
-        hint = {"INFERENCE_PRECISION_HINT": about["dtype"].replace("float", "f")}
+        hint = {"INFERENCE_PRECISION_HINT": about["precision"].replace("float", "f")}
         own = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
         content = json.dumps({**whole, "model_config_list": [*models, {"config": own}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path
 
 
-def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement") -> Table:
+def _agreement_table(setup: "Setup", runtime: str, agreement: "FeatureAgreement") -> Table:
     """Lay out how a file's features agree with the eager model's."""
     heads = ("runtime", "precision", "images", "cosine", "5 % quantile", "largest difference", "same nearest")
-    row = [format, setup.dtype, str(agreement.images), f"{agreement.cosine_mean:.5f}", f"{agreement.cosine_q05:.5f}"]
+    row = [
+        runtime,
+        setup.precision,
+        str(agreement.images),
+        f"{agreement.cosine_mean:.5f}",
+        f"{agreement.cosine_q05:.5f}",
+    ]
     row += [f"{agreement.deviation:.1e}", f"{100 * agreement.same_nearest:.1f} %"]
     title = f"{setup.name} against eager float32, {' and '.join(map(str, agreement.batches))} images per call"
     return Table.of(title, heads, [row], words=heads[:2])
@@ -200,7 +217,7 @@ def run_embed(args: Namespace, progress: Progress) -> Shown:
     from harness.apps.vectors.embed import embed
     from harness.apps.vectors.settings import EmbedJob
 
-    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, progress))
+    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args, args.runtime), source=_source(args, progress))
     done = embed(job, progress)
     facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
@@ -256,7 +273,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
         raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
     with lock_file(args.sheet, "--sheet"):
-        vector = query_vector(args.query, provenance, progress.say, device=args.device)
+        vector = query_vector(args.query, provenance, progress.say, device=args.device, file=args.model)
         found = nearest(args.vectors, vector, args.top, progress.say)
         if source is not None:
             write_sheet(args.sheet, args.query, found, source)
@@ -278,7 +295,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
 
 
 def _show_losses(args: Namespace, progress: Progress) -> Shown:
-    """Lay out what precisions would lose."""
+    """Lay out what each storage would lose."""
     from harness.apps.vectors.search import measure_losses
 
     count, losses = measure_losses(args.vectors, progress.say)
@@ -304,7 +321,7 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
     from harness.apps.serve import serving
     from harness.apps.settings import ServeConfig
 
-    setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
+    setup, config = flags.setup_of(args, args.runtime), flags.settings(ServeConfig, args)
     progress.say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts

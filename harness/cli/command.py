@@ -89,9 +89,11 @@ class CommandParser(argparse.ArgumentParser):
         )  # fmt: skip
         self._positionals.title, self._optionals.title = "arguments", "flags"
         command.flags(self)
-        places = [one for one in self._actions if one.required or not one.option_strings]
-        names = [" ".join([*one.option_strings[:1], str(one.metavar or one.dest.upper())]) for one in places]
-        words = [name if one.required else f"[{name}]" for one, name in zip(places, names, strict=True)]
+        places = [action for action in self._actions if action.required or not action.option_strings]
+        names = [
+            " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())]) for action in places
+        ]
+        words = [name if action.required else f"[{name}]" for action, name in zip(places, names, strict=True)]
         self.usage = " ".join([self.prog, *words, "[flags]"])
         add_shared(self.add_argument_group("every command"))
         self.set_defaults(command=command.path, run=command.run)
@@ -183,5 +185,5 @@ def describe_versions() -> str:
     """Return the versions of the package and of what its figures depend on."""
     commit = git_commit()
     package = f"{PACKAGE} {metadata.version(PACKAGE)}" + (f", commit {commit}" if commit else "")
-    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))
-    return f"{package}\npython {platform.python_version()}, {others}"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))
+    return f"{package}\npython {platform.python_version()}, {versions}"

@@ -119,8 +119,8 @@ def get_dataset(name: str) -> Dataset:
         return _State.datasets[name]
     elif name in _listed():
         dataset = options.prepare(shipped_facts(name))
-    elif (own := kind_of(name)) is not None:
-        raise ValueError(f"dataset {name!r} is made from {KINDS[own].what}; give {own}:PATH of it")
+    elif (made_from := kind_of(name)) is not None:
+        raise ValueError(f"dataset {name!r} is made from {KINDS[made_from].what}; give {made_from}:PATH of it")
     else:
         kinds = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
         known = nearest(prefix, (*_listed(), *KINDS), cutoff=0.4)

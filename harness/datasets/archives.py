@@ -65,7 +65,7 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
         inner = [other for other in archives if other.file == archive.holds != other.holds]
         return not (folder / archive.holds).exists() and all(map(missing, inner))
 
-    if any((folder / one.file).exists() or (download and one.url) for one in archives if missing(one)):
+    if any((folder / archive.file).exists() or (download and archive.url) for archive in archives if missing(archive)):
         folder.mkdir(parents=True, exist_ok=True)
         with hold_lock(folder / ".lock"):
             for archive in filter(missing, archives):
@@ -77,9 +77,9 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
                     with progress.task(f"checking and unpacking {archive.file}", 0):
                         unpack(archive, file, folder)
     lines = [
-        f"  {one.holds!r} is missing; get {one.file!r} {'by --download, or by hand' if one.url else 'by hand only'}, "
-        f"from {one.page}"
-        for one in filter(missing, archives)
+        f"  {archive.holds!r} is missing; get {archive.file!r} "
+        f"{'by --download, or by hand' if archive.url else 'by hand only'}, from {archive.page}"
+        for archive in filter(missing, archives)
     ]
     if lines:
         there = f"Put files into {str(folder)!r} as they are; archives are unpacked there."
@@ -124,9 +124,9 @@ def require_sum(archive: Archive, file: Path) -> None:
     kind = archive.sums[0].partition(":")[0]
     with file.open("rb") as content:
         whole = hashlib.file_digest(content, lambda: hashlib.new(kind, usedforsecurity=False))
-    found = f"{kind}:{whole.hexdigest()}"
-    if found not in archive.sums:
-        raise ValueError(f"archive {str(file)!r} has {found}, expected {' or '.join(archive.sums)}; {AGAIN}")
+    checksum = f"{kind}:{whole.hexdigest()}"
+    if checksum not in archive.sums:
+        raise ValueError(f"archive {str(file)!r} has {checksum}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
 
 def unpack(archive: Archive, file: Path, folder: Path) -> None:

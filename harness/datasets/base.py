@@ -224,8 +224,8 @@ class Dataset(abc.ABC):
     @property
     def revision(self) -> str:
         """12 hex digits that tell these images with their labels from others."""
-        own = self._revision()
-        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12) if self.left_out else own
+        revision = self._revision()
+        return digest("\0".join((revision, *sorted(self.left_out))).encode(), length=12) if self.left_out else revision
 
     def _revision(self) -> str:
         """12 hex digits over the shipped files, in order."""
@@ -286,14 +286,14 @@ def require_folder(folder: Path, where: str, hint: str) -> None:
 
 def match_splits(names: Iterable[str], where: str) -> dict[SplitName, str]:
     """Return which of some names, whatever their case, mean which split; ValueError if two mean one."""
-    found: dict[SplitName, str] = {}
+    matches: dict[SplitName, str] = {}
     for name in names:
         if (split := SPLIT_NAMES.get(name.lower())) is None:
             continue
-        if split in found:
-            raise ValueError(f"{where}: {found[split]} and {name} would both be the {split} split; leave one")
-        found[split] = name
-    return found
+        if split in matches:
+            raise ValueError(f"{where}: {matches[split]} and {name} would both be the {split} split; leave one")
+        matches[split] = name
+    return matches
 
 
 def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> None:

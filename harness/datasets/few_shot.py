@@ -148,7 +148,7 @@ def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
         members: dict[int, list[int]] = defaultdict(list)
         for index, label in enumerate(split.labels.tolist()):
             members[label].append(index)
-        drawn = [stream.sample(own, most) if len(own) >= most else own for own in members.values()]
+        drawn = [stream.sample(images, most) if len(images) >= most else images for images in members.values()]
         parts.append(split.subset(np.sort(np.concatenate(drawn))))
     return FewShot(*parts)
 

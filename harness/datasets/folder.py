@@ -33,9 +33,9 @@ class FolderDataset(OwnDataset, ListedDataset):
 
     def __init__(self, place: Path) -> None:
         folder, where = self.take_folder(place, "folder", "Images of the folder")
-        found = find_images(folder)
-        self.notes = tell_unread(found, folder, where)
-        images = [file.path.relative_to(folder) for file in found if not file.wrong]
+        files = find_images(folder)
+        self.notes = tell_unread(files, folder, where)
+        images = [file.path.relative_to(folder) for file in files if not file.wrong]
         roots = _split_folders(folder, images, where)
         names = sorted({path.name for root in roots for path in _folders(folder / root)})
         if not names:
@@ -52,17 +52,17 @@ class FolderDataset(OwnDataset, ListedDataset):
                 lies = f"{where}: image '{image}' lies in no class folder{' of a split' if depth else ''}"
                 raise ValueError(f"{lies}; put it into one, or give images:PATH for all images without classes")
             listed[roots[root]].append((image.as_posix(), label_of[image.parts[depth]]))
-        self._lists = {split: ImageList.of(folder, own, prefix=self.name) for split, own in listed.items()}
-        if empty := set(range(len(names))) - {label for own in listed.values() for _, label in own}:
+        self._lists = {split: ImageList.of(folder, images, prefix=self.name) for split, images in listed.items()}
+        if empty := set(range(len(names))) - {label for images in listed.values() for _, label in images}:
             name = names[min(empty)]
             raise ValueError(f"{where}: class folder {name!r} has no images; remove it, or put some there; {KNOWN}")
 
     def _revision(self) -> str:
         """12 hex digits over names, sizes, splits and captions; the files aren't read."""
         lines = [
-            "\0".join(map(str, (split, *facts))) + "\n"
+            "\0".join(map(str, (split, *entry))) + "\n"
             for split, images in self._lists.items()
-            for facts in zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True)
+            for entry in zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True)
         ]
         return digest("\0".join(self.classes).encode(), "".join(lines).encode(errors="surrogateescape"), length=12)
 
@@ -86,7 +86,7 @@ class FolderParted(FolderDataset):
         for label in range(len(self.classes)):
             new = sorted(set(images.digests[images.labels == label].tolist()) - part.keys())
             part |= dict(zip(new, _share(len(new)), strict=True))
-        parts = np.array([part[one] for one in images.digests.tolist()])
+        parts = np.array([part[digest] for digest in images.digests.tolist()])
         self._lists = {split: images.subset(parts == split) for split in SPLITS}
 
 
@@ -113,7 +113,7 @@ class ImageFolder(OwnDataset, ListedDataset):
         folder, _ = self.take_folder(place, "folder", "Images below the folder")
         self._images = folder_images(folder, flag="folder ")
         self.notes = self._images.notes
-        shares = [int(one, 16) % 100 for one in self._images.digests.tolist()]
+        shares = [int(digest, 16) % 100 for digest in self._images.digests.tolist()]
         parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
         self._lists = {split: self._images.subset(parts == place) for place, split in enumerate(SPLITS)}
 
@@ -143,15 +143,15 @@ def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ..
     """
     captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
     if (folder / CAPTIONS).exists():
-        found: dict[str, str] = {}
+        by_name: dict[str, str] = {}
         for line in lines_of(folder / CAPTIONS):
             owner = max((n for n in names if line.startswith((f"{n} ", f"{n}\t"))), key=len, default="")
-            if not owner or owner in found:
+            if not owner or owner in by_name:
                 wanted = "expected one line for each class folder, its name and a caption"
                 raise ValueError(f"{where}: {CAPTIONS}: {line!r}: {wanted}")
-            found[owner] = line[len(owner) :].strip()
-        if lacking := [name for name in names if name not in found]:
+            by_name[owner] = line[len(owner) :].strip()
+        if lacking := [name for name in names if name not in by_name]:
             raise ValueError(f"{where}: {CAPTIONS}: no line for the class folder {lacking[0]!r}")
-        captions = [found[name] for name in names]
+        captions = [by_name[name] for name in names]
     require_unique(captions, names, f"{where} (say what folders mean in {CAPTIONS})")
     return tuple(captions)

@@ -89,14 +89,14 @@ class HfDataset(OwnDataset):
         tables = _load(source, choice.get("config"), where, offline=local or not download)
         self._rows: dict[SplitName, HfRows] = {}
         names: tuple[str, ...] = ()
-        for split, own in _choose_splits(list(tables), choice, where).items():
-            features = tables[own].features
+        for split, name in _choose_splits(list(tables), choice, where).items():
+            features = tables[name].features
             image = _column(features, "Image", f"#image={choice.get('image', '')}", where)
             label = _column(features, "ClassLabel", f"#label={choice.get('label', '')}", where)
             if names and names != tuple(features[label].names):
-                raise ValueError(f"{where}: {own!r} has other classes than another split")
+                raise ValueError(f"{where}: {name!r} has other classes than another split")
             names = tuple(features[label].names)
-            self._rows[split] = _read_rows(tables[own], image, label, f"split {own!r} of {where}")
+            self._rows[split] = _read_rows(tables[name], image, label, f"split {name!r} of {where}")
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
         require_unique(self.classes, names, where)
 
@@ -150,7 +150,7 @@ def _load(place: str, config: str | None, where: str, *, offline: bool) -> dict[
     try:
         tables = _open(library, place, config)
     except Exception as error:  # the library raises whatever it stumbles over
-        why = ": ".join(" ".join(str(one).split()) for one in (error, error.__cause__) if one)
+        why = ": ".join(" ".join(str(cause).split()) for cause in (error, error.__cause__) if cause)
         hint = "; name it as in #config=CONFIG" if "onfig" in why else ""
         if offline and not Path(place).is_absolute():
             hint += f"; it isn't in the cache {str(library.config.HF_DATASETS_CACHE)!r}; --download gets it"
@@ -196,7 +196,7 @@ def _choose_splits(names: Sequence[str], choice: Mapping[str, str], where: str) 
 def _column(features: Mapping[str, Any], kind: str, asked: str, where: str) -> str:
     """Find the one column of a type, or check the one that is asked for, as in ``#image=img``."""
     types = {name: type(feature).__name__ for name, feature in features.items()}
-    fitting = [name for name, own in types.items() if own == kind]
+    fitting = [name for name, feature in types.items() if feature == kind]
     name = asked.partition("=")[2] or (fitting[0] if len(fitting) == 1 else "")
     if name in fitting:
         return name

@@ -94,28 +94,28 @@ def find_images(folder: Path) -> list[FoundFile]:
     def refuse(error: OSError) -> None:
         raise error  # os.walk would swallow it, as of a folder without permission
 
-    found: list[FoundFile] = []
+    files: list[FoundFile] = []
     visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        facts = Path(root).stat()
+        status = Path(root).stat()
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        if (facts.st_dev, facts.st_ino) in visited:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        visited.add((facts.st_dev, facts.st_ino))
-        found += [_look_at(Path(root, name)) for name in names if is_named_like_image(name)]
-    return sorted(found, key=lambda file: file.path.relative_to(folder).parts)
+        visited.add((status.st_dev, status.st_ino))
+        files += [_look_at(Path(root, name)) for name in names if is_named_like_image(name)]
+    return sorted(files, key=lambda file: file.path.relative_to(folder).parts)
 
 
 def _look_at(file: Path) -> FoundFile:
     try:
-        facts = file.stat()
+        status = file.stat()
     except OSError as error:
         what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
         return FoundFile(file, wrong=f"{what} can't be read: {error.strerror}")
-    kind = special_kind(facts.st_mode)
+    kind = special_kind(status.st_mode)
     fault = name_fault(file.name) or (f"it is {kind}; expected a regular file" if kind else None)
-    return FoundFile(file, facts.st_size, facts.st_mtime_ns, fault)
+    return FoundFile(file, status.st_size, status.st_mtime_ns, fault)
 
 
 def is_named_like_image(path: str) -> bool:
@@ -130,9 +130,9 @@ def name_fault(path: str) -> str | None:
     return f"{suffix} files aren't read; convert it, for instance to .png" if suffix in UNREAD else None
 
 
-def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str, ...]:
+def tell_unread(files: Iterable[FoundFile], root: Path, where: str) -> tuple[str, ...]:
     """Tell in a sentence which files that are named like images aren't read; nothing if all are."""
-    unread = [f"{str(file.path.relative_to(root))!r} ({file.wrong})" for file in found if file.wrong]
+    unread = [f"{str(file.path.relative_to(root))!r} ({file.wrong})" for file in files if file.wrong]
     more = ", ..." if len(unread) > SHOWN else ""
     told = f"{where}: left out: {count_of(len(unread), 'image')}: {', '.join(unread[:SHOWN])}{more}"
     return (told,) if unread else ()
@@ -294,7 +294,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> d
             update(start + len(chunk))
     keep_json(path, results)
     left = iter(results)
-    return {name: [Decoded(one, *next(left)) for one in split.image_ids] for name, split in splits.items()}
+    return {name: [Decoded(image_id, *next(left)) for image_id in split.image_ids] for name, split in splits.items()}
 
 
 def _decode(split: Split, index: int) -> tuple[str, str]:
@@ -309,7 +309,7 @@ def _decode(split: Split, index: int) -> tuple[str, str]:
 
 def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     """Return the ids of the images that can't be read, and tell how many."""
-    images = [image for own in decode_all(dataset, progress).values() for image in own]
+    images = [image for decoded in decode_all(dataset, progress).values() for image in decoded]
     bad = [image for image in images if image.wrong]
     if bad and len(bad) == len(images):
         raise ValueError(f"none of the {len(bad)} images of {dataset.name} can be read")

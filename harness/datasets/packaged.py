@@ -288,8 +288,8 @@ def sample_item(items: Pixels, labels: NDArray[np.integer], index: int, rng: Rng
 
     items: (n, 28, 28) uint8. labels: (n,). For the shipped splits and for any larger training set.
     """
-    others = np.flatnonzero(labels != labels[index])
-    chosen = others[draws(rng, 0, len(others), (draw(rng, *CLUTTER),))]
+    rest = np.flatnonzero(labels != labels[index])
+    chosen = rest[draws(rng, 0, len(rest), (draw(rng, *CLUTTER),))]
     return compose_item(items[index], items[chosen], rng)
 
 
@@ -369,8 +369,10 @@ class Photos(Dataset):
         file = io.BytesIO((DATA_DIR / self.files[0]).read_bytes())
         crops: dict[str, list[tuple[str, bytes]]] = {}
         for photo in self.photos:
-            own = [(f"{self.name}/{photo['name']}/{at}", file.read(box[-1])) for at, box in enumerate(photo["crops"])]
-            crops[photo["split"]] = crops.get(photo["split"], []) + own
+            examples = [
+                (f"{self.name}/{photo['name']}/{at}", file.read(box[-1])) for at, box in enumerate(photo["crops"])
+            ]
+            crops[photo["split"]] = crops.get(photo["split"], []) + examples
         return crops
 
     @functools.cached_property

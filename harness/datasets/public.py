@@ -67,13 +67,13 @@ def read_split_file(file: Path) -> tuple[bytes, dict[SplitName, list[Entry]]]:
     if not lists["test"]:
         raise ValueError(f"{what}: test has no images")
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
-    for split, own in entries.items():
+    for split, listed in entries.items():
         for index, value in enumerate(lists[split]):
             if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
                 wanted = "expected [relative path, label, class name]"
                 raise ValueError(f"{what}: {split}[{index}] is {brief(value)}; {wanted}")
             path, label, name = value
-            own.append((str(PurePosixPath(path)), label, name.replace("_", " ").strip()))
+            listed.append((str(PurePosixPath(path)), label, name.replace("_", " ").strip()))
     return content, entries
 
 
@@ -93,7 +93,7 @@ def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: s
         raise ValueError(f"{what}: labels must be 0 to classes - 1 without gaps; {min(missing)} is missing")
     classes = tuple(names[label] for label in range(len(names)))
     require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
-    images = {split: ImageList.of(root, [entry[:2] for entry in own], prefix) for split, own in entries.items()}
+    images = {split: ImageList.of(root, [entry[:2] for entry in listed], prefix) for split, listed in entries.items()}
     return Listing(classes, images)
 
 
@@ -121,8 +121,12 @@ class RootedDataset(ListedDataset):
         self.templates = tuple(self.templates)
         self.listed_by_coop = self.layout in ("split file", "aircraft")
         self.archives = tuple(
-            replace(one, page=one.page or self.homepage, holds=one.holds or (self.images if one.packed else one.file))
-            for one in self.archives
+            replace(
+                archive,
+                page=archive.page or self.homepage,
+                holds=archive.holds or (self.images if archive.packed else archive.file),
+            )
+            for archive in self.archives
         )
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
@@ -163,9 +167,9 @@ class RootedDataset(ListedDataset):
 
     def problems(self) -> list[str]:
         """List in what the data differs from the whole dataset; no image is opened."""
-        found = {"classes": (len(self.classes), self.class_count)}
-        found |= {f"{name} images": (len(self.labels(name)), self.counts[name]) for name in SPLITS}
-        lines = [f"{what}: {own:,} instead of {whole:,}" for what, (own, whole) in found.items() if own != whole]
+        counts = {"classes": (len(self.classes), self.class_count)}
+        counts |= {f"{name} images": (len(self.labels(name)), self.counts[name]) for name in SPLITS}
+        lines = [f"{what}: {count:,} instead of {whole:,}" for what, (count, whole) in counts.items() if count != whole]
         return lines + self.differences()
 
 
@@ -182,12 +186,12 @@ def as_aircraft(dataset: RootedDataset) -> Listing:
     paths = [dataset.place / f"{name}.txt" for name in ("variants", *(f"images_variant_{split}" for split in SPLITS))]
     labels = {variant: label for label, variant in enumerate(lines_of(paths[0]))}
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
-    for own, path in zip(entries.values(), paths[1:], strict=True):
+    for listed, path in zip(entries.values(), paths[1:], strict=True):
         for number, line in enumerate(lines_of(path), start=1):
             image, _, variant = line.partition(" ")
             if variant not in labels:
                 raise ValueError(f"list {str(path)!r}, line {number}: {line!r}: expected an image and a variant")
-            own.append((f"{image}.jpg", labels[variant], variant))
+            listed.append((f"{image}.jpg", labels[variant], variant))
     what = f"lists of {dataset.name!r} in {str(dataset.place)!r}"
     listing = list_entries(entries, dataset.place / dataset.images, dataset.name, what)
     return listing._replace(source=b"\0".join(path.read_bytes() for path in paths))
@@ -262,12 +266,12 @@ LAYOUTS: Mapping[str, Callable[[RootedDataset], Listing]] = {
 def _read_table() -> Iterator[RootedDataset]:
     """Make the datasets of public.toml."""
     table = tomllib.loads(Path(__file__).with_name("public.toml").read_text("utf-8"))
-    for name, facts in table.items():
-        archives = from_json(tuple[Archive, ...], facts.pop("archives"), f"archives of {name}")
-        if key := facts.pop("list_key", ""):
-            file = facts["list_file"]
+    for name, fields in table.items():
+        archives = from_json(tuple[Archive, ...], fields.pop("archives"), f"archives of {name}")
+        if key := fields.pop("list_key", ""):
+            file = fields["list_file"]
             archives += (Archive(file, DRIVE.format(key), holds=file, page=COOP_PAGE),)
-        yield RootedDataset(name=name, archives=archives, **facts)
+        yield RootedDataset(name=name, archives=archives, **fields)
 
 
 DATASETS = tuple(_read_table())
@@ -286,7 +290,7 @@ class CoopSplit(OwnDataset, ListedDataset):
         self.asked_path = file = place.expanduser().absolute()
         where, short = f"split file {str(file)!r}", file.stem.removeprefix("split_zhou_")
         self._content, entries = read_split_file(file)
-        root = _image_root(file.parent, [own[0][0] for own in entries.values() if own], where)
+        root = _image_root(file.parent, [listed[0][0] for listed in entries.values() if listed], where)
         self.classes, self._lists, _ = list_entries(entries, root, f"coop/{file.stem}", where)
         self.name_after(short, where)
         self.title = f"{short}, split by CoOp"

@@ -152,23 +152,23 @@ def _samples(number: int, shard: Path, wanted: str) -> Iterator[TarSample]:
             extension = extension.lower()
             if not member.isreg() or not stem or extension not in (*IMAGES, wanted):
                 continue
-            where, own = f"{what}: member {member.name!r}", parts.setdefault(f"{parent}{slash}{stem}", {})
+            where, members = f"{what}: member {member.name!r}", parts.setdefault(f"{parent}{slash}{stem}", {})
             if member.size > LARGEST or member.issparse():
                 raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
-            if extension in own:
+            if extension in members:
                 raise ValueError(f"{where} is a second one of its kind and key")
-            own[extension] = (member.offset_data, member.size)
-        for key, own in parts.items():
-            where, images = f"{what}: {key!r}", [extension for extension in own if extension != wanted]
+            members[extension] = (member.offset_data, member.size)
+        for key, members in parts.items():
+            where, images = f"{what}: {key!r}", [extension for extension in members if extension != wanted]
             if not key.isprintable():
                 raise ValueError(f"{where} can't be printed")
             if len(images) != 1:
                 raise ValueError(f"{where} has {len(images)} images ({', '.join(IMAGES)}); expected one")
-            if wanted not in own:
+            if wanted not in members:
                 raise ValueError(f"{where} has no {key}.{wanted}")
-            offset, size = own[wanted]
+            offset, size = members[wanted]
             label, captions = _read_text(os.pread(file.fileno(), size, offset), wanted, f"{where}: {key}.{wanted}")
-            yield TarSample(number, *own[images[0]], label, key, images[0], captions)
+            yield TarSample(number, *members[images[0]], label, key, images[0], captions)
 
 
 def _read_text(content: bytes, wanted: str, where: str) -> tuple[int, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, from_lists, shard_paths, to_lists
+from harness.base.store import BrokenShardError, Shard, ShardKind, ShardProvenance, from_lists, shard_paths, to_lists
 from harness.datasets import kind_of
 from harness.datasets.base import DATA_DIR, Dataset, Split, SplitName
 from harness.datasets.images import folder_images
@@ -54,7 +54,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance(Origin):
+class Provenance(ShardProvenance):
     """What a set of rankings was made from, and how. Two are equal whatever their versions."""
 
     model: str  # of the dense tower, with its weight tag

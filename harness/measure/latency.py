@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -18,12 +19,13 @@ from harness.measure.rows import MethodRate, Variant, require_rows, rows_of
 from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS
-from harness.records.times import EAGER, LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
+from harness.records.times import LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
 from zoo.core.digests import fingerprint
 from zoo.core.errors import is_out_of_memory
 from zoo.core.host import Host
 from zoo.core.reducer import METHODS
-from zoo.core.settings import PRECISIONS, check_fields, expected, torch_dtype
+from zoo.core.settings import check_fields, expected, torch_dtype
+from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision
 from zoo.loading import towers
 from zoo.loading.adopt import reduce
 from zoo.loading.sizes import MODELS
@@ -40,14 +42,14 @@ WARMUP, WARMUP_S = 3, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan:
-    """What to time; ValueError for a value out of range, or a way that the device hasn't."""
+    """What to time; ValueError for a value out of range, or a runtime that the device hasn't."""
 
     models: tuple[str, ...]  # dense or reduced; each is timed beside its dense tower
     methods: tuple[str, ...] = ()  # further reductions of each model's dense tower
     keeps: tuple[float, ...] = (0.6,)  # their keep rates
     batches: tuple[int, ...] = CPU_BATCHES
-    dtypes: tuple[str, ...] = ("float32",)  # of `PRECISIONS`
-    ways: tuple[str, ...] = (EAGER,)  # of `timing.WAYS`
+    precisions: tuple[str, ...] = ("float32",)  # of those that a runtime has
+    runtimes: tuple[str, ...] = (EAGER,)  # of `RUNTIMES`
     threads: tuple[int, ...]  # torch's
     rounds: int = 9  # calls of each model, at least; of fewer than 6 no median has a 95 % interval
     seconds: float = 5.0  # rounds go on for so long
@@ -59,7 +61,7 @@ class LatencyPlan:
 
     def __post_init__(self) -> None:
         ranges = {"rounds": f"[{LEAST_ROUNDS}, inf)", "seconds": "[0, inf)", "bound_ms": "(0, inf)"}
-        check_fields(self, dtypes=PRECISIONS, scenario=SCENARIOS, **ranges)
+        check_fields(self, precisions=every_precision(), runtimes=RUNTIMES, scenario=SCENARIOS, **ranges)
         if self.rates and self.scenario != SERVER:
             raise ValueError(f"--rate {self.rates[0]:g} with --scenario {self.scenario}: give --scenario {SERVER}")
         if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:
@@ -69,7 +71,7 @@ class LatencyPlan:
                 raise ValueError(f"--methods {name!r}: {expected(name, methods)}")
         if max(self.threads) > MOST_THREADS:
             raise ValueError(f"--threads {max(self.threads)}: expected a number from 1 to {MOST_THREADS}")
-        timing.check_ways(self.ways, self.dtypes, torch.device(self.device))
+        timing.require_runtimes(self.runtimes, self.precisions, torch.device(self.device))
 
     @property
     def groups(self) -> dict[str, list[MethodRate]]:
@@ -149,19 +151,19 @@ def measure_latency(
     for dense, pairs in plan.groups.items():
         family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
         vits: dict[str, list[Host]] = {}  # in the last precision; they go on sharing weights
-        for condition in product(plan.dtypes, plan.threads, plan.ways, plan.batches, plan.rates or (None,)):
-            named = dict(zip(("dtype", "threads", "way", "batch", "rate"), condition, strict=True))
+        for condition in product(plan.precisions, plan.threads, plan.runtimes, plan.batches, plan.rates or (None,)):
+            named = dict(zip(("precision", "threads", "runtime", "batch", "rate"), condition, strict=True))
             blanks = [_blank(plan, family, row, machine, named) for row in family.rows]
             old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
             new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
             if missing := {i for i, one in enumerate(old) if one is None}:
-                dtype = timing.model_dtype(blanks[0].way, blanks[0].dtype)
-                if dtype not in vits:
+                weights = timing.weights_precision(blanks[0].runtime, blanks[0].precision)
+                if weights not in vits:
                     vits.clear()  # before there are others
                     copies = copy.deepcopy([row.vit for row in family.rows])
-                    vits[dtype] = [vit.to(plan.device, torch_dtype(dtype)) for vit in copies]
+                    vits[weights] = [vit.to(plan.device, torch_dtype(weights)) for vit in copies]
                 # The first, a dense model, is timed with whatever is missing.
-                runs = {i: (blanks[i], vits[dtype][i]) for i in sorted(missing | {0})}
+                runs = {i: (blanks[i], vits[weights][i]) for i in sorted(missing | {0})}
                 try:
                     new = _time(plan, runs, progress, patience)
                 except timing.BusyError as error:
@@ -228,8 +230,8 @@ def _time(
             ready, found = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)))
         finally:
             torch.set_num_threads(threads)
-    if first.way in (timing.COMPILE, *timing.EXPORTED):
-        torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # what was compiled for these models
     gpu = read_gpu(torch.device(plan.device))
     new = {
         i: _complete(replace(blank, gpu=gpu), ready[i], found.get(i), found.get(0) if i else None)
@@ -265,20 +267,23 @@ def time_in_turn(
     Return how making each ready went, and what was measured of those that did not fail; ``tick`` takes models ready and
     rounds done.
     """
-    device, precision = torch.device(plan.device), torch_dtype(timing.model_dtype(blank.way, blank.dtype))
+    device = torch.device(plan.device)
     patience.wait(device)  # before models are made ready, which takes a while
     ready = dict.fromkeys(models, timing.ReadyModel(failed=f"{timing.OUT_OF_MEMORY}, for the images alone"))
     prepare = prepare_server if plan.scenario == SERVER else timing.prepare
     how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
     try:
-        images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, precision)
+        images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, torch.float32)
         for done, (key, vit) in enumerate(models.items(), start=1):
-            ready[key] = prepare(vit, blank.way, images, blank.dtype)
+            ready[key] = prepare(vit, blank.runtime, images, blank.precision)
             tick(done)
-        calls = {key: one.call for key, one in ready.items() if one.call is not None}
+        calls = {key: one.call for key, one in ready.items() if one.prepared is not None}
+        dtypes = {one.prepared.dtype for one in ready.values() if one.prepared is not None}
         on_round: dict[str, Any] = {"tick": lambda rounds: tick(len(ready) + rounds)}
         if not calls:
             return ready, {}
+        [dtype] = dtypes  # of one runtime and precision
+        images = images.to(dtype)
         if plan.scenario == SERVER:
             servers = Servers(calls=calls, images=images, **how)
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, **on_round)
@@ -288,4 +293,4 @@ def time_in_turn(
         if not is_out_of_memory(error):
             raise
         reason = f"{timing.OUT_OF_MEMORY}, with all of them ready"
-        return {key: one if one.call is None else replace(one, failed=reason) for key, one in ready.items()}, {}
+        return {key: one if one.prepared is None else replace(one, failed=reason) for key, one in ready.items()}, {}

@@ -76,7 +76,7 @@ class KeepSolver:
         self.build(1.0)  # a method that can't do even this says why
         cost = functools.cache(cost)
         above = bisect_left(range(self.patches), goal, self.least, self.patches - 1, key=cost)
-        # Keeping all apart, as that spares the method's own work too.
+        # Keeping all patch tokens spares the method's own work, too.
         counts = (self.patches, above, max(above - 1, self.least))
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
@@ -193,23 +193,23 @@ def matched_rows(tower: Tower, plan: Plan, progress: Progress, known: Sequence[R
         keeps = _known_keeps(known, targets, plan)
         every = itertools.product((name for name in solvers if name != plan.match_to), targets)
         if left := {key: solvers[key[0]] for key in every if key not in keeps}:
-            keeps |= equal_times(tower.vit, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
+            keeps |= equal_times(tower.vit, {rate: row.vit for rate, row in targets.items()}, left, plan, progress)
     keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
     pairs = [
         (name, keeps[name, rate]) for name, rate in itertools.product(methods, plan.keeps) if (name, rate) in keeps
     ]
     rows = rows_of(tower, dict.fromkeys([(DENSE, 1.0), *pairs]))
-    return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
+    return rows if plan.match == "gflops" else [_mark(row, keeps, plan) for row in rows]
 
 
 def _known_keeps(known: Sequence[Record], targets: Mapping[float, Variant], plan: Plan) -> dict[MethodRate, float]:
     """Return methods' keep rates at the targets' times by the newest records, where the target is known, too."""
-    rates = {rate for rate, one in targets.items() if any(record.method_config == one.config for record in known)}
+    rates = {rate for rate, row in targets.items() if any(record.method_config == row.config for record in known)}
     keeps = dict[MethodRate, float]()
     for record in known:
-        own = record.method_config.get(MATCHED, {"keeps": ()})
-        if own == plan.matched(*own["keeps"]):
-            keeps |= {(record.method, rate): record.keep for rate in rates.intersection(own["keeps"])}
+        matched = record.method_config.get(MATCHED, {"keeps": ()})
+        if matched == plan.matched(*matched["keeps"]):
+            keeps |= {(record.method, rate): record.keep for rate in rates.intersection(matched["keeps"])}
     return keeps
 
 
@@ -230,8 +230,8 @@ def _equal_gflops(
 
 def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
-    own = row.method not in (plan.match_to, GOLDEN)
-    rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
+    solved = row.method not in (plan.match_to, GOLDEN)
+    rates = [rate for (method, rate), keep in keeps.items() if solved and (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
 
@@ -265,14 +265,14 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
     (method, rate), off = key, cost / goal - 1
     if abs(off) <= TOLERANCE[plan.match]:
         return
-    target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
-    apart = "; left out" if abs(off) > CLOSE and not plan.far else ""
+    target, miss = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+    result = "; left out" if abs(off) > CLOSE and not plan.far else ""
     if plan.match == "gflops":
-        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}{apart}")
+        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {miss}{result}")
     else:
         say(
             f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
-            f"{cost:.3f} {found}{apart}"
+            f"{cost:.3f} {miss}{result}"
         )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
+from harness.base.store import BrokenShardError, Shard, ShardKind, ShardProvenance, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
@@ -303,7 +303,7 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeOrigin(Origin):
+class OutcomeProvenance(ShardProvenance):
     """What stored outcomes are of."""
 
     run: str  # digest of rows and images
@@ -316,7 +316,7 @@ def _to_table(found: Iterable[Outcome]) -> Any:
     return pa.table({name: to_lists(np.asarray(own)) for name, own in columns.items() if own is not None})
 
 
-def _from_shard(shard: Shard[OutcomeOrigin]) -> list[Outcome]:
+def _from_shard(shard: Shard[OutcomeProvenance]) -> list[Outcome]:
     """Return the outcome of each row on a shard's images; notes are the patch tokens left at the end."""
     names, found = shard.table.column_names, []
     for at, final_tokens in enumerate(shard.notes):
@@ -326,12 +326,12 @@ def _from_shard(shard: Shard[OutcomeOrigin]) -> list[Outcome]:
     return found
 
 
-def _check(shard: Shard[OutcomeOrigin]) -> None:
+def _check(shard: Shard[OutcomeProvenance]) -> None:
     if len(_from_shard(shard)) != shard.provenance.rows or len(shard.table) != shard.covers:
         raise BrokenShardError(f"doesn't hold {shard.provenance.rows} rows on {shard.covers} images")
 
 
-OUTCOMES = ShardKind(key="outcomes", what="outcomes", command="compare", provenance=OutcomeOrigin, check=_check)
+OUTCOMES = ShardKind(key="outcomes", what="outcomes", command="compare", provenance=OutcomeProvenance, check=_check)
 
 
 class OutcomeCache:
@@ -392,7 +392,7 @@ class OutcomeCache:
                 return outcomes(rows, split, self.preprocess, update, judge)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
-        origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
+        origin = OutcomeProvenance(run=digest(settings, split.image_ids, *golden), rows=len(rows))
         kind = replace(OUTCOMES, raw=tuple(f"{name} {at}" for at in range(len(rows)) for name in COLUMNS))
         # A shard is a batch, as the last bits of features depend on what else is in it.
         store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=count)

@@ -24,7 +24,6 @@ from harness.measure import timing
 from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
 from zoo.core.host import Host
 
-STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed sizes
 SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
 NEAR = 0.01  # share of a rate to which a prediction goes
 SELDOM = 1 / 32  # of the rate of single queries: below it they hardly ever wait for each other, and runs take hours
@@ -98,28 +97,27 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
     return low
 
 
-def prepare_server(vit: Host, way: str, images: Tensor, dtype: str = "float32") -> timing.ReadyModel:
+def prepare_server(vit: Host, runtime: str, images: Tensor, precision: str = "float32") -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
     Where sizes are fixed there is one for each power of two, and batches are filled up to the next.
     """
     most = len(images)
-    sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)}) if way in STATIC else [most]
-    ready = {}
-    for size in sizes:
-        ready[size] = timing.prepare(vit, way, images[:size], dtype)
-        if ready[size].call is None:
-            return ready[size]
-    if way not in STATIC:
+    ready = {most: timing.prepare(vit, runtime, images, precision)}
+    if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
+    sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
+    for size in sizes[:-1]:
+        ready[size] = timing.prepare(vit, runtime, images[:size], precision)
+        if ready[size].prepared is None:
+            return ready[size]
 
     def call(batch: Tensor) -> Tensor:
         size = next(size for size in sizes if size >= len(batch))
-        run: Any = ready[size].call
-        features: Tensor = run(F.pad(batch, (0,) * 7 + (size - len(batch),)))
-        return features[: len(batch)]
+        return ready[size].call(F.pad(batch, (0,) * 7 + (size - len(batch),)))[: len(batch)]
 
-    return replace(ready[most], call=call, first_call_s=sum(one.first_call_s or 0.0 for one in ready.values()))
+    prepared = replace(whole, call=call, batch=None)
+    return replace(ready[most], prepared=prepared, first_call_s=sum(one.first_call_s or 0.0 for one in ready.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Time calls against each other, interleaved; the ways to run a model, and making one ready to be timed."""
+"""Time calls against each other, interleaved; making a model ready to be timed by a runtime."""
 
 import gc
 import json
@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
+from harness.records.times import AGAIN, TOO_BUSY, Timing, cores
 from zoo.core.errors import is_out_of_memory
 from zoo.core.host import Host
-from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
-from zoo.deploy.optimized import optimize
+from zoo.deploy.runtime import CUDA_GRAPHS, Prepared, Runtime, find_runtime
 
 MOST_ROUNDS = 200  # however short the calls are
 SPREAD = 0.25  # between dense's quartiles, by its median, over which times are of no use
@@ -28,14 +27,7 @@ PER_THREAD = 0.75  # of a core, that each of torch's threads needs
 WAIT_S = 30.0  # for other processes, in one search or one table
 LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, and again while they are waited for
 STAT = Path("/proc/stat")
-COMPILE, CUDA_GRAPHS, OPTIMIZED = "compile", "cuda-graphs", "optimized"
-EXPORTED = (AOTI, ONNX, OPENVINO)
-# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it; files.
-WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED, *EXPORTED)
 OUT_OF_MEMORY = "out of memory"
-# Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
-# most images, so that features of compiled models differ by about as much as those of float32.
-ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 CHECKED = 8  # images, at least
 MIB = 2**20
 
@@ -253,53 +245,53 @@ def others_s() -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyModel:
-    """A model as a way runs it. None means not measured."""
+    """A model as a runtime runs it. None means not measured."""
 
-    call: Call | None = field(default=None, repr=False)  # None if it failed
+    prepared: Prepared | None = field(default=None, repr=False)  # None if it failed
     failed: str | None = None  # why it can't be timed
     first_call_s: float | None = None  # preparing and the first call
     deviation: float | None = None  # of its features from eager's, largest over images
     peak_mib: float | None = None  # most that a call holds beside weights and images
-    attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
+    attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of files
+
+    def call(self, images: Tensor) -> Tensor:
+        """Return the features of images on the device, in the precision that the model takes."""
+        assert self.prepared is not None
+        return self.prepared.call(images)
 
 
-def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Raise ValueError for ways that the device or the packages can't run."""
-    for way in ways:
-        there = f"--ways {way} on --device {str(device)!r}"
-        if way == CUDA_GRAPHS and device.type != "cuda":
-            raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
-        if way in EXPORTED and device.type != "cpu":
-            raise ValueError(f"{there}: exported files are timed on a CPU alone")
-        if way in EXPORTED:
-            for dtype in {"float32", *dtypes} & set(FORMATS[way].dtypes):
-                require_format(way, dtype)
+def require_runtimes(runtimes: Sequence[str], precisions: Sequence[str], device: torch.device) -> None:
+    """Raise ValueError for runtimes that the device or the packages can't run in any precision that is asked for."""
+    for name in runtimes:
+        runtime = find_runtime(name)
+        able = [precision for precision in precisions if precision in runtime.precisions]
+        if why := runtime.refusal(able[0] if able else runtime.precisions[0], str(device)):
+            raise ValueError(f"--runtimes {name} on --device {str(device)!r}: {why}")
 
 
-def model_dtype(way: str, dtype: str) -> str:
-    """Return the precision of a model and its images as a way runs it in ``dtype``; exported files take float32."""
-    return "float32" if way in EXPORTED else dtype
+def weights_precision(runtime: str, precision: str) -> str:
+    """Return the precision of a model as it is handed to a runtime that is to run it in ``precision``."""
+    return precision if find_runtime(runtime).rounds_weights else "float32"
 
 
-def prepare(vit: Host, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
+def prepare(vit: Host, runtime: str, images: Tensor, precision: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
-    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W);
-    for the precision of both see `model_dtype`.
+    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W), in
+    its `weights_precision`.
     """
-    if way in EXPORTED and dtype not in FORMATS[way].dtypes:
-        return ReadyModel(failed=f"{way} computes no {dtype}")
+    engine = find_runtime(runtime)
+    if why := engine.refusal(precision, str(images.device)):
+        return ReadyModel(failed=why)
     reason = ""
     try:
         with torch.inference_mode():
-            ready = _first_call(vit, way, images, dtype)
-            assert ready.call is not None
-            apart = _apart(ready.call, vit, images)
+            ready = _first_call(vit, engine, images, precision)
+            assert ready.prepared is not None
+            apart = _compare_with_eager(ready.prepared, vit, images)
     except Exception as error:
-        # Exporters and runtimes of others raise whatever they like; `optimize` refuses towers and precisions.
-        refused = way in EXPORTED or (way == OPTIMIZED and isinstance(error, ValueError))
-        if not (is_out_of_memory(error) or is_refusal(error) or refused):
+        if not (is_out_of_memory(error) or engine.is_refusal(error)):
             raise
         reason = _reason(error)
     if reason:
@@ -311,20 +303,20 @@ def prepare(vit: Host, way: str, images: Tensor, dtype: str = "float32") -> Read
     ready = replace(ready, deviation=most if math.isfinite(most) else None)
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
-        return replace(ready, call=None, failed="features aren't finite, so they can't be compared with eager's")
-    if typical > (allowed := ALLOWED[dtype]):
+        return replace(ready, prepared=None, failed="features aren't finite, so they can't be compared with eager's")
+    if typical > (allowed := engine.tolerance(precision).deviation):
         size = f"{typical:.2g} of their length, allowed {allowed:g}"
-        return replace(ready, call=None, failed=f"features differ from eager's by {size}")
+        return replace(ready, prepared=None, failed=f"features differ from eager's by {size}")
     return ready
 
 
-def _first_call(vit: Host, way: str, images: Tensor, dtype: str) -> ReadyModel:
+def _first_call(vit: Host, runtime: Runtime, images: Tensor, precision: str) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory and kernels of a call."""
-    wait, calls, peak = synchronizer(images.device), list[Call](), None
+    wait, made, peak = synchronizer(images.device), list[Prepared](), None
 
     def first(batch: Tensor) -> None:
-        calls.append(as_run(vit, way, batch, dtype))
-        calls[0](batch)
+        made.append(runtime.prepare(vit, batch, precision))
+        made[0].call(batch.to(made[0].dtype))
         wait()
 
     wait()
@@ -332,92 +324,32 @@ def _first_call(vit: Host, way: str, images: Tensor, dtype: str) -> ReadyModel:
     with warnings.catch_warnings():
         # The compiler's advice on TF32; what precision products have is part of the record.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-        if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
+        if runtime.name == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
             peak = peak_mib(first, images)
         else:
             first(images)
     first_call_s = time.perf_counter() - begun
-    [call] = calls
-    if way in EXPORTED:
-        return ReadyModel(call=call, first_call_s=first_call_s)
-    if way != CUDA_GRAPHS:
-        peak = peak_mib(call, images)
-    kernels = attention_kernels(call if way == OPTIMIZED else vit, images)
-    return ReadyModel(call=call, first_call_s=first_call_s, peak_mib=peak, attention=kernels)
+    [prepared] = made
+    if runtime.suffix:
+        return ReadyModel(prepared=prepared, first_call_s=first_call_s)
+    images = images.to(prepared.dtype)
+    if runtime.name != CUDA_GRAPHS:
+        peak = peak_mib(prepared.call, images)
+    kernels = attention_kernels(prepared.call if isinstance(prepared.call, nn.Module) else vit, images)
+    return ReadyModel(prepared=prepared, first_call_s=first_call_s, peak_mib=peak, attention=kernels)
 
 
-def _apart(call: Call, vit: Host, images: Tensor) -> Tensor:
+def _compare_with_eager(prepared: Prepared, vit: Host, images: Tensor) -> Tensor:
     """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
 
     There are two batches or more, as a graph might keep its first images.
     """
-    parts = []
+    parts, like = [], next(vit.parameters())
     for turn in range(max(2, -(-CHECKED // len(images)))):
-        other = images.roll(7 * turn, dims=-1)  # of the same shape, so that nothing is compiled again
-        eager = vit(other).clone()
-        features = call(other)
-        assert isinstance(features, Tensor)
-        parts.append(deviations(features, eager))
+        shifted = images.roll(7 * turn, dims=-1)  # of the same shape, so that nothing is compiled again
+        eager = vit(shifted.to(like)).clone()
+        parts.append(deviations(prepared.call(shifted.to(prepared.dtype)), eager))
     return torch.cat(parts)
-
-
-def as_run(model: nn.Module, way: str, images: Tensor, dtype: str = "float32") -> Call:
-    """Return a model as the way runs it on images like these, (B, C, H, W); ``dtype`` is an exported file's.
-
-    Compiling and capturing may wait for the first call.
-    """
-    if way in EXPORTED:
-        others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
-        return as_runtime(model, others, format=way, dtype=dtype)
-    if way == OPTIMIZED:
-        optimized: Call = optimize(model, dtype=images.dtype)
-        return optimized
-    if way == CUDA_GRAPHS:
-        return capture(model, images)
-    if way != COMPILE:
-        return model
-    compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True)
-    return compiled
-
-
-def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
-    """Return a function that calls the model, with a code object of its own.
-
-    Dynamo keeps what it compiled by code object: models of one class would share one list, each call would look through
-    it, and the ninth model would be refused.
-    """
-
-    def forward(images: Tensor) -> Any:
-        return model(images)
-
-    forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(model)}")
-    return forward
-
-
-def capture(model: Call, images: Tensor) -> Call:
-    """Capture one call; what is returned copies images to the graph's and replays it."""
-    inside = images.clone()
-    graph = torch.cuda.CUDAGraph()
-    # The images' device needn't be the current one, on which streams would be made. Nothing can be copied to it, so
-    # what libraries make without a device, such as timm the grid of DINOv3, is made there.
-    with torch.cuda.device(images.device), torch.device(images.device), torch.inference_mode():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # so that libraries have set up what can't be captured
-                model(inside)
-        torch.cuda.current_stream().wait_stream(stream)
-        # On the same stream: libraries keep handles and workspaces for each.
-        with torch.cuda.graph(graph, stream=stream):
-            features = model(inside)
-
-    @torch.inference_mode()
-    def replay(batch: Tensor) -> object:
-        inside.copy_(batch)
-        graph.replay()
-        return features
-
-    return replay
 
 
 def deviations(features: Tensor, eager: Tensor) -> Tensor:
@@ -425,12 +357,6 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
     ours, theirs = features.detach().double(), eager.detach().double()
     result: Tensor = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
     return result.cpu()
-
-
-def is_refusal(error: Exception) -> bool:
-    """Tell whether the compiler, or CUDA when capturing, can't do it."""
-    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return compiler or "captur" in str(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -20,17 +20,17 @@ from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimat
 from harness.records.record import DENSE, RowRecord, Times, device_name, parse_line
 from harness.records.statistics import Interval, median_interval
 from zoo.core.json_reader import from_json
+from zoo.deploy.runtime import EAGER
 
-EAGER = "eager"  # the way of a model as it is
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it
 LEAST_QUERIES = 200  # of a run, so that two of them take longer than its p99
 MET, MISSED = "met", "missed"  # the interval of a server's p99 lies within the bound, or above it
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 LATENCIES = "latency.jsonl"  # file of a run's records
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
-    "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
+    "random_weights", "image_size", "device", "precision", "runtime", "batch", "threads", "stopwatch",
     "bound_ms", "rate", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
@@ -169,8 +169,8 @@ class LatencyRecord(RowRecord):
     random_weights: bool
     image_size: tuple[int, ...]  # height and width
     device: str
-    dtype: str
-    way: str  # of timing.WAYS
+    precision: str
+    runtime: str  # of zoo's RUNTIMES
     batch: int
     threads: int
     stopwatch: str
@@ -202,7 +202,7 @@ class LatencyRecord(RowRecord):
     @property
     def condition(self) -> str:
         """All that models which were timed together share."""
-        return f"{self.dtype}, {self.way}, threads {self.threads}, {self.cell}"
+        return f"{self.precision}, {self.runtime}, threads {self.threads}, {self.cell}"
 
     @property
     def rounds(self) -> int:
@@ -323,7 +323,7 @@ def table_of(row: LatencyRecord) -> str:
     """Return the title of the table that a record belongs to."""
     weights = "random weights" if row.random_weights else row.tag or "its own weights"
     side = "x".join(map(str, row.image_size))
-    how = f"{row.dtype}, {row.way}"
+    how = f"{row.precision}, {row.runtime}"
     if row.bound_ms is not None:
         how = f"{how}, server with p99 within {row.bound_ms:g} ms"
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
@@ -356,7 +356,7 @@ def _cells(row: LatencyRecord) -> dict[str, Cell]:
         "verdict": _verdict(row),
         "MiB": figure(row.peak_mib, ".1f"),
     }
-    if row.way != EAGER:
+    if row.runtime != EAGER:
         cells |= {"first, s": figure(row.first_call_s, ".1f"), "off": figure(row.deviation, ".0e")}
     return cells
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,12 @@ import zoo
 from zoo.core.errors import NoRoomError
 from zoo.deploy import export
 from zoo.deploy.export import (
-    AOTI,
-    EXPORTED_PROGRAM,
-    ONNX,
-    OPENVINO,
     DisagreementError,
     FeatureAgreement,
     export_model,
     load_exported,
 )
+from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
@@ -65,7 +63,7 @@ def needs(*packages: str) -> None:
 def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "onnxruntime")
     half, path = make(method), tmp_path / "model.onnx"
-    agreement = export_model(half, path, images, format=ONNX, batches=BATCHES, facts={"tower": "tiny"})
+    agreement = export_model(half, path, images, runtime=ONNXRUNTIME, batches=BATCHES, facts={"tower": "tiny"})
     assert agreement.deviation < 1e-4
     model = importlib.import_module("onnx").load(path)
     scatters = [node for part in (model.graph, *model.functions) for node in part.node if "Scatter" in node.op_type]
@@ -85,7 +83,7 @@ def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, 
 def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "openvino")
     model = make(method)
-    export_model(model, tmp_path / "model.xml", images, format=OPENVINO, batches=BATCHES)
+    export_model(model, tmp_path / "model.xml", images, runtime=OPENVINO, batches=BATCHES)
     check_again(tmp_path / "model.xml", model)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml", "model.xml.json"]
 
@@ -94,17 +92,17 @@ COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ c
 RANKED = {"rank": "cls", "rank_at": 1}
 
 
-@pytest.mark.parametrize(("format", "method", "options"), [
+@pytest.mark.parametrize(("runtime", "method", "options"), [
     (EXPORTED_PROGRAM, "clsattn", {}),
     (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
     (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
     (EXPORTED_PROGRAM, "rankmerge", RANKED),
     pytest.param(AOTI, "rankmerge", RANKED, marks=[pytest.mark.slow, COMPILER]),
 ])  # fmt: skip
-def test_programs_of_torch(format: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):
+def test_programs_of_torch(runtime: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):
     model = make(method, **options)
     path = tmp_path / "model[1].pt2"
-    export_model(model, path, images, format=format)
+    export_model(model, path, images, runtime=runtime)
     check_again(path, model)
 
 
@@ -116,7 +114,7 @@ def test_merging_is_recorded_without_scattered_sums(make: Build, images: Tensor)
 
 def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tmp_path: Path):
     model, path = make("clsattn"), tmp_path / "model.pt2"
-    how = {"format": EXPORTED_PROGRAM, "dtype": "bfloat16"}
+    how = {"runtime": EXPORTED_PROGRAM, "precision": "bfloat16"}
     agreement = export_model(model, path, images, least_cosine=0.5, **how)
     assert 0.5 < agreement.cosine_q05 <= agreement.cosine_mean < 1
     before = path.read_bytes()
@@ -126,16 +124,17 @@ def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tm
 
 
 def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_path: Path, monkeypatch):
-    real = export.FORMATS[EXPORTED_PROGRAM]
+    runtime = RUNTIMES[EXPORTED_PROGRAM]
+    load = runtime.load
 
-    def off_by_a_bit(*args: object) -> export.Call:
-        call = real.load(*args)
-        return lambda images: call(images) * torch.tensor([1.01, *[1.0] * 6])
+    def off_by_a_bit(path: Path, precision: str, threads: int) -> Prepared:
+        prepared = load(path, precision, threads)
+        return replace(prepared, call=lambda images: prepared.call(images) * torch.tensor([1.01, *[1.0] * 6]))
 
-    monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, real._replace(load=off_by_a_bit))
+    monkeypatch.setattr(runtime, "load", off_by_a_bit)
     with pytest.raises(DisagreementError, match=r"by 0\.00\d+") as caught:
-        export_model(tiny("clip_vit_b16"), tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
-    assert caught.value.agreement.deviation > export.DEVIATION
+        export_model(tiny("clip_vit_b16"), tmp_path / "model.pt2", images, runtime=EXPORTED_PROGRAM)
+    assert caught.value.agreement.deviation > runtime.tolerance("float32").deviation
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,10 +151,10 @@ def test_a_full_disk_is_told(rooms: list[bool], tiny: Build, images: Tensor, tmp
     model, path, room, free = tiny("clip_vit_b16"), tmp_path / "model.pt2", iter(rooms), rooms[-1]
     needed = 4 * sum(weight.numel() for weight in model.parameters()) + export.GRAPH
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, export.FORMATS[EXPORTED_PROGRAM]._replace(write=write))
+    monkeypatch.setattr(RUNTIMES[EXPORTED_PROGRAM], "write", write)
     text = "PytorchStreamWriter" if free else rf"model\.pt2': the disk is full; {needed:,} bytes needed, [\d,]+ free"
     with pytest.raises(RuntimeError if free else NoRoomError, match=text):
-        export_model(model, path, images, format=EXPORTED_PROGRAM)
+        export_model(model, path, images, runtime=EXPORTED_PROGRAM)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,31 +168,33 @@ def test_agreement_by_hand():
     assert agreement.same_nearest == pytest.approx(1 / 3)
     # One image of 2,000 whose tokens nearly tie is no reason to refuse a reduced model, one of three is.
     many = FeatureAgreement.of([turned[[0] * 1999 + [2]]], eager[[0] * 1999 + [2]], (2000,))
+    exact = "float32", TOLERANCES["float32"]
     for one, reduced, refused in ((many, True, False), (many, False, True), (agreement, True, True)):
-        assert bool(one.problem("float32", reduced=reduced)) == refused
-    assert FeatureAgreement.of([eager, eager], eager, (1, 3)).problem("float32") == ""
+        assert bool(one.problem(*exact, reduced=reduced)) == refused
+    assert FeatureAgreement.of([eager, eager], eager, (1, 3)).problem(*exact) == ""
     # Of two equal images either may be the nearest.
     twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-9]])
     assert FeatureAgreement.of([twins.flip(0)], twins, (3,)).same_nearest == 1
-    assert "nan" in FeatureAgreement.of([eager * torch.nan], eager, (3,)).problem("float32")
+    assert "nan" in FeatureAgreement.of([eager * torch.nan], eager, (3,)).problem(*exact)
 
 
-@pytest.mark.parametrize(("format", "package"), [(ONNX, "onnxruntime"), (OPENVINO, "openvino")])
-def test_examples_of_the_guide(format: str, package: str, make: Build, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(("runtime", "package"), [(ONNXRUNTIME, "onnxruntime"), (OPENVINO, "openvino")])
+def test_examples_of_the_guide(runtime: str, package: str, make: Build, tmp_path: Path, monkeypatch):
     needs("onnxscript", package)
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
-    [code] = re.findall(rf"<!-- example: {format} -->\n```python\n(.*?)```", page, re.S)
+    [code] = re.findall(rf"<!-- example: {runtime} -->\n```python\n(.*?)```", page, re.S)
     model = make("random", img_size=196, patch_size=28)
     monkeypatch.chdir(tmp_path)
-    export_model(model, Path(f"model{export.FORMATS[format].suffix}"), torch.randn(3, 3, 196, 196), format=format)
+    export_model(model, Path(f"model{RUNTIMES[runtime].suffix}"), torch.randn(3, 3, 196, 196), runtime=runtime)
     values: dict = {}
     exec(code, values)
     assert torch.allclose(torch.tensor(values["features"]), model(torch.zeros(4, 3, 196, 196)), atol=1e-5)
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"format": "onyx"}, "'onyx': did you mean 'onnx'"),
-    ({"dtype": "int8"}, "'int8'"),
+    ({"runtime": "openvin"}, "'openvin': did you mean 'openvino'"),
+    ({"runtime": "eager"}, "'eager' has no files"),
+    ({"precision": "int8"}, "'int8'"),
     ({"path": "model.onnx"}, r"model\.onnx"),
     ({"images": torch.zeros(1, 3, 64, 64)}, r"\(1, 3, 64, 64\)"),
     ({"images": torch.zeros(2, 3, 64, 64).half()}, r"torch\.float16"),
@@ -202,7 +203,7 @@ def test_examples_of_the_guide(format: str, package: str, make: Build, tmp_path:
     ({"model": lambda tiny: tiny("clip_vit_b16", global_pool="")}, "no features"),
 ])  # fmt: skip
 def test_refused(wrong: dict, message: str, tiny: Build, images: Tensor, tmp_path: Path):
-    how = {"path": "model.pt2", "images": images, "format": EXPORTED_PROGRAM} | wrong
+    how = {"path": "model.pt2", "images": images, "runtime": EXPORTED_PROGRAM} | wrong
     make = how.pop("model", lambda tiny: tiny("clip_vit_b16"))
     with pytest.raises(ValueError, match=message):
         export_model(make(tiny), tmp_path / how.pop("path"), **how)
@@ -213,7 +214,7 @@ def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_pat
     path = tmp_path / "model.pt2"
     with pytest.raises(FileNotFoundError, match=r"model\.pt2"):
         load_exported(path)
-    export_model(tiny("clip_vit_b16"), path, images, format=EXPORTED_PROGRAM)
+    export_model(tiny("clip_vit_b16"), path, images, runtime=EXPORTED_PROGRAM)
     torch.save(evil, tmp_path / "evil.pt")
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}

@@ -29,10 +29,14 @@ def test_a_name_a_method_and_a_file_mean_the_same(tmp_path: Path):
     path = tmp_path / "one.json"
     named.write(path)
     assert Setup.read(path) == named
-    for content in ("{", '{"model": 1}', '{"model": "m", "keeps": 1}', "[" * 100_000):
+    old = '{"model": "m", "dtype": "bfloat16"}'
+    for content in ("{", '{"model": 1}', '{"model": "m", "keeps": 1}', old, "[" * 100_000):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"one\.json' holds no setup .*patchrank choose"):
             Setup.read(path)
+    Setup(model="strange.pt2").write(path)
+    with pytest.raises(ValueError, match=r"names an exported file: give 'strange\.pt2' itself"):
+        Setup.read(path)
 
 
 def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, tmp_path: Path):
@@ -59,7 +63,11 @@ def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, 
     (lambda: Setup.of(NAME, method="tome", keep=0.5), "'tome'"),
     (lambda: Setup.of("clip_vit_s14", method="tome"), "--keep"),
     (lambda: Setup.of("clip_vit_s14", keep=0.5), "--method"),
-    (lambda: Setup(model="clip_vit_s14", dtype="int8"), "'int8'"),
+    (lambda: Setup(model="clip_vit_s14", precision="int8"), "'int8'"),
+    (lambda: Setup(model="clip_vit_s14", runtime="optimised"), "did you mean 'optimized'"),
+    (lambda: Setup(model="clip_vit_s14", runtime="onnxruntime", precision="bfloat16"), "of onnxruntime: did"),
+    (lambda: Setup.of("model.onnx", precision="float32"), "--precision: an exported file is fixed"),
+    (lambda: Setup(model="model.pt2").load(), "exported already"),
     (lambda: Setup(model="clip_vit_s14", options={"keep": 0.5}), "name a method"),
     (lambda: Setup(model="clip_vit_s14", format=2), "format 2"),
     (lambda: Setup(model="clip_vit_s14", method="tome", options={"r": 8}), "without a keep rate"),

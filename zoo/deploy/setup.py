@@ -1,43 +1,64 @@
-"""A tower with its reduction as it is to be run: what `choose` finds, and `export` and `embed` take."""
+"""A model as it is to be run: what `choose` finds, and `export`, `embed` and `serve` take."""
 
-import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoo.core.files import write_whole
 from zoo.core.host import Host
 from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
-from zoo.core.settings import PRECISIONS, check_fields, torch_dtype
-from zoo.deploy.optimized import optimize
+from zoo.core.settings import check_fields, expected
+from zoo.deploy.export import load_exported, read_description
+from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, find_runtime
 from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
-from zoo.loading.towers import Tower, find_tower, reduce_tower, require_predictor, split_method
+from zoo.loading.towers import (
+    OPEN_CLIP,
+    TIMM,
+    TRANSFORMERS,
+    Tower,
+    find_tower,
+    reduce_tower,
+    require_predictor,
+    split_method,
+)
+from zoo.loading.weights import FOLDER, HUB
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"
+_PREFIXES = (TIMM, OPEN_CLIP, TRANSFORMERS, FOLDER, HUB)
+
+
+def exported_file(model: str) -> Path | None:
+    """Return the path if a model is an exported file, by its ending, and None if it is a name."""
+    suffixes = {runtime.suffix for runtime in RUNTIMES.values() if runtime.suffix}
+    return None if model.startswith(_PREFIXES) or Path(model).suffix not in suffixes else Path(model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A tower, its reduction, and the precision in which it runs."""
+    """A tower with its reduction, or an exported file, and by which runtime in which precision the model is run."""
 
-    model: str  # dense name, as ``load_tower`` takes it
-    method: str | None = None  # None for the dense tower, which has no options and no recovery
+    model: str  # dense name, as ``load_tower`` takes it, or path of an exported file
+    method: str | None = None  # None for the dense tower and a file, which have no options and no recovery
     options: dict[str, Any] = field(default_factory=dict)  # of the method, as JSON values, ``keep`` among them
     recovery: str | None = None  # file of ``zoo.recover``'s result
-    dtype: str = "float32"
+    runtime: str = OPTIMIZED
+    precision: str = "float32"
     certificate: dict[str, Any] = field(default_factory=dict)  # what was measured when it was chosen, as JSON values
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        check_fields(self, dtype=PRECISIONS)
+        if self.precision not in (allowed := find_runtime(self.runtime).precisions):
+            raise ValueError(f"precision {self.precision!r} of {self.runtime}: {expected(self.precision, allowed)}")
         if self.method is None:
             if self.options or self.recovery:
                 raise ValueError(f"{self.model} without a method takes no options and no recovery: name a method")
@@ -51,12 +72,21 @@ class Setup:
 
     @classmethod
     def of(cls, name: str, *, method: str | None = None, keep: float | None = None, **more: Any) -> "Setup":
-        """Return the setup of a model's name, dense or reduced, or of a dense name with a method and keep rate."""
-        dense, own, percent = split_method(name)
-        if own is not None:
+        """Return the setup of a model's name, dense or reduced, or of a dense name with a method and keep rate.
+
+        Or of the path of an exported file, which fixes all other fields; ``more`` are such.
+        """
+        if (file := exported_file(name)) is not None:
+            flags = {"method": method, "keep": keep} | more
+            if flag := next((flag for flag, value in flags.items() if value is not None), None):
+                raise ValueError(f"model {name!r} with --{flag}: an exported file is fixed; leave the flag out")
+            description = read_description(file)
+            return cls(model=name, runtime=description.runtime, precision=description.precision)
+        dense, named_method, percent = split_method(name)
+        if named_method is not None:
             if method is not None:
                 raise ValueError(f"model {name!r} with method {method!r}: the name says its method, give one of them")
-            method, keep = own, percent if keep is None else keep
+            method, keep = named_method, percent if keep is None else keep
         method = None if method == "dense" else method
         if (method is None) != (keep is None):
             have, lack = ("--method", "--keep") if keep is None else ("--keep", "--method")
@@ -71,9 +101,12 @@ class Setup:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:
-            return from_json(cls, strict_json(Path(path).read_bytes()), "setup")
+            setup: Setup = from_json(cls, strict_json(Path(path).read_bytes()), "setup")
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
+        if setup.file is not None:  # which may be machine code
+            raise ValueError(f"{str(path)!r} names an exported file: give {setup.model!r} itself as --model")
+        return setup
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -84,7 +117,9 @@ class Setup:
         kind, colon, place = self.model.partition(":")
         arch, slash, file = place.partition("/")
         model = self.model
-        if kind in ("local-dir", "transformers") and colon:
+        if self.file is not None:
+            model = str(self.file.absolute())
+        elif kind in ("local-dir", "transformers") and colon:
             model = f"{kind}:{Path(place).absolute()}"
         elif kind == "open_clip" and slash and Path(file).is_file():
             model = f"{kind}:{arch}/{Path(file).absolute()}"
@@ -92,8 +127,15 @@ class Setup:
         return dataclasses.replace(self, model=model, recovery=recovery)
 
     @property
+    def file(self) -> Path | None:
+        """The exported file that the model is, None for a tower."""
+        return exported_file(self.model)
+
+    @property
     def name(self) -> str:
-        """What the model is called: its tower with method and keep rate in percent."""
+        """What the model is called: its tower with method and keep rate in percent, or its file's name."""
+        if self.file is not None:
+            return self.file.name
         if self.method is None:
             return self.model
         arch, dot, tag = self.model.partition(".")
@@ -105,6 +147,8 @@ class Setup:
 
         Raise what the tower or the method refuses; FileNotFoundError for weights, predictor or recovery.
         """
+        if self.file is not None:
+            raise ValueError(f"model {self.model!r} is exported already: give the name of a tower")
         if self.method is not None and not random_weights:
             require_predictor(self.model, self.method, self.options["keep"])
         tower = find_tower(self.model, random_weights=random_weights)
@@ -117,14 +161,27 @@ class Setup:
         vit, _ = reduce_tower(tower, self.method, self.options)
         return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
-    def build(self) -> nn.Module:
-        """Load the model as `embed` runs it: optimised, in its precision, on the CPU; raise what ``load`` does."""
-        return make_runtime(self.load().vit, self.dtype)[0]
+    def prepare(self, vit: nn.Module, example: Tensor) -> tuple[Prepared, str]:
+        """Return a tower as the runtime runs it, for pictures like the example, and "" or why the tower runs eagerly.
 
+        A tower that `zoo.optimize` refuses runs eagerly. Raise ValueError for what another runtime refuses.
+        """
+        runtime = find_runtime(self.runtime)
+        runtime.require(self.precision, str(example.device))
+        try:
+            return runtime.prepare(vit, example, self.precision), ""
+        except ValueError as error:
+            if self.runtime != OPTIMIZED:
+                raise
+            return find_runtime(EAGER).prepare(vit, example, self.precision), str(error)
 
-def make_runtime(vit: Host, dtype: str) -> tuple[Any, str]:
-    """Return a model as it is run, by ``zoo.optimize``, or where that refuses it rounded to its precision, and why."""
-    try:
-        return optimize(vit, dtype=dtype), ""
-    except ValueError as error:
-        return (vit if dtype == "float32" else copy.deepcopy(vit).to(torch_dtype(dtype)).eval()), str(error)
+    def build(self) -> Callable[[Tensor], Tensor]:
+        """Load the model as `embed` runs it, on the CPU: a call from pictures (B, 3, H, W) to features (B, D) float32.
+
+        Raise what ``load`` and ``prepare`` do.
+        """
+        if self.file is not None:
+            return load_exported(self.file)
+        vit = self.load().vit
+        prepared, _ = self.prepare(vit, torch.zeros(1, 3, *vit.input_size))
+        return lambda images: prepared.call(images.to(prepared.dtype)).float()

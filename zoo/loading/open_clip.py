@@ -4,6 +4,7 @@ A name fixes the activation there: our plain names have that of their default we
 Importing this module makes our models known to open_clip; ``zoo`` imports it as soon as open_clip is imported.
 """
 
+import json
 import tempfile
 from collections.abc import Callable
 from functools import partial, wraps
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from open_clip import SimpleTokenizer, factory, pretrained
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
@@ -42,7 +44,7 @@ from zoo.loading.clip import (
 )
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.weights import FOLDER, HUB, find_clip, loading, read_weights, without_code
+from zoo.loading.weights import FOLDER, HUB, OPEN_CLIP_FILES, find_clip, loading, read_weights, without_code
 from zoo.towers.vit import ReducedViT, TimmHost
 
 CONFIG = "open_clip_config.json"
@@ -265,28 +267,62 @@ def offer_models() -> None:
 def offer(name: ModelName) -> None:
     """Make a model known to open_clip, with the weight tags of its size."""
     spec = SIZES[name.size]
-    default, facts = next(iter(spec.tags.items()))
+    default, default_tag = next(iter(spec.tags.items()))
+    known: dict[str, Checkpoint] = {}
+    for tag, kind in spec.tags.items():
+        full, quick = f"{name}.{tag}", kind.quick_gelu
+        factory._MODEL_CONFIGS[full], settings = describe_model(name, tag)
+        settings["quick_gelu"] = quick
+        make = partial(checkpoint, name, tag)
+        pretrained._PRETRAINED[full] = {tag: Checkpoint(make, **settings)}
+        refuse = partial(_refuse, name, default, tag)
+        known[tag] = Checkpoint(make if quick == default_tag.quick_gelu else refuse, **settings)
+    pretrained._PRETRAINED[str(name)] = known
+    factory._MODEL_CONFIGS[str(name)] = factory._MODEL_CONFIGS[f"{name}.{default}"]
+
+
+def describe_model(name: ModelName, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return open_clip's ``model_cfg`` and ``preprocess_cfg`` of a model of ours with weights of a tag."""
+    spec, cfg = SIZES[name.size], weights_cfg(name.size, tag)
     if spec.open_clip is None:
         text = {**read_geometry(), "vocab_size": VOCABULARY}
         del text["output_dim"]
     else:
         text = open_clip.get_model_config(spec.open_clip)["text_cfg"]
-    known: dict[str, Checkpoint] = {}
-    for tag, one in spec.tags.items():
-        full, cfg, quick = f"{name}.{tag}", weights_cfg(name.size, tag), one.quick_gelu
-        # The tower's own head projects.
-        vision = {"timm_model_name": full, "timm_pool": "token", "timm_proj": "", "image_size": spec.image}
-        config = {"embed_dim": spec.features, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": text}
-        factory._MODEL_CONFIGS[full] = config
-        settings = {key: cfg[key] for key in ("mean", "std", "interpolation")}
-        settings |= {"resize_mode": "shortest", "quick_gelu": quick}
+    # The tower's own head projects.
+    vision = {"timm_model_name": f"{name}.{tag}", "timm_pool": "token", "timm_proj": "", "image_size": spec.image}
+    quick = spec.tags[tag].quick_gelu
+    config = {"embed_dim": spec.features, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": text}
+    return config, {key: cfg[key] for key in ("mean", "std", "interpolation")} | {"resize_mode": "shortest"}
 
-        make = partial(checkpoint, name, tag)
-        pretrained._PRETRAINED[full] = {tag: Checkpoint(make, **settings)}
-        refuse = partial(_refuse, name, default, tag)
-        known[tag] = Checkpoint(make if quick == facts.quick_gelu else refuse, **settings)
-    pretrained._PRETRAINED[str(name)] = known
-    factory._MODEL_CONFIGS[str(name)] = factory._MODEL_CONFIGS[f"{name}.{default}"]
+
+def save_open_clip(folder: Path, visual: Any, name: ModelName, tag: str) -> None:
+    """Write an image tower of ours with its text tower so that open_clip loads ``local-dir:FOLDER`` after `import zoo`.
+
+    Raises:
+        ValueError: the tower isn't what its name says, which is all that open_clip knows of the tower.
+        FileNotFoundError: the weights of its text tower are missing.
+    """
+    if _describe_build(visual) != _describe_build(timm.create_model(f"{name}.{tag}", pretrained=False)):
+        raise ValueError(f"this model has other settings or sizes than {name}, by which open_clip would make it anew")
+    clip = create_clip(f"{name.dense}.{tag}").model
+    config = dict(zip(("model_cfg", "preprocess_cfg"), describe_model(name, tag), strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / OPEN_CLIP_FILES[0], _encode(visual, clip.text, clip.logit_scale))
+    write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def _describe_build(visual: Any) -> Any:
+    """Return a tower's settings of reduction and the shapes of its weights."""
+    shapes = {key: value.shape for key, value in visual.state_dict().items()}
+    return visual.reducer and visual.reducer.config.plain(), shapes
+
+
+def _encode(visual: nn.Module, text: nn.Module, logit_scale: Tensor) -> bytes:
+    """Return both towers' weights as safetensors in open_clip's layout."""
+    tensors = {f"visual.trunk.{k}": v for k, v in visual.state_dict().items()}
+    tensors |= _text_side(text) | {"logit_scale": logit_scale.detach()}
+    return save({k: v.contiguous() for k, v in tensors.items()})
 
 
 def _refuse(name: ModelName, default: str, tag: str) -> str:
@@ -309,9 +345,7 @@ def checkpoint(name: ModelName, tag: str) -> str:
     path = cache_file("open_clip", f"{name.dense}.{tag}.{mark}.safetensors")
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model
-        tensors = {f"visual.trunk.{k}": v for k, v in model.visual.state_dict().items()}
-        tensors |= _text_side(model.text) | {"logit_scale": model.logit_scale.detach()}
-        write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}))
+        write_whole(path, _encode(model.visual, model.text, model.logit_scale))
     return str(path)
 
 

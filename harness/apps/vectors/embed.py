@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,26 +19,38 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
+from harness.base.store import (
+    BrokenShardError,
+    Shard,
+    ShardKind,
+    ShardProvenance,
+    Store,
+    from_lists,
+    shard_path,
+    to_lists,
+)
 from harness.base.terminal import Progress
 from harness.base.workers import Make, make_shards, require_same
 from zoo.core.digests import fingerprint, weights_digest
 from zoo.core.files import write_whole
-from zoo.core.settings import torch_dtype
-from zoo.deploy.setup import Setup, make_runtime
-from zoo.loading.clip import CompactText
+from zoo.deploy.export import ExportedModel, load_exported
+from zoo.deploy.runtime import EAGER, OPTIMIZED, Prepared, find_runtime
+from zoo.deploy.setup import Setup
+from zoo.loading.clip import ClipParts, CompactText
+from zoo.loading.preprocessing import build_preprocessing
+from zoo.loading.towers import load_tower
 
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
-SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
+SETUP = ("model", "method", "options", "recovery", "precision")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
 *_, INT8, BINARY = STORAGES
-PRECISIONS = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
+CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -50,28 +62,28 @@ class Codes(NamedTuple):
     is 1 or -1 in each coordinate, by the root of the width.
     """
 
-    precision: str
+    storage: str
     width: int  # D
     codes: NDArray[Any]  # (n, D) or, of bits, (n, D / 8 rounded up)
     scale: NDArray[np.float32] | None = None  # (n,) of int8
 
     @classmethod
-    def of(cls, embeddings: NDArray[np.float32], precision: str) -> Self:
+    def of(cls, embeddings: NDArray[np.float32], storage: str) -> Self:
         """Encode unit vectors (n, D)."""
         scale, width = None, embeddings.shape[1]
-        if precision == BINARY:
-            return cls(precision, width, np.packbits(embeddings > 0, axis=1))
-        if precision == INT8:
+        if storage == BINARY:
+            return cls(storage, width, np.packbits(embeddings > 0, axis=1))
+        if storage == INT8:
             step = np.abs(embeddings).max(axis=1, keepdims=True) / np.float32(127)
             embeddings = np.rint(embeddings / np.where(step > 0, step, 1))
             scale = 1 / np.maximum(np.linalg.norm(embeddings, axis=1), 1)  # 0 stays 0
-        return cls(precision, width, embeddings.astype(PRECISIONS[precision]), scale)
+        return cls(storage, width, embeddings.astype(CODE_TYPES[storage]), scale)
 
     @classmethod
-    def from_table(cls, table: Any, precision: str, width: int) -> Self:
+    def from_table(cls, table: Any, storage: str, width: int) -> Self:
         """Read what ``columns`` gave."""
-        scale = table["scale"].to_numpy() if precision == INT8 else None
-        return cls(precision, width, from_lists(table, "embedding"), scale)
+        scale = table["scale"].to_numpy() if storage == INT8 else None
+        return cls(storage, width, from_lists(table, "embedding"), scale)
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of a table."""
@@ -81,14 +93,14 @@ class Codes(NamedTuple):
     def decode(self, rows: Any = slice(None)) -> NDArray[np.float32]:
         """Return embeddings of some rows, or of all, (n, D): those in float32 as they are, others at unit length."""
         codes = self.codes[rows]
-        if self.precision == BINARY:
+        if self.storage == BINARY:
             codes = 2 * np.unpackbits(codes, axis=1, count=self.width).astype(np.int8) - 1
         floats: NDArray[np.float32] = codes.astype(np.float32)
-        return floats if self.precision == "float32" else F.normalize(torch.from_numpy(floats), dim=1).numpy()
+        return floats if self.storage == "float32" else F.normalize(torch.from_numpy(floats), dim=1).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorsProvenance(Origin):
+class VectorsProvenance(ShardProvenance):
     """What embeddings were made from, and how. Two are equal whatever their versions."""
 
     kind: str  # images or texts
@@ -105,16 +117,16 @@ class VectorsProvenance(Origin):
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words
-    dtype: str  # of the computation
-    optimised: bool = False  # by `zoo.optimize`, which can't take every tower
+    runtime: str  # that ran the image tower
+    precision: str  # of the computation
     batch: int  # pictures per pass decide the last bits
-    embedding_dtype: str
+    storage: str  # of ``STORAGES``
     width: int
 
     @property
     def setup(self) -> Setup:
         """The model as it was run."""
-        return Setup(**{name: getattr(self, name) for name in SETUP})
+        return Setup(runtime=self.runtime, **{name: getattr(self, name) for name in SETUP})
 
 
 class Bad(NamedTuple):
@@ -131,7 +143,7 @@ class Vectors(NamedTuple):
 
     ids: NDArray[np.int64]  # (n,) positions in the source, ascending; of the bad ones there is no row
     names: Sequence[str]  # (n,) paths or texts
-    codes: Codes  # of n embeddings, in the provenance's precision
+    codes: Codes  # of n embeddings, in the provenance's storage
     provenance: VectorsProvenance
     bad: Sequence[Bad]
     digests: Sequence[str]  # (n,), 16 hex digits over a picture's bytes as they were read; "" of a text
@@ -144,20 +156,20 @@ class Vectors(NamedTuple):
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
     origin, columns = shard.provenance, shard.table
-    kind, codes = origin.kind, Codes.from_table(columns, origin.embedding_dtype, origin.width)
+    kind, codes = origin.kind, Codes.from_table(columns, origin.storage, origin.width)
     ids, names = columns["id"].to_numpy(), columns[NAMES[kind]].to_pylist()
     digests = columns["digest"].to_pylist() if kind == IMAGES else [""] * len(names)
     return Vectors(ids, names, codes, origin, [Bad(*note) for note in shard.notes], digests)
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
-    """Refuse rows that don't cover what they should, or that can't be embeddings of this precision and width."""
+    """Refuse rows that don't cover what they should, or that can't be embeddings of this storage and width."""
     vectors = _from_shard(shard)
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
-    precision, width, codes, scale = vectors.codes
-    if codes.dtype != PRECISIONS[precision] or codes.shape[1] != (-(-width // 8) if precision == BINARY else width):
+    storage, width, codes, scale = vectors.codes
+    if codes.dtype != CODE_TYPES[storage] or codes.shape[1] != (-(-width // 8) if storage == BINARY else width):
         raise BrokenShardError("its columns aren't as they were written")
     if not np.isfinite(codes if scale is None else scale).all():
         raise BrokenShardError("an embedding is not finite")
@@ -206,36 +218,72 @@ def _write_errors(folder: Path, kind: str) -> int:
 
 
 class Encoder:
-    """A tower with its reduction on a device, in its precision; the text tower, if any, stays in float32.
+    """A model as a setup says, on a device; its text tower, if any, stays eager and in float32.
 
     ``transform`` is what is done picture by picture; ``forward`` does the rest. Other attributes are as of
     `VectorsProvenance`.
     """
 
-    def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu") -> None:
-        """Load the tower; raise what ``Setup.load`` does."""
-        self.tower = tower = setup.load(random_weights=random_weights)
-        self.setup, self.device = setup, device
+    reducer: str | None = None
+    why_eager = ""  # why `zoo.optimize` refuses the tower
+    prepared: Prepared | None
+
+    def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu", batch: int = 1) -> None:
+        """Load the model, for batches of so many pictures where the runtime fixes them.
+
+        Raise what ``Setup.load``, ``Setup.prepare`` and ``load_exported`` do.
+        """
+        self.setup, self.device, self.runtime = setup, device, setup.runtime
+        if setup.file is not None and random_weights:
+            raise ValueError(f"--random-weights with {setup.name}: an exported file has weights; leave the flag out")
+        preprocess = self._load_tower(random_weights, batch) if setup.file is None else self._load_file(setup.file)
+        self.preprocessing = " ".join(_ADDRESS.sub("", repr(preprocess)).split())
+        self.transform, self._scale = split_preprocessing(preprocess, device)
+        self.width = self.forward(torch.zeros(1, 3, *self._size, device=device)).shape[1]
+
+    def _load_tower(self, random_weights: bool, batch: int) -> Any:
+        """Load a tower by name, and return its preprocessing."""
+        tower = self.setup.load(random_weights=random_weights)
+        own_weights = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
         self.weights = fingerprint(tower.vit)
-        own = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
-        self.reducer = weights_digest(own) if own else None
-        self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
-        self.transform, self._scale = split_preprocessing(tower.preprocess, device)
-        if tower.clip is not None:
-            tower.clip.model.text.to(device)
-        self.vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
-        self.optimised = not why
-        self.width = self.forward(torch.zeros(1, 3, *tower.vit.input_size, device=device)).shape[1]
+        self.reducer = weights_digest(own_weights) if own_weights else None
+        self._vit, self._size, self._text = tower.vit.to(self.device).eval(), tower.vit.input_size, tower.require_clip
+        self.has_text = tower.clip is not None
+        example = torch.zeros(batch, 3, *self._size, device=self.device)
+        self.prepared, self.why_eager = self.setup.prepare(self._vit, example)
+        if self.why_eager:
+            self.runtime = EAGER
+        return tower.preprocess
+
+    def _load_file(self, file: Path) -> Any:
+        """Load an exported file, and return its preprocessing."""
+        find_runtime(self.runtime).require(self.setup.precision, self.device, loading=True)
+        model = load_exported(file)
+        if model.preprocessing is None or model.image_size is None:
+            raise ValueError(
+                f"{file.name}.json doesn't say how pictures are prepared; write it with `patchrank export`"
+            )
+        self.weights, self._size, self.prepared = model.digest[:16], model.image_size, model.prepared
+        self.has_text, self._text = model.text_weights is not None, partial(_text_tower, model)
+        return build_preprocessing(model.preprocessing)
 
     def release(self) -> None:
         """Take the image tower off the device; nothing is embedded any more."""
-        self.vit = nn.Identity()
-        self.tower.vit.cpu()
+        self.prepared = None
+        if self.setup.file is None:
+            self._vit.cpu()
+
+    @cached_property
+    def clip(self) -> ClipParts:
+        """The text tower on the device, with its tokenizer; ValueError without one."""
+        clip = self._text()
+        clip.model.text.to(self.device)
+        return clip
 
     @property
     def text_weights(self) -> str:
         """Digest of the text tower's weights."""
-        return weights_digest(self.tower.require_clip().model.text.state_dict())
+        return weights_digest(self.clip.model.text.state_dict())
 
     def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
         """Embed pictures as ``transform`` makes them as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
@@ -247,20 +295,24 @@ class Encoder:
 
         Raise ValueError for too little memory.
         """
+        assert self.prepared is not None
         if pixels.dtype == torch.uint8:
             assert self._scale is not None
             pixels = self._scale(pixels)
+        count, whole = len(pixels), self.prepared.batch or 0
+        if count < whole:
+            pixels = torch.cat([pixels, pixels.new_zeros(whole - count, *pixels.shape[1:])])
         try:
-            features: Tensor = self.vit(pixels.to(torch.float32 if self.optimised else torch_dtype(self.setup.dtype)))
+            features = self.prepared.call(pixels.to(self.prepared.dtype))[:count]
         except torch.OutOfMemoryError as error:
-            size = len(pixels)
-            raise ValueError(f"out of memory on {self.device} with --batch {size}: try {max(1, size // 2)}") from error
+            less = max(1, count // 2)
+            raise ValueError(f"out of memory on {self.device} with --batch {count}: try {less}") from error
         return features.float()
 
     def unit(self, features: Tensor) -> NDArray[np.float32]:
         """Return features (n, D) at unit length; raise ValueError if the tower overflowed."""
         if not features.isfinite().all():
-            raise ValueError(f"embeddings overflowed in {self.setup.dtype}; use --dtype bfloat16 or float32")
+            raise ValueError(f"embeddings overflowed in {self.setup.precision}; use --precision bfloat16 or float32")
         return F.normalize(features, dim=-1).numpy()
 
     @torch.inference_mode()
@@ -269,7 +321,7 @@ class Encoder:
 
         Return unit vectors (n, D), None if none can be embedded, and why some rows mean nothing, by position.
         """
-        clip = self.tower.require_clip()
+        clip = self.clip
         rows, wrong = dict[int, Tensor](), dict[int, str]()
         for place, text in enumerate(texts):
             try:
@@ -286,6 +338,16 @@ class Encoder:
         some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
         features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
         return self.unit(features.float().cpu()), wrong
+
+
+def _text_tower(model: ExportedModel) -> ClipParts:
+    """Load the text tower that belongs to an exported file; ValueError if there is none, or another one by now."""
+    if model.tower is None or model.text_weights is None:
+        raise ValueError(f"{model.path.name} has no text tower, so it takes no words; embed pictures")
+    clip = load_tower(model.tower).require_clip()
+    if weights_digest(clip.model.text.state_dict()) != model.text_weights:
+        raise ValueError(f"{model.tower} has other text weights now than when {model.path.name} was written")
+    return clip
 
 
 class Embedded(NamedTuple):
@@ -314,6 +376,8 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     """
     embedder = Embedder(job)
     total, store = len(job.source), embedder.store
+    if why := embedder.encoder.why_eager:
+        progress.say(f"{job.setup.name} runs as it is: {why}")
     spent = defaultdict[str, float](float)
     with store.open(progress.say):
         embedder.take_revision(progress)
@@ -376,9 +440,11 @@ class Embedder:
     def __init__(self, job: EmbedJob) -> None:
         """Load the tower; refuse what can't be done."""
         self.job = job = dataclasses.replace(job, setup=job.setup.absolute(), out=job.out.absolute())
-        self.encoder = encoder = Encoder(job.setup, random_weights=job.random_weights, device=job.device)
+        self.encoder = encoder = Encoder(
+            job.setup, random_weights=job.random_weights, device=job.device, batch=job.batch
+        )
         setup = {name: getattr(job.setup, name) for name in SETUP}
-        same = ("weights", "reducer", "preprocessing", "optimised", "width")
+        same = ("weights", "reducer", "preprocessing", "runtime", "width")
         self.provenance = VectorsProvenance(
             **setup,
             **{name: getattr(encoder, name) for name in same},
@@ -390,12 +456,14 @@ class Embedder:
             random_weights=job.random_weights,
             text_weights=encoder.text_weights if job.kind == TEXTS else None,
             batch=job.batch,
-            embedding_dtype=job.embedding_dtype,
+            storage=job.storage,
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
         self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
         self.decoders = Decoders(job.processes, encoder.transform)
         route = Route.to(torch.device(job.device))
+        if encoder.runtime not in (EAGER, OPTIMIZED):  # others capture or compile by themselves
+            route = route._replace(graph=None)
         self.ring = LaneRing(encoder.forward, encoder.unit, route, batch=job.batch, width=encoder.width)
 
     def take_revision(self, progress: Progress) -> None:
@@ -436,7 +504,7 @@ class Embedder:
             }
             if self.job.kind == IMAGES:
                 columns["digest"] = pa.array([item.digest for _, item in good], pa.string())
-            columns |= Codes.of(np.concatenate(parts), self.job.embedding_dtype).columns()
+            columns |= Codes.of(np.concatenate(parts), self.job.storage).columns()
             self.store.write(index, pa.table(columns), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:

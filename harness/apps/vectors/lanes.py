@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from harness.apps.vectors.decode import DecodedChunk, Item, Transform, stack
-from harness.measure.timing import capture, is_refusal
+from zoo.deploy.runtime import CUDA_GRAPHS, find_runtime
+from zoo.deploy.runtimes.in_process import capture
 
 LANES = 2  # batches on their way at a time; results are fetched when all lanes are taken, one batch late
 TO_TENSOR = (ToTensor, timm_transforms.MaybeToTensor, open_clip_transforms.MaybeToTensor)
@@ -68,7 +69,7 @@ def capture_graph(forward: Forward, pixels: Tensor) -> Forward | None:
     try:
         return capture(forward, pixels)
     except RuntimeError as error:
-        if not is_refusal(error):
+        if not find_runtime(CUDA_GRAPHS).is_refusal(error):
             raise
         warnings.warn(f"the tower runs without a CUDA graph: {error}", stacklevel=2)
         return None

@@ -1,11 +1,11 @@
-"""Search all embeddings by a text or a picture, one shard in memory at a time, and measure what precisions lose."""
+"""Search all embeddings by a text or a picture, one shard in memory at a time, and measure what storage loses."""
 
 import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import BINARY, PRECISIONS, Codes, Encoder, VectorsProvenance, read_vectors
-from harness.apps.vectors.settings import IMAGES
+from harness.apps.vectors.embed import BINARY, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.settings import IMAGES, STORAGES
 from harness.apps.vectors.source import PictureFile, PictureSource
 from harness.base.terminal import printable
 from harness.datasets.images import decode_image
@@ -25,9 +25,11 @@ from harness.records.metrics import LEAST_GALLERY, NEIGHBOURS, neighbours, overl
 from harness.records.statistics import Interval, over_images
 from harness.report.pictures import shorten
 from zoo.core.files import write_whole
+from zoo.deploy.setup import Setup
 from zoo.loading.clip import CompactText
 from zoo.loading.pictures import EXTENSIONS
 
+DATA = (".onnx", ".xml")  # endings of exported files that run no code
 RESCORED = 100  # nearest by Hamming distance whose cosines are compared
 MOST = 10_000  # embeddings that precisions are compared on
 ACROSS = 5  # pictures of a sheet side by side
@@ -56,12 +58,18 @@ class SearchResult:
 
 
 def query_vector(
-    query: str, provenance: VectorsProvenance, say: Callable[[str], object] | None = None, *, device: str = "cpu"
+    query: str,
+    provenance: VectorsProvenance,
+    say: Callable[[str], object] | None = None,
+    *,
+    device: str = "cpu",
+    file: str | None = None,
 ) -> NDArray[np.float32]:
     """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
 
     A picture is embedded as ``embed`` does it. In low precision it fills a batch of the same size, whose size moves
-    features by up to several percent. ``say`` tells of the few words that the embedded text tower learned.
+    features by up to several percent. ``say`` tells of the few words that the embedded text tower learned. ``file`` is
+    where the exported file that made the embeddings lies; it must be given for a file that may be machine code.
 
     Raises:
         FileNotFoundError: it looks like a picture's path, and there is none; or the weights are missing.
@@ -74,7 +82,11 @@ def query_vector(
         raise FileNotFoundError(f"query {query!r} looks like a picture, and there is no such file")
     if not query.strip():
         raise ValueError("the query is empty; expected words, or the path of a picture")
-    encoder = Encoder(provenance.setup, random_weights=provenance.random_weights, device=device)
+    count = 1
+    if is_picture and provenance.kind == IMAGES and provenance.precision != "float32":
+        count = provenance.batch
+    setup = _query_setup(provenance.setup, file)
+    encoder = Encoder(setup, random_weights=provenance.random_weights, device=device, batch=count)
     names = ("weights", "reducer", "preprocessing")
     for name in names if provenance.kind == IMAGES else (*names, "text_weights"):
         there, here = getattr(provenance, name), getattr(encoder, name)
@@ -87,10 +99,9 @@ def query_vector(
         [picture] = prepare([PictureFile(query, file=query)], encoder.transform).items
         if picture.pixels is None:
             raise ValueError(f"query {query!r}: {picture.wrong}")
-        count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     features, wrong = encoder.texts([query.strip()])
-    if say is not None and isinstance(encoder.tower.require_clip().model.text, CompactText):
+    if say is not None and isinstance(encoder.clip.model.text, CompactText):
         say(
             f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
             "with a model such as clip_vit_b16.openai"
@@ -100,6 +111,19 @@ def query_vector(
     return features[0]
 
 
+def _query_setup(setup: Setup, file: str | None) -> Setup:
+    """Return the setup of some embeddings, whose exported file lies at ``file``."""
+    if file is not None:
+        if setup.file is None:
+            raise ValueError(f"--model {file!r}: {setup.name} made these embeddings, no exported file; leave it out")
+        return replace(setup, model=file)
+    if setup.file is not None and setup.file.suffix not in DATA:
+        raise ValueError(
+            f"{setup.model!r} made these embeddings, which may run any code: if you trust it, give --model"
+        )
+    return setup
+
+
 def _shortlist(
     codes: Codes, vector: NDArray[np.float32], top: int
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
@@ -107,7 +131,7 @@ def _shortlist(
 
     Of bits these are those of least Hamming distance, `RESCORED` at least, and cosines are with ``vector`` as it is.
     """
-    if codes.precision == BINARY:
+    if codes.storage == BINARY:
         distances = np.bitwise_count(codes.codes ^ np.packbits(vector > 0)).sum(axis=1, dtype=np.int64)
         order = np.argsort(distances, kind="stable")[: max(top, RESCORED)]
         return order, distances[order], codes.decode(order) @ vector
@@ -141,23 +165,23 @@ def nearest(
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is left of float32 embeddings that are stored in another precision and searched by float32 queries."""
+    """What is left of float32 embeddings that are stored otherwise and searched by float32 queries."""
 
-    stored: str  # precision, and how bits are searched
+    stored: str  # of ``STORAGES``, and how bits are searched
     bytes: int  # of an embedding
     cosine: float  # with the float32 embedding, on average
     overlap: Interval | None  # of the share of the ten nearest by float32 that are found
 
 
 def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -> tuple[int, list[Loss]]:
-    """Measure what precisions lose, with each of the first `MOST` embeddings as a query for the others among them.
+    """Measure what storage loses, with each of the first `MOST` embeddings as a query for the others among them.
 
-    Return how many these are, and a loss for each precision; raise ValueError if they aren't float32, or too few.
+    Return how many these are, and a loss for each storage; raise ValueError if they aren't float32, or too few.
     """
     parts, count = list[NDArray[np.float32]](), 0
     for vectors in read_vectors(folder, say):
-        if (precision := vectors.codes.precision) != "float32":
-            raise ValueError(f"{str(folder)!r} is in {precision}: expected float32, by --embedding-dtype float32")
+        if (storage := vectors.codes.storage) != "float32":
+            raise ValueError(f"{str(folder)!r} is in {storage}: expected float32, by --storage float32")
         parts.append(vectors.embeddings)
         if (count := count + len(vectors.ids)) >= MOST:
             break
@@ -166,14 +190,14 @@ def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -
     floats = np.concatenate(parts)[:MOST]
     queries, losses = torch.from_numpy(floats), list[Loss]()
     truth = neighbours(queries, queries)
-    for precision in PRECISIONS:
-        codes = Codes.of(floats, precision)
+    for storage in STORAGES:
+        codes = Codes.of(floats, storage)
         size = sum(column[0].nbytes for column in (codes.codes, codes.scale) if column is not None)
         decoded = torch.from_numpy(codes.decode())
         cosine = float(F.cosine_similarity(queries, decoded).double().mean())
-        found = {precision: neighbours(queries, decoded)} if precision != BINARY else _search_bits(codes, floats)
-        for name, own in found.items():
-            share = over_images(overlap(own, truth))
+        nearest_ids = {storage: neighbours(queries, decoded)} if storage != BINARY else _search_bits(codes, floats)
+        for name, ids in nearest_ids.items():
+            share = over_images(overlap(ids, truth))
             losses.append(Loss(stored=name, bytes=size, cosine=cosine, overlap=share))
     return len(floats), losses
 

@@ -1,4 +1,4 @@
-"""What an embedding can be told. Without torch and numpy, so that a command line can show the fields at once."""
+"""What an embedding can be told. Imports no torch itself, as the command line reads the fields for help."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,12 @@ class EmbedJob(ShardJob):
     random_weights: bool = False
     shard_size: int = 4096  # pictures per file
     batch: int = 64  # pictures per pass
-    embedding_dtype: str = "float16"
+    storage: str = "float16"  # of ``STORAGES``
     decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, embedding_dtype=STORAGES, decoders="[0, inf)")
+        check_fields(self, storage=STORAGES, decoders="[0, inf)")
 
     @property
     def kind(self) -> str:

@@ -223,6 +223,7 @@ def file(run: Run, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.command("check")
 def test_what_was_written_is_found_again_and_flags_take_some_rows_and_the_dense_one(run, file: Path):
     shown = run(str(file), "--no-latency")
     assert (shown.code, shown.data["rows"], shown.data["moved"]) == (0, 5, [])

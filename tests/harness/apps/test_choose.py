@@ -88,7 +88,7 @@ def test_the_last_rung_is_the_fastest_of_all_that_meet_the_bounds(seed: int):
 
 
 METHODS = ("rankmerge", "tome", "clsattn", "patchrank")
-CONFIG = ChooseConfig(methods=METHODS, dtypes=("float32",), search=20, held_out=40, seconds=0.0)
+CONFIG = ChooseConfig(methods=METHODS, precisions=("float32",), search=20, held_out=40, seconds=0.0)
 
 
 class Clock:
@@ -194,7 +194,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, after: Any
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
 def test_killed_the_same_command_goes_on_where_it_was(foreign: str, tmp_path: Path):
-    words = "choose --methods tome --dtypes float32 --dataset photos --search 8 --held-out 20 --min-cosine 0.9"
+    words = "choose --methods tome --precisions float32 --dataset photos --search 8 --held-out 20 --min-cosine 0.9"
     command = [*words.split(), "--model", foreign, "--output", str(tmp_path / "s.json")]
 
     def read_known() -> dict[str, Any]:
@@ -223,12 +223,12 @@ def test_under_noise_no_answer_is_slower_than_dense_run_alike(clock: Clock, over
     clock.noise, clock.overhead = 0.3, overhead
     for seed in range(8):
         clock.rng = np.random.default_rng(seed)
-        choice = chosen(SetupBounds(min_cosine=0.9), replace(CONFIG, methods=(), dtypes=("float32", "bfloat16")))
+        choice = chosen(SetupBounds(min_cosine=0.9), replace(CONFIG, methods=(), precisions=("float32", "bfloat16")))
         assert all(one.candidate.method != "random" for one in choice.judged)
         one = choice.judged[-1].candidate
         assert clock.true_ms(one) <= clock.true_ms(Candidate(None, one.dtype, 1.0))
         if overhead > 1:
-            assert (one.method, one.dtype) == (choice.setup.method, choice.setup.dtype) == (None, "bfloat16")
+            assert (one.method, one.dtype) == (choice.setup.method, choice.setup.precision) == (None, "bfloat16")
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -278,7 +278,7 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
 @pytest.mark.parametrize(("make", "quoted"), [
     (lambda: ChooseConfig(methods=("tomme",)), "--methods 'tomme': did you mean 'tome'"),
     (lambda: ChooseConfig(methods=("random",)), "--methods 'random' is a control"),
-    (lambda: ChooseConfig(dtypes=("float32", "int8")), "dtypes=.int8.: expected one of"),
+    (lambda: ChooseConfig(precisions=("float32", "int8")), "precisions=.int8.: expected one of"),
     (lambda: ChooseConfig(seconds=-1.0), "seconds=-1"),
     (lambda: ChooseConfig(held_out=1), "held_out=1: expected an integer in .20"),
     (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled' has no classes"),
@@ -292,23 +292,23 @@ def test_refusals(make: Callable[[], Any], quoted: str):
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", [pytest.param(PRECISIONS[0], marks=pytest.mark.command("choose")), *PRECISIONS[1:]])
 def test_what_the_command_prints_runs(dtype: str, foreign: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(f"photos/{number}.png")
-    words = f"choose --model {foreign} --methods tome --dtypes {dtype} --images photos --search 8 --held-out 20"
+    words = f"choose --model {foreign} --methods tome --precisions {dtype} --images photos --search 8 --held-out 20"
     command = [*words.split(), "--min-cosine"]
     assert main([*command, "0.98", "--output", "new/s.json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     embed, export = (shlex.split(line)[1:] for line in lines if line.startswith("patchrank "))
     assert main(embed) == main(export) == 0
-    assert json.loads(Path("model.onnx.json").read_text())["dtype"] == "float32"
+    assert json.loads(Path("model.onnx.json").read_text())["precision"] == "float32"
     assert ("no " + dtype in capsys.readouterr().out.replace("\n", " ")) == (dtype != "float32")
-    program = [*export[:3], "--format", EXPORTED_PROGRAM, "--limit", "2", "--output", "model.pt2"]
+    program = [*export[:3], "--runtime", EXPORTED_PROGRAM, "--limit", "2", "--output", "model.pt2"]
     assert main(program) == 0
-    assert json.loads(Path("model.pt2.json").read_text())["dtype"] == dtype
+    assert json.loads(Path("model.pt2.json").read_text())["precision"] == dtype
     setup, scope, images = Setup.read(Path("new/s.json")), dict[str, Any](), torch.randn(2, 3, 32, 32)
     exec("\n".join(lines[-2:]), scope)
     with torch.inference_mode():
@@ -324,16 +324,16 @@ def test_what_the_command_prints_runs(dtype: str, foreign: str, tmp_path: Path, 
 def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelled: Dataset, monkeypatch):
     """By the plain way; what can't be optimised is rounded."""
     images = torch.stack([tower.preprocess(example.image) for example in unlabelled.split("test")[:4]])
-    lab = make_lab(replace(CONFIG, dtypes=("float32", "bfloat16")))
+    lab = make_lab(replace(CONFIG, precisions=("float32", "bfloat16")))
     for way in [*lab.dense, *lab.reductions, *(way._replace(dtype="float32") for way in lab.reductions)]:
         one = way.rates[len(way.rates) // 2]
         with torch.inference_mode():
             features = zoo.optimize(lab.find_setup(one).reduce(tower), dtype=one.dtype)(images)
             assert torch.equal(lab.serve(one).vit(images), features)
 
-    monkeypatch.setattr("zoo.deploy.setup.optimize", Mock(side_effect=ValueError("not this one")))
+    monkeypatch.setattr("zoo.deploy.optimized.optimize", Mock(side_effect=ValueError("not this one")))
     said: list[str] = []
-    lab = make_lab(replace(CONFIG, dtypes=("bfloat16",)), said.append)
+    lab = make_lab(replace(CONFIG, precisions=("bfloat16",)), said.append)
     assert "run as they are: not this one" in said[0]
     one = lab.reductions[0]._replace(keep=0.5)
     with torch.inference_mode():

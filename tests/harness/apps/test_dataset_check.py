@@ -17,6 +17,7 @@ def folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "shop", [f"{split}/{kind}/{i}.png" for split, kind, i in names])
 
 
+@pytest.mark.command("datasets check")
 def test_damaged_images(folder: Path, capsys):
     os.truncate(folder / "test" / "bag" / "1.png", 70)
     (folder / "train" / "bag" / "0.png").write_text("no image")

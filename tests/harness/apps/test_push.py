@@ -7,11 +7,13 @@ from typing import Any
 from unittest.mock import ANY, create_autospec
 
 import huggingface_hub
+import open_clip
 import pytest
 import timm
 import torch
 from by_hand import replace
 from packing import contents
+from PIL import Image
 from safetensors.torch import load
 from torch import nn
 
@@ -61,6 +63,7 @@ def push_and_load(name: str, card_line: str, folder: Path, **learned: Path) -> P
     return found
 
 
+@pytest.mark.command("push")
 def test_a_tuned_model(prompts: Path, tmp_path: Path):
     line = "Classes, in the order of the logits: a, b, c."
     assert push_and_load(PATCHRANK, line, tmp_path / "out", prompts=prompts).classes == ("a", "b", "c")
@@ -118,6 +121,25 @@ torch.save([inputs["pixel_values"], tower(inputs)["sentence_embedding"]], {str(t
     card = (folder / "README.md").read_text()
     use = card.partition("## Use")[2]
     assert 0 < use.index("pip install clip-patchrank") < use.index("import zoo  #") < use.index("## Measured")
+
+
+@torch.no_grad()
+def test_open_clip_opens_a_pushed_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, card_line = tmp_path / "out", 'open_clip.create_model_and_transforms("hf-hub:me/it")'
+    command = ["push", "--to", "me/it", "--format", "open_clip"]
+    assert main([*command, "--model", PATCHRANK, "--folder", str(folder)]) == 0
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    ours = zoo.create_clip(PATCHRANK)
+    torch.testing.assert_close(model.eval().encode_image(IMAGES), ours.model.encode_image(IMAGES))
+    words = open_clip.get_tokenizer(f"local-dir:{folder}")(["a red apple"])
+    torch.testing.assert_close(model.encode_text(words), ours.model.encode_text(ours.tokenizer(["a red apple"])))
+    image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50)
+    assert torch.equal(preprocess(image), ours.preprocess(image))
+    assert card_line in (folder / "README.md").read_text()
+    own = timm.create_model("clip_vit_s14_random50", pretrained=True, reduce_at=[1])
+    timm.models.save_for_hf(own, tmp_path / "own", safe_serialization=True)
+    assert main([*command, "--model", f"local-dir:{tmp_path}/own", "--folder", str(tmp_path / "no")]) == 2
+    assert "has other settings or sizes than clip_vit_s14_random50" in said(capsys)
 
 
 def test_no_hub_is_one_error_with_another_way(capsys: pytest.CaptureFixture[str]):

@@ -119,6 +119,7 @@ def test_without_a_predictor_the_golden_ranking_says_what_is_kept(sheet_of: Show
         sheet_of(left=("patchrank",))
 
 
+@pytest.mark.command("show")
 @pytest.mark.usefixtures("sheet_of", "here")
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "draw", draw)

@@ -19,9 +19,9 @@ from killing import kill_when
 from harness.base import store as module
 from harness.base.store import (
     BrokenShardError,
-    Origin,
     Shard,
     ShardKind,
+    ShardProvenance,
     Store,
     from_lists,
     seal,
@@ -33,7 +33,7 @@ from zoo.core.errors import NoRoomError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Powers(Origin):
+class Powers(ShardProvenance):
     power: int
     base: str | None = None
 

@@ -14,19 +14,19 @@ import pytest
 import torch
 
 from harness.base import workers as module
-from harness.base.store import Origin, ShardKind, Store, shard_paths
+from harness.base.store import ShardKind, ShardProvenance, Store, shard_paths
 from harness.base.workers import ShardJob, make_shards, require_same
 
-KIND = ShardKind(key="numbers", what="numbers", command="count", provenance=Origin, check=id)
+KIND = ShardKind(key="numbers", what="numbers", command="count", provenance=ShardProvenance, check=id)
 JOB = ShardJob(shard_size=2, workers=2)
 TOTAL = 20
 
 
-def make(store: Store[Origin], harm: Callable[[int], object], indices: Sequence[int]) -> Iterator[int]:
+def make(store: Store[ShardProvenance], harm: Callable[[int], object], indices: Sequence[int]) -> Iterator[int]:
     for index in indices:
         harm(index)
         yield from store.positions(index)
-        store.write(index, pa.table({"number": list(store.positions(index))}), Origin())
+        store.write(index, pa.table({"number": list(store.positions(index))}), ShardProvenance())
         time.sleep(0.05)
 
 
@@ -44,7 +44,7 @@ def run(folder: Path, job: ShardJob, harm: Callable[[int], object] = abs) -> Ite
     store = Store(folder, KIND, size=2, total=TOTAL)
     with store.open(print):
         own = partial(make, store, harm)
-        yield from make_shards(job, store.missing(Origin()), own, start=lambda: own, release=lambda: None)
+        yield from make_shards(job, store.missing(ShardProvenance()), own, start=lambda: own, release=lambda: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

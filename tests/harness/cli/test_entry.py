@@ -31,6 +31,7 @@ RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batch
 TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches"
 
 
+@pytest.mark.command("compare")
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
@@ -220,6 +221,7 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypat
     assert "the disk is full; " in capsys.readouterr().err
 
 
+@pytest.mark.command("list")
 def test_the_list_has_all_there_is(predictor_file: Path, capsys):
     assert main(["list", "--json"]) == 0
     found = document(capsys)

@@ -15,12 +15,14 @@ from PIL import Image
 import zoo
 from harness.cli.entry import main
 from harness.datasets import get_dataset
-from zoo.deploy.export import EXPORTED_PROGRAM, load_exported
+from zoo.deploy.export import load_exported
+from zoo.deploy.runtime import EXPORTED_PROGRAM
 
 MODEL = "clip_vit_s14_clsattn60"
-COMMAND = ["export", "--model", MODEL, "--format", EXPORTED_PROGRAM, "--limit", "3", "--batches", "2"]
+COMMAND = ["export", "--model", MODEL, "--runtime", EXPORTED_PROGRAM, "--limit", "3", "--batches", "2"]
 
 
+@pytest.mark.command("export")
 def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pytest.CaptureFixture):
     path = tmp_path / "new" / "model.pt2"
     assert main([*COMMAND, "--output", str(path), "--json"]) == 0
@@ -79,5 +81,5 @@ def test_folders_for_other_servers_say_what_their_files_have(tiny: Build, tmp_pa
     assert json.loads((models / "config.json").read_text()) == {"model_config_list": [other, own], **more}
     model = openvino.Core().read_model(models / "b" / "1" / "model.xml")
     assert model.input("images").partial_shape[0].is_dynamic
-    assert main([*command, "--layout", "ovms", "--format", "onnx", "--output", str(models / "d")]) == 2
+    assert main([*command, "--layout", "ovms", "--runtime", "onnxruntime", "--output", str(models / "d")]) == 2
     assert "expected openvino" in capsys.readouterr().err

@@ -54,6 +54,7 @@ def test_without_shipped_rankings_images_are_ranked_first(tower: Tower, toy: Dat
     assert len(list((cache_folder() / "rankings").iterdir())) == 2  # train and val
 
 
+@pytest.mark.command("rank", "fit predictor")
 @pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
 def test_from_a_folder_to_a_pruned_model_of_another_library(foreign: str, tmp_path: Path, capsys):
     pictures, store = write_images(tmp_path / "pictures", [f"{i}.png" for i in range(20)]), tmp_path / "rankings"

@@ -153,6 +153,7 @@ def test_judged_by_text_and_by_what_was_learned(tuner, rows, named):
         assert judged == (predicted(features, classifier) == split.labels).mean()
 
 
+@pytest.mark.command("fit prompts")
 @pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
 def test_open_clips_towers_are_tuned(foreign, named, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)

@@ -95,6 +95,7 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
         all_of(recoveries=(file.path.with_name("none"),))
 
 
+@pytest.mark.command("fit recovery", "eval")
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")

@@ -141,6 +141,7 @@ def test_refusals(method: str, change: dict[str, Any], quoted: str):
         searched(method, SearchConfig(**asdict(CONFIG) | change))
 
 
+@pytest.mark.command("fit schedule")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "s.json")

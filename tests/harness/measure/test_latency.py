@@ -18,10 +18,11 @@ from harness.measure import latency, timing
 from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_in_turn
 from harness.measure.rows import variants
-from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
-from harness.records.times import EAGER, LatencyRecord, Timing, read_latencies, write_latencies
+from harness.measure.timing import ReadyModel, Stopwatch
+from harness.records.times import LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
+from zoo.deploy.runtime import AOTI, EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, RUNTIMES, TOLERANCES, Prepared
 from zoo.loading import towers
 from zoo.loading.towers import Tower
 
@@ -70,7 +71,7 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any
     models = dict(enumerate(vits))
     times: dict[Any, float] = {}
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
-    blank = Mock(dtype="float32", way=EAGER, batch=2)
+    blank = Mock(precision="float32", runtime=EAGER, batch=2)
     with patch.object(timing, "wall_clock", lambda *_, **__: watch):
         return time_in_turn(models, blank, PLAN, timing.Patience(say=print), **options)
 
@@ -112,10 +113,10 @@ class Runs:
         self.patch.setattr(latency, "load_family", lambda *_, **__: family)
 
     def time(self, models: Any, blank: LatencyRecord, plan: LatencyPlan, *_: Any, **__: Any) -> Any:
-        self.calls.append((list(models), blank.batch, blank.dtype, torch.get_num_threads()))
+        self.calls.append((list(models), blank.batch, blank.precision, torch.get_num_threads()))
         ready, timings = {}, {}
         for index, name in enumerate(models):
-            assert next(models[name].parameters()).dtype == torch_dtype(blank.dtype)
+            assert next(models[name].parameters()).dtype == torch_dtype(blank.precision)
             if name == self.failing:
                 ready[name] = ReadyModel(failed="out of memory")
                 continue
@@ -143,9 +144,9 @@ def runs(tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 def test_every_condition_is_a_cell_of_all_models(runs):
     runs.family("random", "tome")
     before = torch.get_num_threads()
-    records = runs.go(replace(PLAN, dtypes=("float32", "bfloat16"), threads=(1, 2)))
+    records = runs.go(replace(PLAN, precisions=("float32", "bfloat16"), threads=(1, 2)))
     conditions = product(("float32", "bfloat16"), (1, 2), (1, 2))
-    assert runs.calls == [([0, 1, 2], batch, dtype, threads) for dtype, threads, batch in conditions]
+    assert runs.calls == [([0, 1, 2], batch, precision, threads) for precision, threads, batch in conditions]
     assert torch.get_num_threads() == before
     assert read_latencies(runs.path) == records
     dense, random, _ = records[:3]
@@ -184,19 +185,21 @@ def test_a_model_without_memory_has_a_row_and_is_not_tried_again(runs):
 def test_optimised_models_and_exported_files(runs, monkeypatch):
     """Whether files compute what the model does is a question to `zoo.export`'s own tests."""
     runs.family("rankmerge")
-    for name, new in (("check_ways", lambda *_: None), ("as_runtime", lambda model, *_, **__: model)):
-        monkeypatch.setattr(timing, name, new)
+    for name in (ONNXRUNTIME, OPENVINO, AOTI):
+        monkeypatch.setattr(RUNTIMES[name], "packages", ())
+        monkeypatch.setattr(RUNTIMES[name], "prepare", lambda vit, *_: Prepared(call=vit, dtype=torch.float32))
+    monkeypatch.setattr(RUNTIMES[OPENVINO], "refusal", lambda *_: "")
     monkeypatch.setattr(latency, "time_in_turn", time_in_turn)
-    plan = replace(PLAN, batches=(2,), dtypes=("bfloat16",), ways=(timing.OPTIMIZED, ONNX, OPENVINO))
+    plan = replace(PLAN, batches=(2,), precisions=("bfloat16",), runtimes=(OPTIMIZED, ONNXRUNTIME, OPENVINO))
     records = runs.go(plan)
-    assert [one.way for one in records[::2]] == [*plan.ways]
+    assert [one.runtime for one in records[::2]] == [*plan.runtimes]
     for one in records[:2] + records[4:]:
-        assert (one.dtype, one.failed, len(one.samples_ms)) == ("bfloat16", None, 6)
-        assert one.deviation < timing.ALLOWED["bfloat16"]
-    assert {one.failed for one in records[2:4]} == {"onnx computes no bfloat16"}
+        assert (one.precision, one.failed, len(one.samples_ms)) == ("bfloat16", None, 6)
+        assert one.deviation < TOLERANCES["bfloat16"].deviation
+    assert all("onnxruntime has no precision 'bfloat16'" in one.failed for one in records[2:4])
     assert runs.go(plan) == records == read_latencies(runs.path)
-    monkeypatch.setattr(timing, "as_runtime", Mock(side_effect=RuntimeError("node 7 isn't known")))
-    records = runs.go(replace(plan, ways=(timing.AOTI,)))
+    monkeypatch.setattr(RUNTIMES[AOTI], "prepare", Mock(side_effect=RuntimeError("node 7 isn't known")))
+    records = runs.go(replace(plan, runtimes=(AOTI,)))
     assert [one.failed for one in records] == ["RuntimeError: node 7 isn't known"] * 2
 
 
@@ -213,7 +216,7 @@ RANDOM = "latency --model clip_vit_b16_random60 --batches 1 --rounds 6 --seconds
     ("clip_vit_s14 --threads 1025", "--threads 1025: expected a number from 1 to 1024"),
     ("clip_vit_s14 --rounds 5", "rounds=5: expected an integer in [6, inf)"),
     ("clip_vit_s14 --seconds nan", "seconds=nan"),
-    ("clip_vit_s14 --dtypes float23", "did you mean 'float32'"),
+    ("clip_vit_s14 --precisions float23", "did you mean 'float32'"),
     ("clip_vit_s14 --methods golden", "--methods 'golden'"),
     ("clip_vit_s14 --rate 30", "--rate 30 with --scenario calls: give --scenario server"),
     ("clip_vit_s14 --scenario server --rate 0", "--rate 0: expected queries a second, above 0"),
@@ -225,6 +228,7 @@ def test_wrong_use_is_refused(flags, said, monkeypatch, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.command("latency")
 @pytest.mark.usefixtures("benchmark", "busy_machine")
 def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, monkeypatch, capsys):
     argv, file = [*RANDOM.split(), "--output", str(tmp_path)], tmp_path / "latency.jsonl"

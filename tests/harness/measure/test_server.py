@@ -13,6 +13,7 @@ import zoo
 from harness.measure import server, timing
 from harness.measure.server import Servers, draw_arrivals, measure_loads, predict_rate, prepare_server, serve_queries
 from harness.records.times import LEAST_QUERIES, MET
+from zoo.deploy.runtime import COMPILE, Prepared
 
 SERVE = serve_queries  # which a test patches
 
@@ -134,17 +135,18 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
 def test_batches_of_fixed_sizes_are_filled_up(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     sizes = list[int]()
 
-    def prepare(vit: Any, way: str, images: Any, dtype: Any) -> timing.ReadyModel:
+    def prepare(vit: Any, runtime: str, images: Any, precision: Any) -> timing.ReadyModel:
         def call(batch: Any) -> Any:
             assert len(batch) == len(images)
             sizes.append(len(batch))
             return vit(batch)
 
-        return timing.ReadyModel(call=call, first_call_s=1.0)
+        prepared = Prepared(call=call, dtype=torch.float32, batch=len(images))
+        return timing.ReadyModel(prepared=prepared, first_call_s=1.0)
 
     monkeypatch.setattr(timing, "prepare", prepare)
     images = torch.randn(6, 3, 64, 64)
-    ready = prepare_server(dense, timing.COMPILE, images)
+    ready = prepare_server(dense, COMPILE, images)
     assert ready.first_call_s == 4  # of 1, 2, 4 and 6 images
     with torch.inference_mode():
         torch.testing.assert_close(ready.call(images[:3]), dense(images[:3]))

@@ -1,4 +1,4 @@
-"""Order, pairing and arithmetic with clocks that only working advances; ways to run a model, each as eager."""
+"""Order, pairing and arithmetic with clocks that only working advances; runtimes, each as eager."""
 
 import gc
 import os
@@ -15,7 +15,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
 from harness.measure import timing
-from harness.records.times import EAGER, Timing
+from harness.records.times import Timing
+from zoo.deploy.runtime import (
+    COMPILE,
+    CUDA_GRAPHS,
+    EAGER,
+    ONNXRUNTIME,
+    OPENVINO,
+    OPTIMIZED,
+    RUNTIMES,
+    TOLERANCES,
+    Prepared,
+    find_runtime,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 IMAGES = torch.zeros(4, 3, 8, 8)
@@ -181,23 +193,23 @@ def test_a_timing_waits_for_others_and_is_repeated(others, timings, runs, looks,
     assert watched.call_count == looks
 
 
-# --- ways to run a model: each computes what eager does, and what can't be run says why
+# --- runtimes: each computes what eager does, and what can't be run says why
 
 Change = Callable[[Tensor], Tensor]
 Prepare = Callable[..., timing.ReadyModel]
 
 
-@pytest.mark.parametrize(("way", "device", "message"), [
-    (timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-    (timing.ONNX, CUDA, "--ways onnx on --device 'cuda:0': exported files"),
-    (timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
+@pytest.mark.parametrize(("runtime", "device", "message"), [
+    (CUDA_GRAPHS, CPU, r"--runtimes cuda-graphs on --device 'cpu': .* cuda alone"),
+    (ONNXRUNTIME, CUDA, "--runtimes onnxruntime on --device 'cuda:0': .* cpu alone"),
+    (OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
 ])  # fmt: skip
-def test_what_a_device_cannot_do_is_refused(way, device, message, monkeypatch):
-    monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
+def test_what_a_device_cannot_do_is_refused(runtime, device, message, monkeypatch):
+    monkeypatch.setattr("zoo.deploy.runtime.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
-        timing.check_ways([EAGER, way], ["float32"], device)
+        timing.require_runtimes([EAGER, runtime], ["float32"], device)
     monkeypatch.undo()
-    timing.check_ways([EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
+    timing.require_runtimes([EAGER, OPTIMIZED, COMPILE], ["float32"], CPU)
 
 
 def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
@@ -205,12 +217,12 @@ def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
     tower, images = timm.create_model("vit_small_patch16_224", **small), torch.randn(4, 3, 32, 32)
     vit = zoo.reduce(tower, method="tome", keep=0.5).eval()
     with torch.inference_mode():
-        features = timing.as_run(vit, timing.COMPILE, images)(images)
+        features = find_runtime(COMPILE).prepare(vit, images, "float32").call(images)
         assert timing.deviations(features, vit(images)).median() < 1e-4
     torch._dynamo.reset()
     tower = timm.create_model("vit_small_patch16_dinov3", **small)
-    ready = timing.prepare(zoo.reduce(tower.eval(), method=None), timing.OPTIMIZED, images)
-    assert ready.call is None
+    ready = timing.prepare(zoo.reduce(tower.eval(), method=None), OPTIMIZED, images)
+    assert ready.prepared is None
     assert "nothing to optimise in ReducedEva" in str(ready.failed)
 
 
@@ -226,7 +238,7 @@ def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch):
     models = [nn.Sequential(nn.Linear(4, 4 + index)) for index in range(12)]
     images = torch.randn(2, 4)
     with torch.inference_mode():
-        calls = [timing.as_run(model, timing.COMPILE, images) for model in models]
+        calls = [find_runtime(COMPILE).prepare(model, images, "float32").call for model in models]
         for _ in range(3):
             widths = [call(images).shape[1] for call in calls]
     assert (len(compiled), widths) == (len(models), [4 + index for index in range(12)])
@@ -237,10 +249,12 @@ def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch):
 def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Prepare a model whose features are changed."""
 
-    def run(change: Change) -> timing.ReadyModel:
+    def run(change: Change, runtime: str = EAGER) -> timing.ReadyModel:
         vit = zoo.reduce(dense, method="random", keep=0.5).eval()
-        monkeypatch.setattr(timing, "as_run", lambda model, *_: lambda batch: change(model(batch)))
-        return timing.prepare(vit, EAGER, torch.randn(2, 3, 64, 64))
+        prepared = Prepared(call=lambda batch: change(vit(batch)), dtype=torch.float32)
+        monkeypatch.setattr(RUNTIMES[runtime], "prepare", lambda *_: prepared)
+        monkeypatch.setattr(RUNTIMES[runtime], "devices", ())
+        return timing.prepare(vit, runtime, torch.randn(2, 3, 64, 64))
 
     return run
 
@@ -260,21 +274,21 @@ def broken_capture(first: Exception) -> Change:
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (Mock(side_effect=NO_MEMORY), "out of memory"),
-    (Mock(side_effect=torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
-    (broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
-    (broken_capture(NO_MEMORY), "out of memory"),
-    (lambda features: 1.01 * features, f"allowed {timing.ALLOWED['float32']:g}"),
-    (lambda features: 0 * features, "features differ from eager's by 1 "),
-    (lambda features: float("nan") * features, "features aren't finite"),
+@pytest.mark.parametrize(("runtime", "change", "reason"), [
+    (EAGER, Mock(side_effect=NO_MEMORY), "out of memory"),
+    (COMPILE, Mock(side_effect=torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
+    (CUDA_GRAPHS, broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
+    (CUDA_GRAPHS, broken_capture(NO_MEMORY), "out of memory"),
+    (EAGER, lambda features: 1.01 * features, f"allowed {TOLERANCES['float32'].deviation:g}"),
+    (EAGER, lambda features: 0 * features, "features differ from eager's by 1 "),
+    (EAGER, lambda features: float("nan") * features, "features aren't finite"),
 ])  # fmt: skip
-def test_a_model_that_cannot_be_timed(prepare_changed, change, reason):
-    ready = prepare_changed(change)
-    assert ready.call is None
+def test_a_model_that_cannot_be_timed(prepare_changed, runtime, change, reason):
+    ready = prepare_changed(change, runtime)
+    assert ready.prepared is None
     assert reason in ready.failed
     with pytest.raises(RuntimeError, match="cannot be multiplied"):  # an error of our own
-        prepare_changed(Mock(side_effect=RuntimeError("shapes cannot be multiplied")))
+        prepare_changed(Mock(side_effect=RuntimeError("shapes cannot be multiplied")), runtime)
 
 
 def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed):

@@ -56,6 +56,7 @@ def test_the_same_run_gives_the_same_bytes(records: list[Record], tmp_path):
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.command("report")
 def test_a_report_has_tables_of_halves(dense: Record, patchrank: Record, tmp_path: Path):
     detailed = replace(dense, metrics=dense.metrics | per_image("detail", np.arange(100)))
     write_records(tmp_path / "records.jsonl", [detailed, patchrank])

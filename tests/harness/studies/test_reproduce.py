@@ -106,6 +106,7 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
         assert path.with_suffix(".md").read_text() == text
 
 
+@pytest.mark.command("study reproduce")
 @pytest.mark.usefixtures("staged")
 def test_ours_stand_beside_the_paper_s(tmp_path: Path, monkeypatch):
     """Stopped on the second dataset, the first is there; then its own mean over both stands beside the paper's."""

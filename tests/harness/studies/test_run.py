@@ -244,6 +244,7 @@ def test_lines_of_other_conditions_are_refused():
     assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
 
 
+@pytest.mark.command("study")
 @pytest.mark.usefixtures("staged")
 def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path):
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
@@ -268,6 +269,7 @@ def final_split(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatc
     monkeypatch.setattr("zoo.loading.towers.create_clip", lambda name: parts)
 
 
+@pytest.mark.command("study final")
 @pytest.mark.usefixtures("final_split")
 def test_it_measures_every_method_at_equal_cost_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for place in (harness, harness.measure.bench):

@@ -79,7 +79,7 @@ def lives(session: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes in /proc")
 def test_killed_the_same_command_brings_the_same_bytes(pictures: Path, tower: str, tmp_path: Path, capsys):
     command = ["embed", str(pictures), "--model", tower, "--batch", "1", "--shard-size", "2"]
-    command += ["--embedding-dtype", "int8"]
+    command += ["--storage", "int8"]
     assert main([*command, "--output", str(tmp_path / "whole"), "--decoders", "0"]) == 0
     capsys.readouterr()
     whole, out = contents(tmp_path / "whole"), tmp_path / "vectors"
@@ -108,6 +108,8 @@ def test_killed_the_same_command_brings_the_same_bytes(pictures: Path, tower: st
 def test_another_job_is_refused_with_what_differs(run: Run, whole: Path, pictures: Path, monkeypatch):
     for facts, quoted in (
         ({"batch": 7}, "batch=6 there, 7 wanted"),
+        ({"how": {"runtime": "eager"}}, "runtime='optimized' there, 'eager' wanted"),
+        ({"how": {"precision": "bfloat16"}}, "precision='float32' there, 'bfloat16' wanted"),
         ({"how": {"method": "tome", "keep": 0.5}}, "method=None there, 'tome' wanted"),
         ({"source": open_source([str(pictures / "deep")])}, r"revision='\w+' there, '\w+' wanted; count=44 there, 27"),
     ):
@@ -189,7 +191,7 @@ def test_bad_pictures_alone_and_an_overflow_are_refused(run: Run, tmp_path: Path
         run(source=open_source([str(tmp_path / "bad")]))
     infinite = torch.full((1, 7), torch.inf)
     monkeypatch.setattr("harness.apps.vectors.embed.Encoder.forward", lambda self, x: infinite.expand(len(x), 7))
-    with pytest.raises(ValueError, match="overflowed in float32; use --dtype bfloat16"):
+    with pytest.raises(ValueError, match="overflowed in float32; use --precision bfloat16"):
         run(out=tmp_path / "infinite")
 
 
@@ -211,7 +213,10 @@ def test_texts_are_in_the_space_of_the_shipped_tower(tmp_path: Path):
     ("embed", "nothing to embed: give a folder of pictures"),
     ("embed gone", "'gone': there is no such file or folder"),
     ("embed gone --texts other", "--texts 'other' with 'gone'"),
-    ("embed . --embedding-dtype int4", "embedding_dtype='int4': did you mean 'int8'?"),
+    ("embed . --storage int4", "storage='int4': did you mean 'int8'?"),
+    ("embed . --runtime openvin", "runtime 'openvin': did you mean 'openvino'?"),
+    ("embed . --runtime onnxruntime --precision bfloat16", "precision 'bfloat16' of onnxruntime: did"),
+    ("embed . --runtime openvino --device meta", "openvino runs on cpu alone, not on meta"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, draw: Any):
     monkeypatch.chdir(tmp_path)

@@ -55,20 +55,20 @@ def test_stored_in_bytes_and_bits(width: int, seed: int):
         assert "".join(f"{byte:08b}" for byte in stored) == text + "0" * (-width % 8)
     assert np.allclose(bits.decode(), np.where(floats > 0, 1, -1) / np.sqrt(width))
     for codes in (int8, bits):
-        again = Codes.from_table(pa.table(codes.columns()), codes.precision, width)
+        again = Codes.from_table(pa.table(codes.columns()), codes.storage, width)
         assert np.array_equal(again.decode(), codes.decode())
 
 
-def written(folder: Path, like: Path, floats: np.ndarray, precision: str) -> Path:
+def written(folder: Path, like: Path, floats: np.ndarray, storage: str) -> Path:
     """Write embeddings in shards of 250, with a provenance as there."""
-    facts = {"count": len(floats), "width": floats.shape[1], "embedding_dtype": precision}
+    facts = {"count": len(floats), "width": floats.shape[1], "storage": storage}
     provenance = replace(next(read_vectors(like)).provenance, **facts)
     folder.mkdir()
     for index, first in enumerate(range(0, len(floats), 250)):
         part = floats[first : first + 250]
         names = [str(first + row) for row in range(len(part))]
         columns = {"id": np.arange(len(part)) + first, "path": names, "digest": names}
-        table = pa.table(columns | Codes.of(part, precision).columns())
+        table = pa.table(columns | Codes.of(part, storage).columns())
         shard = Shard(table=table, provenance=provenance, first=first, covers=len(part), size=250)
         shard_path(folder, index).write_bytes(VECTORS.encode(shard))
     return folder
@@ -81,24 +81,24 @@ def floats() -> np.ndarray:
 
 
 @pytest.mark.parametrize("top", [7, 130])
-@pytest.mark.parametrize("precision", ["float32", INT8, BINARY])
-def test_a_search_is_that_of_a_loop(precision: str, top: int, floats: np.ndarray, whole: Path, tmp_path: Path):
+@pytest.mark.parametrize("storage", ["float32", INT8, BINARY])
+def test_a_search_is_that_of_a_loop(storage: str, top: int, floats: np.ndarray, whole: Path, tmp_path: Path):
     """Of bits the hundred that differ in the fewest are ordered by cosine with the query as it is."""
     vector = np.random.default_rng(1).normal(size=20).astype(np.float32)
     decoded = floats.tolist()
-    if precision == INT8:
+    if storage == INT8:
         steps = [max(map(abs, row)) / 127 for row in floats]
         codes = [[round(x / step) for x in row] for row, step in zip(floats, steps, strict=True)]
         decoded = [[x / np.linalg.norm(row) for x in row] for row in codes]
-    if precision == BINARY:
+    if storage == BINARY:
         decoded = [[(1 if x > 0 else -1) / 20**0.5 for x in row] for row in floats]
     scores = [sum(x * q for x, q in zip(row, vector, strict=True)) for row in decoded]
     rows = range(600)
-    if precision == BINARY:
+    if storage == BINARY:
         differences = [sum((x > 0) != (q > 0) for x, q in zip(row, vector, strict=True)) for row in floats]
         rows = sorted(rows, key=lambda row: (differences[row], row))[: max(top, 100)]
     wanted = sorted(rows, key=lambda row: (-scores[row], row))[:top]
-    hits = nearest(written(tmp_path / "vectors", whole, floats, precision), vector, top).hits
+    hits = nearest(written(tmp_path / "vectors", whole, floats, storage), vector, top).hits
     assert [hit.id for hit in hits] == wanted
     assert np.allclose([hit.score for hit in hits], [scores[row] for row in wanted], atol=1e-6)
 
@@ -149,6 +149,7 @@ def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, cap
     assert (facts["hits"], facts["searched"], facts["sheet"]) == (hits, 16, None)
 
 
+@pytest.mark.command("embed", "search")
 def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(WORDS))
     where = str(tmp_path / "texts")
@@ -190,10 +191,10 @@ def test_embeddings_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path)
             nearest(tmp_path, np.ones(width, np.float32), 1)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 6), ("float32", 1)])
-def test_a_picture_that_is_there_is_found_as_itself(dtype: str, size: int, run: Any, pictures: Path):
+@pytest.mark.parametrize(("precision", "size"), [("bfloat16", 6), ("float32", 1)])
+def test_a_picture_that_is_there_is_found_as_itself(precision: str, size: int, run: Any, pictures: Path):
     """In bfloat16 features depend on the batch, so that the query is embedded in one as large."""
-    done = run(how={"method": "rankmerge", "keep": 0.3, "dtype": dtype}, embedding_dtype="float32")
+    done = run(how={"method": "rankmerge", "keep": 0.3, "precision": precision}, storage="float32")
     provenance = next(read_vectors(done.path)).provenance
     with patch.object(Encoder, "pictures", autospec=True, side_effect=Encoder.pictures) as embedded:
         vector = query_vector(str(pictures / "00.png"), provenance)

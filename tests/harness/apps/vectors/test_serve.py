@@ -62,7 +62,7 @@ def vectors_of(answer: requests.Response) -> NDArray[np.float32]:
 
 
 def embedded(source: Any, out: Path) -> NDArray[np.float32]:
-    how: dict[str, Any] = {"embedding_dtype": "float32", "decoders": 0, "batch": 4}
+    how: dict[str, Any] = {"storage": "float32", "decoders": 0, "batch": 4}
     embed(EmbedJob(setup=SETUP, source=source, out=out, **how), Progress())
     return np.concatenate([shard.embeddings for shard in read_vectors(out)])
 
@@ -92,6 +92,7 @@ def server(
         yield Server(served["url"], [data_url(content) for content in contents], np.concatenate(wanted))
 
 
+@pytest.mark.command("serve")
 def test_vectors_are_those_of_embed(server: Server, draw: Callable[..., bytes]):
     answer = ask(server.url, [TEXTS[1], *server.pictures, TEXTS[0]], model=SETUP.name)
     got = vectors_of(answer)
@@ -202,7 +203,7 @@ def test_a_lack_of_memory_passes_and_an_overflow_does_not(error: Exception, stat
 
 def test_in_low_precision_a_vector_does_not_depend_on_its_batch(tower: str, draw: Callable[..., bytes]):
     """Which it would, by the size."""
-    encoder = Encoder(Setup.of(tower, dtype="bfloat16"))
+    encoder = Encoder(Setup.of(tower, precision="bfloat16"))
     pictures = [PictureFile(str(number), content=draw(number)) for number in range(6)]
     items = prepare(pictures, encoder.transform).items
     compute = partial(VectorServer.func_or_class._compute, SimpleNamespace(encoder=encoder, filled=True, batch=8))

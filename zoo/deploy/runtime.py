@@ -1,0 +1,195 @@
+"""How a model is run: one registry of runtimes, with the precisions of each, what it takes, and what it makes."""
+
+import importlib
+import pkgutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from zoo.core.settings import PRECISIONS, expected, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+EAGER, OPTIMIZED, COMPILE, CUDA_GRAPHS = "eager", "optimized", "compile", "cuda-graphs"
+ONNXRUNTIME, OPENVINO, EXPORTED_PROGRAM, AOTI = "onnxruntime", "openvino", "exported-program", "aoti"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model ready to be run by a runtime."""
+
+    call: "Callable[[Tensor], Tensor]"  # from pictures (B, 3, H, W) to features (B, D)
+    dtype: "torch.dtype"  # of the pictures
+    file: Path | None = None  # that it was written to or loaded from
+    batch: int | None = None  # the only B that the call takes without preparing anew; None for any
+
+
+@dataclass(frozen=True)
+class FeatureTolerance:
+    """How far features may be from the eager model's."""
+
+    deviation: float  # length of the difference by the features' length, at most, of the median picture
+    cosine: float  # at least, on average
+
+
+# Rounding may turn which of two equal tokens goes, in low precision in most images, so that features of compiled
+# models differ by about as much as those of float32.
+TOLERANCES = {
+    "float32": FeatureTolerance(1e-3, 0.999),
+    "float16": FeatureTolerance(5e-2, 0.99),
+    "bfloat16": FeatureTolerance(2e-1, 0.99),
+}
+
+
+class Runtime(ABC):
+    """A way to run a model on some devices in some precisions. A subclass is registered by ``register_runtime``."""
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    suffix: ClassVar[str] = ""  # of the file that the runtime makes; "" for a runtime without files
+    devices: ClassVar[tuple[str, ...]] = ()  # types of torch's devices; () for all
+    packages: ClassVar[tuple[str, ...]] = ()  # that run a model
+    writers: ClassVar[tuple[str, ...]] = ()  # further packages, that prepare one
+    rounds_weights: ClassVar[bool] = False  # whether ``prepare`` takes a model that is in the precision already, too
+
+    def needs_calibration(self, precision: str) -> bool:
+        """Tell whether ``prepare`` needs pictures to calibrate with; no float precision does."""
+        return False
+
+    def tolerance(self, precision: str) -> FeatureTolerance:
+        """Return how far features may be from eager float32, or, where weights are rounded, from eager alike."""
+        return TOLERANCES[precision]
+
+    def refusal(self, precision: str, device: str = "cpu", *, loading: bool = False) -> str:
+        """Say why the runtime can't be had here in a precision on a device, "" if it can.
+
+        ``loading`` asks for running a file that was made elsewhere, which needs fewer packages.
+        """
+        if precision not in self.precisions:
+            return f"{self.name} has no precision {precision!r}: {expected(precision, self.precisions)}"
+        if self.devices and device.partition(":")[0] not in self.devices:
+            return f"{self.name} runs on {' and '.join(self.devices)} alone, not on {device}"
+        packages = self.packages if loading else self.packages + self.writers
+        if missing := [package for package in packages if find_spec(package) is None]:
+            return f"runtime {self.name!r} needs {', '.join(missing)}: pip install 'clip-patchrank[export]'"
+        return ""
+
+    def require(self, precision: str, device: str = "cpu", *, loading: bool = False) -> None:
+        """Raise ValueError with the ``refusal``, if there is one."""
+        if why := self.refusal(precision, device, loading=loading):
+            raise ValueError(why)
+
+    def is_refusal(self, error: Exception) -> bool:
+        """Tell whether an error of ``prepare`` or of the first call means that the runtime can't run this model."""
+        return False
+
+    @abstractmethod
+    def prepare(
+        self,
+        model: "nn.Module",
+        example: "Tensor",
+        precision: str,
+        calibration: "Tensor | None" = None,
+        *,
+        path: Path | None = None,
+    ) -> Prepared:
+        """Return the model as the runtime runs it; compiling and capturing may wait for the first call.
+
+        Args:
+            model: in evaluation mode, in float32 on the device of ``example``; the model stays as it is.
+            example: pictures (B, 3, H, W), which give size and device, and B where the runtime's batches are fixed.
+            precision: of ``precisions``.
+            calibration: pictures (n, 3, H, W) for a precision that needs them.
+            path: where a runtime with files writes; None writes to a folder that is removed.
+        """
+
+    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+        """Return the model of a file that ``prepare`` wrote; raise ValueError from a runtime without files."""
+        raise ValueError(f"runtime {self.name!r} has no files: {path}")
+
+
+class FileRuntime(Runtime):
+    """A runtime that runs files: float32 pictures in, float32 features out, for any batch, on the CPU."""
+
+    devices = ("cpu",)
+
+    def prepare(
+        self,
+        model: "nn.Module",
+        example: "Tensor",
+        precision: str,
+        calibration: "Tensor | None" = None,
+        *,
+        path: Path | None = None,
+    ) -> Prepared:
+        """Write the model and load what was written; see `Runtime.prepare`."""
+        import torch
+
+        from zoo.deploy.graph import quiet, require_exportable
+
+        self.require(precision)
+        require_exportable(model)
+        if path is None:
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder) / f"model{self.suffix}"
+                return replace(self.prepare(model, example, precision, calibration, path=place), file=None)
+        # What comes of inference mode can't be recorded; exporters can't undo views of what needs gradients. A batch
+        # of one would be recorded as fixed.
+        with quiet(), torch.inference_mode(mode=False), torch.no_grad():
+            pair = torch.cat([example, example])[:2].float() if len(example) < 2 else example[:2].float().clone()
+            self.write(model, path, pair, precision, calibration)
+            return self.load(path, precision, torch.get_num_threads())
+
+    def bytes_per_weight(self, precision: str) -> int:
+        """Return how much room on the disk a weight takes while a file is written."""
+        return torch_dtype(precision).itemsize
+
+    def is_refusal(self, error: Exception) -> bool:
+        """Take any error for a refusal: exporters and runtimes of others raise whatever they like."""
+        return True
+
+    @abstractmethod
+    def write(
+        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
+    ) -> None:
+        """Write a model to a file; ``example`` is two pictures."""
+
+    @abstractmethod
+    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+        """Return the model of a file; ``threads`` are for runtimes that don't go by torch's number."""
+
+
+RUNTIMES: dict[str, Runtime] = {}
+R = TypeVar("R", bound=type[Runtime])
+
+
+def register_runtime(cls: R) -> R:
+    """Make a runtime known by its name, or raise ValueError if another one has the name."""
+    taken = RUNTIMES.get(cls.name)
+    if taken is not None and type(taken).__qualname__ != cls.__qualname__:
+        raise ValueError(f"runtime name {cls.name!r} is taken by {type(taken).__qualname__}")
+    RUNTIMES[cls.name] = cls()
+    return cls
+
+
+def find_runtime(name: str) -> Runtime:
+    """Return a registered runtime; raise ValueError for an unknown name."""
+    if not isinstance(name, str) or name not in RUNTIMES:  # of JSON, which may be a list
+        raise ValueError(f"runtime {name!r}: {expected(str(name), RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def every_precision() -> tuple[str, ...]:
+    """Return the precisions that any runtime has."""
+    return tuple(dict.fromkeys(precision for runtime in RUNTIMES.values() for precision in runtime.precisions))
+
+
+# Last, as each registers its runtimes with this module.
+for _file in pkgutil.iter_modules([str(Path(__file__).with_name("runtimes"))]):
+    importlib.import_module(f"zoo.deploy.runtimes.{_file.name}")

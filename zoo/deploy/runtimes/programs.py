@@ -1,0 +1,79 @@
+"""Runtimes for files of torch: exported programs, and machine code by AOTInductor."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.core.settings import torch_dtype
+from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, FileRuntime, Prepared, register_runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@register_runtime
+class ExportedProgram(FileRuntime):
+    """A graph of torch, which `torch.export.load` reads."""
+
+    name, suffix = EXPORTED_PROGRAM, ".pt2"
+
+    def write(
+        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
+    ) -> None:
+        """Record the model and write its graph."""
+        import torch
+
+        from zoo.deploy.graph import record_graph
+
+        program = record_graph(model, example, precision)
+        program._example_inputs = None  # else they are pickled into the file
+        torch.export.save(program, path)
+
+    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+        """Return the model of a file; raise ValueError for one that torch would unpickle."""
+        import torch
+
+        _refuse_pickles(path)
+        call = torch.no_grad()(torch.export.load(path).module())
+        return Prepared(call=call, dtype=torch_dtype("float32"), file=path)
+
+
+@register_runtime
+class AOTInductor(FileRuntime):
+    """Machine code that Inductor compiles for this processor."""
+
+    name, suffix = AOTI, ".pt2"
+
+    def write(
+        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
+    ) -> None:
+        """Record the model and compile its graph."""
+        from torch._inductor import aoti_compile_and_package
+
+        from zoo.deploy.graph import record_graph
+
+        aoti_compile_and_package(record_graph(model, example, precision), package_path=str(path))
+
+    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+        """Return the model of a package, whose code is run: trust who wrote it."""
+        import torch
+        from torch._inductor import aoti_load_package
+
+        return Prepared(call=torch.no_grad()(aoti_load_package(str(path))), dtype=torch_dtype("float32"), file=path)
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raise ValueError if torch would unpickle a part of an exported program; of ours it doesn't."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for file in archive.infolist():
+                if file.filename.endswith("_config.json"):
+                    entries = json.loads(archive.read(file))["config"].values()
+                    odd = any(one["use_pickle"] or "obj" in one["path_name"] for one in entries)
+                else:
+                    odd = file.filename.endswith(".pt") and file.file_size > 0
+                if odd:
+                    raise ValueError(f"{str(path)!r}: {file.filename} would be unpickled, which can run any code")
+    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no exported program: {error!r}") from error
