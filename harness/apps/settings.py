@@ -1,4 +1,4 @@
-"""What applications can be told. Without torch and numpy, so that a command line can show the fields at once."""
+"""What applications can be told. Imports no torch itself, as the command line reads the fields for help."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -199,16 +199,16 @@ def _run(args: Namespace, progress: Progress) -> int:
         if flags.get("device") is not None and not (flags.get("workers") or flags.get("replicas")):
             check_device(args.device)  # that of Ray's actors may be elsewhere
         _name_datasets(args, progress)
-        found: list[Shown] = []
-        for part in _parts(args.run(args, progress), found):
+        outcomes: list[Shown] = []
+        for part in _parts(args.run(args, progress), outcomes):
             if output is not None:
                 with progress.hidden():
                     _print(part, output, explained=args.explain)
         if output is None:
-            print(printable(_document(args.command, found[0])))
+            print(printable(_document(args.command, outcomes[0])))
     finally:
         forget()
-    return found[0].code
+    return outcomes[0].code
 
 
 def _name_datasets(args: Namespace, progress: Progress) -> None:
@@ -220,17 +220,17 @@ def _name_datasets(args: Namespace, progress: Progress) -> None:
     from harness.datasets import Options, names_of
 
     flags = vars(args)
-    ways = ("root", "download", "templates", "skip_bad", "skip_unknown_classes")
-    how = {name: flags[name] for name in ways if name in flags}
-    if isinstance(flags.get("images"), Path) and any(how.values()):
-        flag = next(name for name, value in how.items() if value).replace("_", "-")
+    keys = ("root", "download", "templates", "skip_bad", "skip_unknown_classes")
+    options = {name: flags[name] for name in keys if name in flags}
+    if isinstance(flags.get("images"), Path) and any(options.values()):
+        flag = next(name for name, value in options.items() if value).replace("_", "-")
         raise ValueError(f"--{flag} applies to datasets, not to --images; give --dataset images:PATH")
     option = "datasets" if "datasets" in flags else "dataset"
     datasets = flags.get(option) or []
     if flags.get("dry_run") or flags.get("runs"):
         datasets = []  # what is missing is part of what it tells; two runs need no images
     several: list[str] = [datasets] if isinstance(datasets, str) else datasets
-    names = names_of(several, Options(**how, progress=progress))
+    names = names_of(several, Options(**options, progress=progress))
     if datasets:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
 
@@ -242,10 +242,10 @@ def _document(command: str, outcome: Shown) -> str:
         raise AssertionError(f"{command}: {error}") from error
 
 
-def _parts(outcome: Shown | Work, found: list[Shown]) -> Iterator[Part]:
+def _parts(outcome: Shown | Work, outcomes: list[Shown]) -> Iterator[Part]:
     """Yield what people see, as it comes, and put the outcome into a list."""
-    found.append((yield from outcome) if isinstance(outcome, Generator) else outcome)
-    yield from found[0].parts
+    outcomes.append((yield from outcome) if isinstance(outcome, Generator) else outcome)
+    yield from outcomes[0].parts
 
 
 def _print(part: Part, output: Console, *, explained: bool) -> None:

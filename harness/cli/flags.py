@@ -69,41 +69,41 @@ READERS: dict[Any, Callable[[str], Any]] = {float: float, int: int, bool: json.l
 
 def add_flags(parser: argparse.ArgumentParser, groups: Mapping[str, Mapping[str, Any]]) -> None:
     """Add flags to a parser, by the headings of their groups."""
-    for title, own in groups.items():
-        entries = SHARED["groups"].get(title, {}) | own
+    for title, changes in groups.items():
+        entries = SHARED["groups"].get(title, {}) | changes
         config = _resolve(f"@{entries.pop('config')}") if "config" in entries else Outline(())
         group: Any = parser if title in ("arguments", "flags") else parser.add_argument_group(title)
         alternatives = entries.pop("one_of", ())
         one_of = group.add_mutually_exclusive_group(required=True) if alternatives else None
         for name, entry in entries.items():
-            facts = {"help": entry} if isinstance(entry, str) else entry
+            options = {"help": entry} if isinstance(entry, str) else entry
             shared = SHARED["flags"].get(name, {"flag": name}) if title != "arguments" else {"flag": name}
-            _add(one_of if name in alternatives else group, shared, facts, config)
+            _add(one_of if name in alternatives else group, shared, options, config)
 
 
-def _add(group: Any, shared: Mapping[str, Any], own: Mapping[str, Any], config: Outline) -> None:
-    """Add a flag, whose default is its own, else that of the settings' field, else the shared one."""
-    facts = {**shared, **own}
-    flag = facts.pop("flag")
-    field = facts.get("dest", flag.removeprefix("--").replace("-", "_"))
-    if "default" not in own and field in config:
-        facts["default"] = getattr(config, field)
-    default = facts["default"] = _resolve(facts.get("default"))
+def _add(group: Any, shared: Mapping[str, Any], changes: Mapping[str, Any], config: Outline) -> None:
+    """Add a flag, whose default is of ``changes``, else that of the settings' field, else the shared one."""
+    options = {**shared, **changes}
+    flag = options.pop("flag")
+    field = options.get("dest", flag.removeprefix("--").replace("-", "_"))
+    if "default" not in changes and field in config:
+        options["default"] = getattr(config, field)
+    default = options["default"] = _resolve(options.get("default"))
     if default is False:
-        group.add_argument(flag, action="store_true", **facts)
+        group.add_argument(flag, action="store_true", **options)
         return
     if isinstance(default, list | tuple):
-        facts = {"nargs": "+"} | facts | {"default": list(default)}
+        options = {"nargs": "+"} | options | {"default": list(default)}
     sample = default[0] if isinstance(default, list | tuple) and default else default
-    kind, metavar = TYPES.get(facts.pop("type", type(sample).__name__), TYPES["str"])
+    kind, metavar = TYPES.get(options.pop("type", type(sample).__name__), TYPES["str"])
     if metavar:
-        facts.setdefault("metavar", metavar)
-    if "choices" in facts:
-        facts["choices"] = _resolve(facts["choices"])
-        facts["help"] = facts["help"].replace("{choices}", ", ".join(facts["choices"]))
+        options.setdefault("metavar", metavar)
+    if "choices" in options:
+        options["choices"] = _resolve(options["choices"])
+        options["help"] = options["help"].replace("{choices}", ", ".join(options["choices"]))
     # "*" of an argument takes nothing before the first flag, and refuses what comes after it.
-    required = facts.pop("required", None) if flag == field else None
-    action = group.add_argument(flag, type=kind, **facts)
+    required = options.pop("required", None) if flag == field else None
+    action = group.add_argument(flag, type=kind, **options)
     if required is not None:
         action.required = required
 
@@ -175,8 +175,8 @@ def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     return change(TuneConfig(seed=seed, **usual), args.tune, "--tune")
 
 
-def settings(config: type[C], args: Namespace, /, **others: Any) -> C:
-    """Make settings of the flags that are called like their fields, and of others.
+def settings(config: type[C], args: Namespace, /, **further: Any) -> C:
+    """Make settings of the flags that are called like their fields, and of ``further`` fields.
 
     A flag that has no value leaves the field's default; lists become tuples without repeats.
 
@@ -191,7 +191,7 @@ def settings(config: type[C], args: Namespace, /, **others: Any) -> C:
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(dict.fromkeys(value))
-    return config(**values | others)
+    return config(**values | further)
 
 
 def change(config: C, changes: str | None, flag: str) -> C:
@@ -203,9 +203,9 @@ def change(config: C, changes: str | None, flag: str) -> C:
     from zoo.core.json_reader import from_json
 
     values, hints = dataclasses.asdict(config), get_type_hints(type(config))
-    own = {"seed": values.pop("seed")} if "seed" in values else {}  # which has its own flag
+    seed = {"seed": values.pop("seed")} if "seed" in values else {}  # which has its own flag
     for part in changes.split(",") if changes else ():
-        word, _, text = (one.strip() for one in part.partition("="))
+        word, _, text = (text.strip() for text in part.partition("="))
         name = word.replace("-", "_")
         kinds = get_args(hints.get(name)) or (hints.get(name),)
         values[name] = None if text == "none" and type(None) in kinds else text
@@ -213,7 +213,7 @@ def change(config: C, changes: str | None, flag: str) -> C:
             with contextlib.suppress(ValueError):  # which names the text below
                 values[name] = READERS[kinds[0]](text)
     try:
-        made: C = from_json(type(config), values, flag, **own)
+        made: C = from_json(type(config), values, flag, **seed)
     except ValueError as error:
         raise ValueError(f"{flag} {changes!r}: {error}") from error
     return made

@@ -42,7 +42,7 @@ def _show_inventory(
     from harness.studies.answer import take_inventory
 
     steps = [step for config in configs for step in take_inventory(study, config, progress)]
-    rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]
+    rows = [[step["kind"], step["of"], f"{step['cached']:,}", f"{step['missing']:,}"] for step in steps]
     caption, heads = "Rankings are counted in images. What is cached takes no time", ("what", "of", "cached", "missing")
     table = Table.of(f"{title}; {configs[0].model}", heads, rows, words=heads[:2], caption=caption)
     return table, {"model": configs[0].model, "steps": steps}
@@ -63,8 +63,8 @@ def run_reproduce(args: Namespace, progress: Progress) -> Work:
         require_readable(config.datasets, target)
         configs = target.groups(config)
         if args.dry_run:
-            part, facts = _show_inventory(paper_tables()[name]["title"], target.study, configs, progress)
-            data.append({"name": name, **facts})
+            part, values = _show_inventory(paper_tables()[name]["title"], target.study, configs, progress)
+            data.append({"name": name, **values})
             yield part
             continue
         for tables in _measured(target.study, configs, path, args, progress):  # written for a run that is stopped, too
@@ -72,7 +72,7 @@ def run_reproduce(args: Namespace, progress: Progress) -> Work:
             page = f"```\n{PROGRAM} {shlex.join(args.argv)}\n```\n\n{markdown([comparison.table()], level=2)}"
             write_whole(path.with_suffix(".md"), page.encode())
             if target.plot:
-                charts = [one.chart(*target.plot, accuracy=True) for one in tables]
+                charts = [table.chart(*target.plot, accuracy=True) for table in tables]
                 write_whole(path.with_suffix(".svg"), render(charts))
         progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
         data.append(comparison.data())
@@ -124,8 +124,7 @@ def run_final(args: Namespace, progress: Progress) -> Work:
 
     path = args.output / RECORDS
     known = earlier(path, fresh=args.fresh)
-    how: dict[str, Any] = {"methods": tuple(args.methods or ()), "batches": (), "match": "gflops", "far": True}
-    plan = flags.settings(Plan, args, **how)
+    plan = flags.settings(Plan, args, methods=tuple(args.methods or ()), batches=(), match="gflops", far=True)
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
     groups, tables = [], []
@@ -167,8 +166,8 @@ def run_study(args: Namespace, progress: Progress) -> Work:
     study = list_studies()[args.name]
     config = _study_config(study, args)
     if args.dry_run:
-        table, facts = _show_inventory(study.title, study, [config], progress)
-        return Shown(parts=(table,), data={"name": study.name, **facts})
+        table, values = _show_inventory(study.title, study, [config], progress)
+        return Shown(parts=(table,), data={"name": study.name, **values})
     path, lines, written = args.output / f"{study.name}.jsonl", list[dict[str, Any]](), ["jsonl", "csv"]
     for tables in _measured(study, [config], path, args, progress):
         lines += tables[-1].lines()
@@ -189,7 +188,7 @@ def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
     from zoo.core.recipes import FitConfig
 
     for name, used in USES.items():
-        if getattr(args, name) is not None and not any(getattr(study, one) for one in used):
+        if getattr(args, name) is not None and not any(getattr(study, field) for field in used):
             raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
     made: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
     if made["split"] == FINAL and not study.tunes:

@@ -1,4 +1,4 @@
-"""What learning without labels can be told. Without torch, so that a command line can show the fields at once."""
+"""What learning without labels can be told. Imports no torch itself, as the command line reads the fields for help."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a study is. Without torch and numpy, so that a command line can show each question at once."""
+"""What a study is: its conditions, its lines, and what is known of the tables of the paper."""
 
 import functools
 import json

@@ -80,17 +80,19 @@ class SentenceTower(nn.Module):
     def register_for_auto_class(auto_class: Any = None) -> None:
         """Do nothing when transformers asks for it."""
 
-    def save(self, folder: str, facts: Mapping[str, Any] | None = None, **_: Any) -> None:
-        """Write the towers' weights and settings; ``facts`` join them in config.json."""
+    def save(self, folder: str, provenance: Mapping[str, Any] | None = None, **_: Any) -> None:
+        """Write the towers' weights and settings; ``provenance`` joins the settings in config.json."""
         text = {"text": {"size": self.size, "tag": self.tag}} if self.size else {}
         parts = {"AutoConfig": "TowerConfig", "AutoModel": "SentenceTower", "AutoProcessor": "TowerProcessor"}
-        about = {
+        settings = {
             "architectures": ["SentenceTower"],
             "auto_map": {auto: f"{Path(CODE).stem}.{name}" for auto, name in parts.items()},
             "model_type": "patchrank",
             "vision_config": {"image_size": self.visual.input_size},
         }
-        save_for_hf(self.visual, folder, model_config={**(facts or {}), **about, **text}, safe_serialization=True)
+        save_for_hf(
+            self.visual, folder, model_config={**(provenance or {}), **settings, **text}, safe_serialization=True
+        )
         if self.size and SIZES[self.size].open_clip is not None:
             tensors = {"logit_scale": torch.tensor(self.logit_scale), **self.text.model.state_dict()}
             save_file(tensors, Path(folder, TEXT))
@@ -112,14 +114,14 @@ class SentenceTower(nn.Module):
         Raises:
             ValueError: something else, or texts where there is no text tower or whose words it never saw.
         """
-        if all(isinstance(one, Image.Image) for one in inputs):
-            return {"pixel_values": torch.stack([self.transform(upright_rgb(one.copy())) for one in inputs])}
-        for one in inputs:
-            if not isinstance(one, str) or Path(one).suffix.lower() in EXTENSIONS:
-                raise ValueError(f"{one!r:.80}: expected PIL images, or texts; open pictures with PIL.Image.open")
+        if all(isinstance(item, Image.Image) for item in inputs):
+            return {"pixel_values": torch.stack([self.transform(upright_rgb(item.copy())) for item in inputs])}
+        for item in inputs:
+            if not isinstance(item, str) or Path(item).suffix.lower() in EXTENSIONS:
+                raise ValueError(f"{item!r:.80}: expected PIL images, or texts; open pictures with PIL.Image.open")
         if self.text is None:
             raise ValueError(f"{inputs[0]!r:.80}: this model has no text tower; expected PIL images")
-        return {"input_ids": self.words([f"{prompt or ''}{one}" for one in inputs])}
+        return {"input_ids": self.words([f"{prompt or ''}{item}" for item in inputs])}
 
     tokenize = preprocess  # its name in older releases
 
@@ -164,5 +166,5 @@ class TowerProcessor:
     def __call__(self, *, images: Any = None, text: Any = None, **_: Any) -> dict[str, Tensor]:
         """Return ``pixel_values`` (n, C, H, W) of one or several, ``input_ids`` (m, L), or both."""
         single = (str, Image.Image)
-        parts = [self.tower.preprocess([one] if isinstance(one, single) else one) for one in (images, text) if one]
+        parts = [self.tower.preprocess([part] if isinstance(part, single) else part) for part in (images, text) if part]
         return {name: tensor for part in parts for name, tensor in part.items()}

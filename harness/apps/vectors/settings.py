@@ -1,4 +1,4 @@
-"""What an embedding can be told. Without torch and numpy, so that a command line can show the fields at once."""
+"""What an embedding can be told. Imports no torch itself, as the command line reads the fields for help."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -214,7 +214,7 @@ def test_texts_are_in_the_space_of_the_shipped_tower(tmp_path: Path):
     ("embed gone", "'gone': there is no such file or folder"),
     ("embed gone --texts other", "--texts 'other' with 'gone'"),
     ("embed . --storage int4", "storage='int4': did you mean 'int8'?"),
-    ("embed . --runtime onnx", "runtime 'onnx': did you mean 'onnxruntime'?"),
+    ("embed . --runtime openvin", "runtime 'openvin': did you mean 'openvino'?"),
     ("embed . --runtime onnxruntime --precision bfloat16", "precision 'bfloat16' of onnxruntime: did"),
     ("embed . --runtime openvino --device meta", "openvino runs on cpu alone, not on meta"),
 ])  # fmt: skip
