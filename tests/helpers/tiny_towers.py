@@ -1,14 +1,21 @@
 """Tiny towers of every family and pool, of the libraries' real classes, and what each must do under every method."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from lively import lively
+from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU, VisionTransformer
+from PIL import Image
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 import zoo
+from harness.cli.entry import main
 from zoo.core.host import Host, give_features
 from zoo.core.reducer import configure
 from zoo.towers.vit import TimmHost
@@ -66,6 +73,59 @@ def build(kind: str, **overrides: Any) -> nn.Module:
         return lively(VisionTransformer(**{**TINY, **OPEN_CLIP[kind], **overrides}))
     name, own = TIMM[kind]
     return lively(timm.create_model(name, **{**SIZES, **own, **overrides}))
+
+
+def save(kind: str, folder: Path) -> str:
+    """Save a tower of two blocks, open_clip's with a text tower, and return its name."""
+    folder.mkdir()
+    if kind in TIMM:
+        size = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}} if "naflex" in kind else {}
+        timm.models.save_for_hf(build(kind, depth=2, **size), folder, safe_serialization=True)
+        return f"local-dir:{folder}"
+    vision = {**TINY, **OPEN_CLIP[kind], "layers": 2}
+    vision["head_width"] = vision["width"] // vision.pop("heads")
+    config = {"embed_dim": vision.pop("output_dim"), "quick_gelu": vision.pop("act_layer", None) is QuickGELU}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config |= {"vision_cfg": vision, "text_cfg": text}
+    described = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    save_model(lively(CLIP(**config)), str(folder / "open_clip_model.safetensors"))
+    return f"open_clip:local-dir:{folder}"
+
+
+def check_commands(model: str, folder: Path, capsys: Any, slow: bool = True) -> dict[str, str]:
+    """Run a saved model by the commands that take one, on six pictures; return what is refused, by one sentence.
+
+    Without ``slow``, exports and times are left out.
+    """
+    cells = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    for at, pixels in enumerate(cells):
+        place = folder / "photos" / ("train", "val", "test")[at // 2] / ("cat", "dog")[at % 2]
+        place.mkdir(parents=True)
+        Image.fromarray(pixels).resize((40, 32)).save(place / "it.png")
+    photos, reduction = f"{folder}/photos", ["--methods", "rankmerge", "--keeps", "0.5"]
+    lines = {
+        "compare": [*reduction, "--match", "keep", "--dataset", f"images:{photos}", "--batches"],
+        "show": [f"{photos}/val/cat/it.png", "--block", "1", "--stride", "2"],
+        "embed": [photos, "--decoders", "0"],
+        "export": ["--images", photos, "--batches", "2", "--runtime", "exported-program"],
+        "latency": [*reduction, "--batches", "1", "--rounds", "6", "--seconds", "0"],
+        "eval": ["--dataset", f"folder:{photos}", "--shots", "1", "--tokens", "vt"],
+    }
+    outputs = {"show": "it.png", "export": "it.pt2", "eval": ""}
+    refusals = {}
+    for command in lines.keys() - (set() if slow else {"export", "latency"}):
+        words, output = lines[command], outputs.get(command, command)
+        code = main([command, "-q", *words, "--model", model, *(["--output", f"{folder}/{output}"] if output else [])])
+        sentence = capsys.readouterr().err
+        assert code in (0, 2), (command, sentence)
+        if code:
+            assert sentence.startswith("patchrank: error: "), (command, sentence)
+            assert sentence.count("\n") == 1, (command, sentence)
+            refusals[command] = sentence
+        elif command != "eval":
+            assert (folder / output).exists(), command
+    return refusals
 
 
 def reduced(tower: nn.Module, method: str | None, **options: Any) -> Host:
