@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,40 @@ def test_features_are_open_clips(size: str, tag: str, tmp_path: Path):
     features = model(images)
     assert torch.allclose(features, same.encode_image(images), atol=1e-4)
     assert (features - other.encode_image(images)).abs().max() > 1e-3
+
+
+ALONE = """
+import sys
+
+class Refusal:
+    @staticmethod
+    def find_spec(name, *_):
+        if name.partition(".")[0] in {"open_clip", "scipy", "pyarrow", "rich", "jinja2", "matplotlib", "transformers"}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refusal)
+import timm, torch, zoo
+tower = timm.create_model("vit_tiny_patch16_224", depth=4, img_size=64)
+print(*zoo.reduce(tower, method="rankmerge", keep=0.6)(torch.ones(2, 3, 64, 64)).shape)
+"""
+BOTH = """
+print("{NAME}" in open_clip.list_models(), type(open_clip.get_tokenizer("clip_vit_s14")).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        (ALONE, "2 1000"),
+        (f"import zoo, open_clip{BOTH}", "True EmbeddedTokenizer"),
+        (f"import open_clip, zoo{BOTH}", "True EmbeddedTokenizer"),
+        (f"import zoo; zoo.from_open_clip; import open_clip{BOTH}", "True EmbeddedTokenizer"),
+    ],
+)
+def test_zoo_needs_no_open_clip_and_registers_with_it_in_any_order(code: str, printed: str):
+    code = code.replace("{NAME}", NAME)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == printed, done.stderr
 
 
 NAME = "clip_vit_b32_clsattn50"

@@ -1,18 +1,16 @@
-"""A CLIP model: an image tower and a text tower in one joint space, used like an open_clip model."""
+"""A CLIP model: an image tower and a text tower in one joint space, used like an open_clip model.
+
+open_clip is imported where it is used: with ``zoo`` it imports ``zoo.loading.open_clip``, which needs this module.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import timm
 import torch
 import torch.nn.functional as F
-from open_clip import SimpleTokenizer, decode, get_tokenizer
-from open_clip.model import CLIP
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import TextTransformer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
@@ -44,6 +42,8 @@ class UnseenWordsError(ValueError):
 def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
     """Return the word pieces, sorted, of tokens (any shape) that aren't among the ``known`` ids."""
     unseen = tokens[~torch.isin(tokens, known)].unique()
+    from open_clip import decode
+
     return sorted({decode(token).strip() for token in unseen.unsqueeze(1)})
 
 
@@ -55,6 +55,8 @@ class CompactText(nn.Module):
     def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
         super().__init__()
         assert list(token_ids) == sorted(set(token_ids))
+        from open_clip.transformer import TextTransformer
+
         self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
         # Rows keep the order of ids: open_clip finds the end-of-text token as a prompt's highest id.
         self.tower = TextTransformer(vocab_size=len(token_ids), **geometry)
@@ -86,6 +88,9 @@ class OpenClipText(nn.Module):
 
 def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> TextSide:
     """Build a text tower of open_clip, from weights of both towers in its names or OpenAI's, None for random ones."""
+    import open_clip
+    from open_clip.model import CLIP
+
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)
     text, least = config["text_cfg"], {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
@@ -104,21 +109,11 @@ def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = N
     return module.eval(), scale.item(), text["context_length"]
 
 
-class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has no types
-    """open_clip's tokenizer, which refuses words that the embedded text tower never saw."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        with safe_open(EMBEDDED / _FILE, framework="pt") as file:
-            self.known = file.get_tensor("token_ids")
-
-    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
-        """Map texts to token ids (B, L); raise UnseenWordsError that names the words and the text."""
-        tokens: Tensor = super().__call__(texts, context_length)
-        for text, own in zip([texts] if isinstance(texts, str) else texts, tokens, strict=True):
-            if words := unseen_words(own, self.known):
-                raise UnseenWordsError(words, f"text {text!r}")
-        return tokens
+def read_known_ids() -> Tensor:
+    """Return the ids, ascending, of the word pieces that the embedded text tower knows."""
+    with safe_open(EMBEDDED / _FILE, framework="pt") as file:
+        known: Tensor = file.get_tensor("token_ids")
+    return known
 
 
 def read_geometry() -> dict[str, int]:
@@ -138,6 +133,8 @@ def load_text() -> tuple[CompactText, float, int]:
 
 def tokenizer(context_length: int) -> Any:
     """Return open_clip's tokenizer: a callable from texts to (B, context_length) int64 ids."""
+    from open_clip import get_tokenizer
+
     return get_tokenizer(TOKENIZER, context_length=context_length)
 
 
@@ -248,6 +245,8 @@ def _create_pretrained(
 
 def clip_transform(visual: nn.Module) -> Any:
     """Return open_clip's preprocessing of an image tower of ours: from PIL image to (C, H, W)."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     facts: Any = visual.pretrained_cfg
     patches: Any = visual.patch_embed
     settings = {name: facts[name] for name in ("mean", "std", "interpolation")}

@@ -1,6 +1,7 @@
 """open_clip's models here, and our models in open_clip.
 
 A name fixes the activation there: our plain names have that of their default weights, ``NAME.TAG`` that of ``TAG``.
+Importing this module makes our models known to open_clip; ``zoo`` imports it as soon as open_clip is imported.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from open_clip import factory, pretrained
+from open_clip import SimpleTokenizer, factory, pretrained
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
@@ -34,10 +35,12 @@ from zoo.loading.clip import (
     Clip,
     ClipParts,
     CompactText,
-    EmbeddedTokenizer,
     OpenClipText,
+    UnseenWordsError,
     create_clip,
     read_geometry,
+    read_known_ids,
+    unseen_words,
 )
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
@@ -212,6 +215,22 @@ def _parts(spec: str) -> tuple[str, str, bool]:
     raise ValueError(f"weights {pretrained!r} of open_clip model {arch!r}: {known}; or a file")
 
 
+class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has no types
+    """open_clip's tokenizer, which refuses words that the embedded text tower never saw."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.known = read_known_ids()
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
+        """Map texts to token ids (B, L); raise UnseenWordsError that names the words and the text."""
+        tokens: Tensor = super().__call__(texts, context_length)
+        for text, ids in zip([texts] if isinstance(texts, str) else texts, tokens, strict=True):
+            if words := unseen_words(ids, self.known):
+                raise UnseenWordsError(words, f"text {text!r}")
+        return tokens
+
+
 class Checkpoint(dict[str, Any]):
     """An entry of open_clip's list of weights, whose file ``make`` creates on the first access."""
 
@@ -339,3 +358,6 @@ def _text_side(text: Any) -> dict[str, Tensor]:
     table = rows.new_full((VOCABULARY, rows.shape[1]), torch.nan)
     table[text.token_ids] = rows
     return weights | {"token_embedding.weight": table}
+
+
+offer_models()

@@ -12,9 +12,6 @@ from shlex import quote
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg
@@ -149,7 +146,8 @@ def loading(name: str, otherwise: str, source: str = "", *, arguments: bool = Fa
             links.append(link)
         if not any(isinstance(link, OSError) for link in links):
             raise UnusableWeightsError(f"the weights of {name} can't be used: {_one_line(error)}") from error
-        answers = [link for link in links if isinstance(link, HfHubHTTPError)]
+        # By name, as huggingface_hub may be missing.
+        answers = [link for link in links if "HfHubHTTPError" in (kind.__name__ for kind in type(link).__mro__)]
         hub = "the hub doesn't give it" if answers else "the hub can't be reached"
         wanted = f" (wanted: {source})" if source else ""
         raise MissingWeightsError(
@@ -209,8 +207,11 @@ def own_path(name: str) -> str:
 
 def find_clip(size: str, tag: str) -> Path:
     """Find the file with both towers of a size of open_clip: the user's own, else the hub's."""
-    if (own := own_weights(size, tag)) is not None:
-        return own
+    if (file_of_user := own_weights(size, tag)) is not None:
+        return file_of_user
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
     spec, name = SIZES[size], f"clip_vit_{size}.{tag}"
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
     repo = cfg["hf_hub"].rstrip("/")

@@ -15,7 +15,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import DATA_DIR, FINAL, SPLITS
 from harness.datasets.images import measure_detail
 from harness.datasets.packaged import CAPTION, CAPTIONED, SMALLEST, STYLES, compose_item, seeded
-from zoo.loading.clip import EmbeddedTokenizer, tokenizer, unseen_words
+from zoo.loading.clip import read_known_ids, tokenizer, unseen_words
 
 
 @pytest.mark.parametrize(("name", "split", "index", "expected"), [
@@ -44,7 +44,7 @@ def test_both_styles_of_an_emoji_share_its_split_and_its_group():
 
 
 def test_captions_are_of_names_that_the_embedded_text_tower_knows():
-    dataset, spell, known = get_dataset("emoji-captions"), tokenizer(20), EmbeddedTokenizer().known
+    dataset, spell, known = get_dataset("emoji-captions"), tokenizer(20), read_known_ids()
     split = dataset.split("test")
     for emoji in dataset.emoji:
         if emoji.split == "test":
