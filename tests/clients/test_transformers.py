@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from tiny_towers import check_any_order, check_export, check_methods
+from tiny_towers import check_any_order, check_commands, check_export, check_methods
 from torch import Tensor, nn
 
 import zoo
@@ -52,6 +52,7 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # What the libraries themselves warn of.
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("no_grad")]
 
 
@@ -302,6 +303,21 @@ def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
         zoo.export_model(half, tmp_path / "half.onnx", image.expand(2, -1, -1, -1), runtime="onnxruntime").deviation
         < 1e-5
     )
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("kind", TOWERS)
+def test_every_command_on_every_family(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Without exports and times; a folder without a text tower takes no words."""
+    size, folder = {"height": 32, "width": 32}, tmp_path / "tower"
+    lively(*TOWERS[kind]).save_pretrained(folder)
+    processor = transformers.CLIPImageProcessor(size=size, crop_size=size)
+    if kind == "siglip 2":
+        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    processor.save_pretrained(folder)
+    refusals = check_commands(f"transformers:{folder}", tmp_path, capsys, slow=False)
+    assert set(refusals) == {"eval"}
+    assert "has no text tower" in refusals["eval"]
 
 
 @pytest.mark.parametrize("damage", ["config.json", "preprocessor_config.json", "model.safetensors"])
