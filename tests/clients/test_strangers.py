@@ -23,7 +23,8 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 # What commands need beside a model, by the name of the argument; the places are made by the test.
 NEEDED = {
     "dataset": "fashion", "datasets": "images:pictures", "output": "out.json", "to": "me/it", "name": "scores",
-    "names": "table1", "images": "pictures/0.png", "source": "pictures", "method": "rankmerge", "keep": "0.5", "query": "a",
+    "names": "table1", "images": "pictures/0.png", "source": "pictures", "method": "rankmerge", "keep": "0.5",
+    "query": "a",
 }  # fmt: skip
 OPTIONAL = {
     "choose": ["--images", "pictures", "--min-cosine", "0.9"], "rank": ["--images", "pictures"],
