@@ -13,7 +13,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.datasets.text_features import text_classifier
-from harness.measure.rows import OutcomeCache, Tuned, Variant, require_rows, rows_of
+from harness.measure.rows import OutputCache, Tuned, Variant, require_rows, rows_of
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.files import cache_file, digest, fingerprint, from_json
@@ -66,7 +66,7 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self.parts = self.tower.require_clip()
-        self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
+        self._outputs = OutputCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
 
@@ -97,7 +97,7 @@ class Tuner:
         if missing := [row for row in rows if files[row.key] is None]:
             if config.tokens == "t":
                 for split in few:  # common blocks once
-                    self._outcomes.find(missing, split, self.dataset.name)
+                    self._outputs.find(missing, split, self.dataset.name)
             what = config.describe()
             self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
             for row in missing:
@@ -113,7 +113,7 @@ class Tuner:
         """Return a row's top-1 on labelled images, as it is, by text, and tuned."""
         text, _ = self.text
         pairs = ((row, text), (replace(row, vit=tuned.vit), tuned.classifier))
-        features = [self._outcomes.find([own], split, self.dataset.name)[row.key].features for own, _ in pairs]
+        features = [self._outputs.find([own], split, self.dataset.name)[row.key].features for own, _ in pairs]
         found = [predicted(f, by) == split.labels for f, (_, by) in zip(features, pairs, strict=True)]
         return float(found[0].mean()), float(found[1].mean())
 
@@ -145,7 +145,7 @@ class Tuner:
         """Return a split as features of a row, or as images where these must be run anew."""
         labels = torch.from_numpy(split.labels)
         if config.tokens == "t":
-            return Labelled(self._outcomes.of(row.key, split.image_ids).features, labels)
+            return Labelled(self._outputs.of(row.key, split.image_ids).features, labels)
         for index, name in enumerate(split.image_ids):
             if name not in self._pixels:
                 image: Tensor = self.parts.preprocess(split[index].image)
