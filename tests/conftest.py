@@ -22,6 +22,7 @@ from lively import Build, lively
 from open_clip import factory, pretrained
 from open_clip.model import CLIP
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
@@ -222,3 +223,23 @@ def latency_record() -> Callable[..., LatencyRecord]:
         return LatencyRecord(**(defaults | facts))
 
     return make
+
+
+FOREIGN_VISION = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
+FOREIGN_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+FOREIGN = {"embed_dim": 24, "vision_cfg": FOREIGN_VISION, "text_cfg": FOREIGN_TEXT}
+SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+
+
+@pytest.fixture(params=["local-dir", "open_clip"])
+def foreign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Save a tiny tower of another library, and return its name."""
+    torch.manual_seed(15)
+    if request.param == "open_clip":
+        monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", FOREIGN)
+        save_file(CLIP(**FOREIGN).state_dict(), tmp_path / "w.safetensors")
+        return f"open_clip:tiny/{tmp_path}/w.safetensors"
+    save_for_hf(
+        timm.create_model("vit_base_patch16_siglip_224", **SMALL_VIT), tmp_path / "mine", safe_serialization=True
+    )
+    return f"local-dir:{tmp_path}/mine"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
-from harness.apps.setup import Setup
-from harness.apps.vectors.embed import EmbedJob, embed, read_vectors
+from harness.apps.vectors.embed import embed, read_vectors
+from harness.apps.vectors.settings import EmbedJob
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
 from harness.cli.entry import main
@@ -25,6 +25,7 @@ from zoo.core.attention import attend, attend_by_channels
 from zoo.core.recipes import GoldenConfig, RecoveryConfig
 from zoo.core.settings import PRECISIONS, torch_dtype
 from zoo.deploy.export import ONNX, export_model
+from zoo.deploy.setup import Setup
 from zoo.learning.recovery import recover
 from zoo.ranking.golden import GoldenEngine
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import git_commit
+from harness.apps.settings import CheckPlan
 from harness.base.lines import require_appendable
 from harness.base.table import Shown, Table, count_of
 from harness.base.terminal import Progress
@@ -23,8 +24,8 @@ from harness.datasets.few_shot import turns
 from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
-from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
+from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
 from harness.records.averages import protocol, tower_of
 from harness.records.record import (
@@ -39,7 +40,6 @@ from harness.records.record import (
     read_run,
     record_lines,
 )
-from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import (
     ABSENT,
     EXACT,
@@ -52,7 +52,7 @@ from harness.report.changes import (
 )
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.reducer import METHODS
-from zoo.core.settings import check_fields, tower_name
+from zoo.core.settings import tower_name
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import TIMM, Tower, load_tower, split_name
@@ -72,30 +72,6 @@ _LEARNED = ("predictor", "prompts", MATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckPlan:
-    """Say what is checked, or with ``update`` written anew; what is None wasn't asked for."""
-
-    files: Sequence[Path] = ()  # expectations; none for the one that ships
-    models: Sequence[str] | None = None  # dense names
-    methods: Sequence[str] | None = None
-    keeps: Sequence[float] | None = None
-    datasets: Sequence[str] | None = None
-    device: str | None = None  # None for the expectation's
-    rounds: int = 6
-    no_latency: bool = False
-    update: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self, rounds=f"[{LEAST_ROUNDS}, inf)")
-
-    @property
-    def narrowing(self) -> str:
-        """Flags that take some of the rows."""
-        names = {"model": self.models, "methods": self.methods, "keeps": self.keeps, "dataset": self.datasets}
-        return " ".join(f"--{name}" for name, own in names.items() if own)
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckRow:
     """One row on one dataset."""
 
@@ -108,7 +84,7 @@ class CheckRow:
     @property
     def what(self) -> str:
         """The options in words."""
-        return ",".join(f"{name}={json.dumps(own, separators=(',', ':'))}" for name, own in self.options.items())
+        return ",".join(f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in self.options.items())
 
     @property
     def name(self) -> str:
@@ -130,7 +106,7 @@ Checked = tuple[Case, CheckRow, Record | None]  # a row as it is now; None where
 
 
 def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
-    """Sort the records of a file into cases; of one row the newest record counts.
+    """Sort the records of a file into cases, the newest record of each row.
 
     Raises:
         ValueError: a row that wasn't classified by text or is with recovery, or no dense row among a case's.
@@ -153,18 +129,19 @@ def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
         }
         row = CheckRow(dataset=record.dataset, method=record.method, keep=record.keep, options=options, record=record)
         rows[row.dataset, row.name] = row
-    found = []
+    sorted_cases = []
     for (tower, split, dtype, device, limit), rows in cases.items():
         datasets = tuple(dict.fromkeys(dataset for dataset, _ in rows))
         for dataset in datasets:
             if (dataset, DENSE) not in rows:
                 raise ValueError(f"{where}: no dense row of {tower} on {dataset}, which the others are compared with")
-        own = (row.record for row in rows.values() if row.record)
-        batches = tuple(sorted({entry.batch for record in own for entry in record.latency}))
-        how: dict[str, Any] = {"split": split, "dtype": dtype, "device": device, "limit": limit, "batches": batches}
-        plan = Plan(models=(tower,), methods=(), datasets=datasets, **how)
-        found.append(Case(tower, plan, sorted(rows.values(), key=lambda row: row.method != DENSE), file))
-    return found
+        batches = tuple(sorted({entry.batch for row in rows.values() if row.record for entry in row.record.latency}))
+        plan = Plan(
+            models=(tower,), methods=(), datasets=datasets, split=split, dtype=dtype, device=device, limit=limit,
+            batches=batches,
+        )  # fmt: skip
+        sorted_cases.append(Case(tower, plan, sorted(rows.values(), key=lambda row: row.method != DENSE), file))
+    return sorted_cases
 
 
 def shipped_rows(tower: str, dataset: str) -> list[CheckRow]:
@@ -232,10 +209,10 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         return show_verdict(checked, bounds, notes)
     records: dict[Path, list[Record]] = {}
     for case, row, now in checked:
-        own = records.setdefault(case.file or FOLDER / f"{row.dataset}.jsonl", [])
-        own += [] if now is None else [now]
-    for file, own in records.items():
-        write_whole(file, record_lines(own))
+        of_file = records.setdefault(case.file or FOLDER / f"{row.dataset}.jsonl", [])
+        of_file += [] if now is None else [now]
+    for file, of_file in records.items():
+        write_whole(file, record_lines(of_file))
     notes = [f"wrote {file}" for file in records]
     if (git_commit() or "").endswith("-dirty"):
         notes.append(f"measured with uncommitted changes on {git_commit()}")
@@ -248,18 +225,18 @@ def show_verdict(
     """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
     keys = ("tower", "dataset", "row", "quantity", "expected", "now", "by", "allowed")
     moved = [
-        dict(zip(keys, (case.tower, row.dataset, row.name, *one), strict=True))
+        dict(zip(keys, (case.tower, row.dataset, row.name, *movement), strict=True))
         for case, row, now in checked
-        for one in find_movements(row.record, now, bounds)
+        for movement in find_movements(row.record, now, bounds)
     ]
     what = "changed" if update else "moved"
     heads = ("row", "quantity", "expected", "now", f"{what} by", "allowed")
     lines: dict[str, list[list[str]]] = {}
-    for one in moved:
-        values = [movement_text(one[key]) for key in keys[4:]]
-        lines.setdefault(one["tower"], []).append([f"{one['dataset']} {one['row']}", one["quantity"], *values])
+    for line in moved:
+        values = [movement_text(line[key]) for key in keys[4:]]
+        lines.setdefault(line["tower"], []).append([f"{line['dataset']} {line['row']}", line["quantity"], *values])
     tables = [Table.of(f"{what}: {tower}", heads, rows, words=heads) for tower, rows in lines.items()]
-    hit = len({(one["tower"], one["dataset"], one["row"]) for one in moved})
+    hit = len({(line["tower"], line["dataset"], line["row"]) for line in moved})
     where = f"{count_of(len(moved), 'value')} {what} in {hit} of {len(checked)} rows"
     passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"
     summary = f"expectation written: {where}" if update else f"check failed: {where}" if moved else passed
@@ -282,9 +259,9 @@ def narrow(cases: Sequence[Case], plan: CheckPlan) -> list[Case]:
 
     towers = tower_names(plan.models or ())
     left = [
-        case._replace(rows=own, plan=replace(case.plan, models=(towers.get(case.tower, case.tower),)))
+        case._replace(rows=rows, plan=replace(case.plan, models=(towers.get(case.tower, case.tower),)))
         for case in cases
-        if case.tower in (towers or (case.tower,)) and (own := list(filter(stays, case.rows)))
+        if case.tower in (towers or (case.tower,)) and (rows := list(filter(stays, case.rows)))
     ]
     known = {row.method for case in left for row in case.rows}
     if set(plan.methods or known) - known or not left:
@@ -327,7 +304,7 @@ def _measure_rows(
         enough = _with_enough_images(plan, parts, dataset)
         bench = Bench(enough, dataset, tower, list(variants.values()), weights, progress, costs=costs)
         known = [row.name for row in rows if row.name in variants]
-        records = bench.judge(Tuning(), [variants[one] for one in known], {})
+        records = bench.judge(Tuning(), [variants[name] for name in known], {})
         if len(records) < len(known):  # the images have no golden rankings
             known = [row.name for row in rows if row.name in variants and row.method != GOLDEN]
         now = dict(zip(known, records, strict=True))
@@ -335,11 +312,10 @@ def _measure_rows(
 
 
 def _variant(tower: Tower, row: CheckRow) -> Variant:
-    own = {} if row.method in (DENSE, GOLDEN) else row.options
-    options, what = {"keep": row.keep, **own}, row.what if own else ""
     if row.method == OPTIMIZED:
         return optimized_row(make_row(tower, DENSE, {}))
-    return make_row(tower, row.method, options, what)
+    options = {} if row.method in (DENSE, GOLDEN) else row.options
+    return make_row(tower, row.method, {"keep": row.keep, **options}, row.what if options else "")
 
 
 def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.setup import Setup, make_runtime
+from harness.apps.settings import CONTROLS, ChooseConfig
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
@@ -23,50 +23,25 @@ from harness.datasets.base import cached_json, keep_json
 from harness.datasets.text_features import text_classifier
 from harness.measure import timing
 from harness.measure.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
-from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row, usual_methods
-from harness.records.record import DENSE, GOLDEN, RANDOM, utc_now
-from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
+from harness.records.record import DENSE, utc_now
+from harness.records.statistics import Interval, median_interval
 from harness.records.times import Timing, describe_machine
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
-from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
+from zoo.core.settings import best_precision, torch_dtype
 from zoo.deploy.optimized import OptimizedHost
+from zoo.deploy.setup import Setup, make_runtime
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 from zoo.loading.towers import load_tower, split_method
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
-CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
 WORDS = {COSINE: "cosine", CHANGE: "top-1, points"}  # what metrics are called, as columns
 # Ratios of times: to the dense tower in eager float32, and as it is run in the setup's precision.
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChooseConfig:
-    """What to choose from, and how."""
-
-    methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
-    dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
-    search: int = 64  # pictures to search by
-    held_out: int = 256  # other pictures, that decide
-    batch: int = Plan.match_batch  # images per call, where time is measured
-    rounds: int = 9  # calls of the chosen setup and of dense in the end, at least
-    seconds: float = 5.0  # that these go on for
-    seed: int = 0  # of the split of pictures and of bootstraps
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        allowed = sorted(METHODS.keys() - CONTROLS)
-        for method in self.methods:
-            if method not in allowed:
-                control = " is a control to compare methods with" if method in CONTROLS else ""
-                raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
-        ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
-        check_fields(self, dtypes=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 class Candidate(NamedTuple):

@@ -8,11 +8,12 @@ from pathlib import Path
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
+from harness.datasets.few_shot import draw, draw_train, require_labels, require_unseen
 from harness.learning.prompts import Tuner, tuning_of
 from harness.measure.bench import Bench
-from harness.measure.plan import Plan, check_plan
+from harness.measure.plan import check_plan
 from harness.measure.rows import Tuned, require_rows
+from harness.measure.settings import Plan
 from harness.records.record import GOLDEN, PROMPTS, Record
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import best_precision, tower_name
@@ -80,7 +81,7 @@ def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[
     for dataset, shots in pairs:
         # Refuses at once what would fail after the work.
         if shots and plan.tokens in PROMPTS:
-            require_apart(dataset, plan.split)
+            require_unseen(dataset, plan.split)
             draw(dataset, shots, plan.seed)
         elif shots:
             draw_train(dataset, shots, plan.seed)

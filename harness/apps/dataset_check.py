@@ -19,19 +19,19 @@ TOWER = "clip_vit_s14"
 
 
 def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Shown:
-    """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
+    """Check a dataset; ``fast`` decodes no image, and finds neither damaged images nor copies."""
     classes = dataset.classes
     counts = {  # images of each class; all in one where there are no labels
         name: np.bincount(dataset.labels(name) + (not dataset.labelled), minlength=max(len(classes), 1))
         for name in SPLITS
     }
-    there = {name: own for name, own in counts.items() if own.any()}
+    there = {name: count for name, count in counts.items() if count.any()}
     problems = dataset.problems() if isinstance(dataset, RootedDataset) else dataset.differences()
     notes = [f"{name} has no images" for name in SPLITS if name not in there]
-    facts = [
+    oddities = [  # of a source they are noted; in a folder of one's own they can be mended
         f"{name} has no image of {lacking.size} classes: {shorten([classes[label] for label in lacking], SHOWN)}"
-        for name, own in there.items()
-        if (lacking := np.flatnonzero(own == 0)).size
+        for name, count in there.items()
+        if (lacking := np.flatnonzero(count == 0)).size
     ]
     unreadable: list[str] = []
     if not fast:
@@ -39,9 +39,8 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         unreadable = [image.wrong for name in SPLITS for image in decoded[name] if image.wrong]
         if unreadable:
             problems.append(f"{count_of(len(unreadable), 'unreadable image')}; --skip-bad leaves them out")
-        facts += _find_copies(dataset, decoded)
-    # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
-    (notes if kind_of(dataset.name) is None else problems).extend(facts)
+        oddities += _find_copies(dataset, decoded)
+    (notes if kind_of(dataset.name) is None else problems).extend(oddities)
     if "test" not in there:
         notes.append("measure on another split than test, with --split")
     if dataset.labelled:
@@ -51,7 +50,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
                 f"{len(unknown)} of {len(classes)} classes have words that the text tower of {TOWER} never "
                 f"saw; without shots, measure the others by --skip-unknown-classes: {shorten(unknown, SHOWN)}"
             )
-    total = sum(int(own.sum()) for own in counts.values())
+    total = sum(int(count.sum()) for count in counts.values())
     outcome = f"problems: {len(problems)}" if problems else "no problem found"
     lines = [
         *(f"note: {line}" for line in notes),
@@ -60,12 +59,12 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         f"{dataset.name}, revision {dataset.revision}: {total:,} images {'listed' if fast else 'read'}, {outcome}",
     ]
     names = classes if len(classes) <= LISTED else ()
-    rows = [[name, *(f"{own[at]:,}" for own in there.values())] for at, name in enumerate(names)]
-    rows.append(["(all)", *(f"{own.sum():,}" for own in there.values())])
+    rows = [[name, *(f"{count[at]:,}" for count in there.values())] for at, name in enumerate(names)]
+    rows.append(["(all)", *(f"{count.sum():,}" for count in there.values())])
     table = Table.of(f"{dataset.name}: {len(classes) or 'no'} classes", ["class", *there], rows, words=("class",))
     data = {
         **{"name": dataset.name, "revision": dataset.revision, "classes": list(classes)},
-        "counts": {name: own.tolist() for name, own in counts.items()},
+        "counts": {name: count.tolist() for name, count in counts.items()},
         **{"problems": problems, "notes": notes, "unreadable": unreadable},
     }
     return Shown(parts=(table, *lines), data=data, code=1 if problems else 0)

@@ -14,13 +14,14 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
-from harness.apps.sentence_tower import CODE, SENTENCE_CODE, TEXT, SentenceTower
+from harness.apps.settings import SENTENCE, TIMM_FORMAT
 from harness.measure.cost import gflops
 from harness.records.record import DENSE, RECOVERY, Record, lacking
 from harness.report.folder import markdown
 from harness.report.tables import conditions_of, group_records, sections
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.learned import CosineHead
+from zoo.deploy.sentence_tower import CODE, SENTENCE_CODE, TEXT, SentenceTower
 from zoo.loading.adopt import reduce
 from zoo.loading.learned_files import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
@@ -37,8 +38,6 @@ from zoo.loading.towers import (
 from zoo.loading.weights import FOLDER, HUB, find_clip, read_weights
 from zoo.towers.vit import TimmHost
 
-TIMM_FORMAT, SENTENCE = "timm", "sentence-transformers"
-FORMATS = (TIMM_FORMAT, SENTENCE)
 FILES = ("README.md", "config.json", "model.safetensors")
 SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
 FREE = ("apache-2.0", "bsd-3-clause", "mit")

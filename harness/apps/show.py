@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -14,19 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from harness.apps.settings import ShowConfig
 from harness.base.hints import describe_error
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import undo_preprocess
 from harness.datasets.images import decode_image
-from harness.measure.plan import Plan
 from harness.measure.rows import RowOutput, Variant, make_row, run
+from harness.measure.settings import Plan
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
-from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, final_count
-from zoo.core.settings import check_fields, expected
 from zoo.core.tokens import top
 from zoo.loading.towers import Tower, load_tower, without_folders
 from zoo.ranking.golden import golden_importance
@@ -75,24 +73,6 @@ def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
     example = dataset.split(split)[index]
     label = dataset.classes[example.label] if dataset.labelled else ""
     return Subject(f"{dataset.name}:{split}:{index}", example.image, label)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowConfig:
-    """Configure what is shown beside an image."""
-
-    keeps: tuple[float, ...] = (0.6,)  # in (0, 1); a column for each of what the predictor, or a golden ranking, keeps
-    left: tuple[str, ...] = ()  # methods or ``golden``: what each leaves, without rankings
-    golden: GoldenConfig = field(default_factory=GoldenConfig)  # of a score that needs no classes
-    scale: float = 1.0  # of the figure, 1 for about 2000 pixels of width
-
-    def __post_init__(self) -> None:
-        if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):
-            raise ValueError(f"--keeps {self.keeps}: expected fractions in (0, 1), such as 0.6, each once")
-        for name in self.left:
-            if name not in (known := [*sorted(METHODS), GOLDEN]):
-                raise ValueError(f"--left {name!r}: {expected(name, known)}")
-        check_fields(self, scale="[0.25, 8]")
 
 
 def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path, device: str = "cpu") -> PatchSheet:

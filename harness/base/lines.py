@@ -88,7 +88,7 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
 
 
 @contextlib.contextmanager
-def claim_file(path: Path | None, flag: str = "--output") -> Iterator[None]:
+def lock_file(path: Path | None, flag: str = "--output") -> Iterator[None]:
     """Keep other runs from writing a file while the body runs; what killed runs left beside it goes.
 
     Nothing is done where ``path`` is None, or a pipe or device. ValueError if another run writes it, OSError if it

@@ -242,7 +242,7 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it while the body runs; ValueError if one writes there."""
     require_appendable(folder / "any")
     with hold_lock(folder / LOCK, folder):  # without locks two runs would only do the same work twice
@@ -259,7 +259,7 @@ class Store(Generic[P]):
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
         """Keep other runs out, and check all that is there; broken shards are told by ``say``, and partial files go."""
-        with claim(self.folder):
+        with lock_folder(self.folder):
             for path in self.folder.glob(f".*{PARTIAL}"):
                 path.unlink(missing_ok=True)
             for index, path in shard_paths(self.folder).items():

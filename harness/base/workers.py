@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness.base.hints import describe_error
 from zoo.core.settings import check_fields
 
@@ -42,6 +40,8 @@ def require_actors(flag: str, count: int, device: str) -> None:
     kind, _, number = device.partition(":")
     if number:
         raise ValueError(f"--device {device!r} with {flag}: say {kind}; each of them takes its own")
+    import torch
+
     gpus = torch.cuda.device_count()
     if kind == "cuda" and not cluster_address() and count > gpus:
         raise ValueError(f"{flag} {count} on a machine with {gpus} GPUs: each of them takes one")
@@ -58,12 +58,13 @@ def make_shards(
     if job.workers is None:
         yield from make(todo)
         return
-    release()
-    torch.cuda.empty_cache()
     import ray
+    import torch
     from ray.exceptions import RayError
     from ray.util import ActorPool
 
+    release()
+    torch.cuda.empty_cache()
     gpus = 1 if job.device == "cuda" else 0
     kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_DEATHS - 1)(_Actor)
     with ray_running(job.workers):

@@ -19,25 +19,27 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
-    from harness.apps.setup import Setup
-    from harness.apps.vectors.embed import Embedded, EmbedJob
+    from harness.apps.vectors.embed import Embedded
+    from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
+    from zoo.deploy.setup import Setup
 
 LAYOUTS = {"triton": "onnx", "ovms": "openvino"}  # other people's servers, and the format that each runs rightly
 
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
-    from harness.base.lines import claim_file
+    from harness.apps.choose import ALIKE, TOTAL, choose, selection_table
+    from harness.apps.settings import ChooseConfig
+    from harness.base.lines import lock_file
     from harness.measure.fidelity import SetupBounds
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name
         raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
     dataset = args.dataset or f"images:{args.images}"
-    with claim_file(args.output):
+    with lock_file(args.output):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=progress)
         if not selection.why:
             selection.setup.write(args.output)
@@ -82,7 +84,7 @@ def _describe_use(setup: "Setup", args: Namespace) -> str:
         *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors"),
         f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
         f"{PROGRAM} export --model {file} --output model.onnx",
-        *("# Python", "from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
+        *("# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
     ]
     return "\n".join(lines)
 
@@ -103,9 +105,10 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     """
     import torch
 
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets.few_shot import subset
     from zoo.deploy.export import FORMATS, ONNX, DisagreementError, export_model, require_format
+    from zoo.loading.preprocessing import describe_preprocessing
 
     setup = flags.setup_of(args)
     format, path, lower = args.format or LAYOUTS.get(args.layout, ONNX), args.output, setup.dtype
@@ -122,12 +125,16 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if len(split) < 2:
         raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
-    about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
+    about: dict[str, Any] = {
+        "model": setup.name,
+        "tower": setup.model,
+        "preprocessing": describe_preprocessing(tower.preprocess),
+    }
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
     progress.say(f"{setup.name}: writing {format} in {setup.dtype}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"format": format, "dtype": setup.dtype}
     how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
-    with claim_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
+    with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
@@ -189,7 +196,8 @@ def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement")
 
 def run_embed(args: Namespace, progress: Progress) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
-    from harness.apps.vectors.embed import EmbedJob, embed
+    from harness.apps.vectors.embed import embed
+    from harness.apps.vectors.settings import EmbedJob
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, progress))
     done = embed(job, progress)
@@ -232,10 +240,11 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 def run_search(args: Namespace, progress: Progress) -> Shown:
     """Search embeddings and show the nearest ones."""
-    from harness.apps.vectors.embed import IMAGES, read_vectors
+    from harness.apps.vectors.embed import read_vectors
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
+    from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.source import open_source
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
 
     if (args.query is None) != args.losses:
         raise ValueError("give words or a picture to search by, or --losses" + ", not both" * args.losses)
@@ -245,7 +254,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
     if args.sheet is not None and provenance.kind != IMAGES:
         raise ValueError(f"--sheet {str(args.sheet)!r}: these embeddings are of texts, not of pictures")
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
-    with claim_file(args.sheet, "--sheet"):
+    with lock_file(args.sheet, "--sheet"):
         vector = query_vector(args.query, provenance, progress.say, device=args.device)
         found = nearest(args.vectors, vector, args.top, progress.say)
         if source is not None:
@@ -291,7 +300,8 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
     """
     if missing := [name for name in ("ray", "fastapi", "uvicorn") if find_spec(name) is None]:
         raise ValueError(f"serve needs {', '.join(missing)}: pip install 'clip-patchrank[ray]'")
-    from harness.apps.serve import ServeConfig, serving
+    from harness.apps.serve import serving
+    from harness.apps.settings import ServeConfig
 
     setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
     progress.say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
@@ -307,7 +317,8 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
 
 def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.apps.show import ShowConfig, find_subject, show
+    from harness.apps.settings import ShowConfig
+    from harness.apps.show import find_subject, show
     from harness.report.pictures import IMAGE
     from zoo.core.recipes import GoldenConfig
 
@@ -320,7 +331,8 @@ def run_show(args: Namespace, _progress: Progress) -> Shown:
 
 def run_check(args: Namespace, progress: Progress) -> Shown:
     """Check expectations, or write them anew."""
-    from harness.apps.check import CheckPlan, check
+    from harness.apps.check import check
+    from harness.apps.settings import CheckPlan
     from harness.report.changes import Tolerances
 
     untimed = {"slower": math.inf} if args.no_latency else {}

@@ -17,10 +17,10 @@ from harness.cli.outline import Outline, outline
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
     from harness.golden.store import Source
     from zoo.core.recipes import TuneConfig
+    from zoo.deploy.setup import Setup
 
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
@@ -138,7 +138,7 @@ def setup_of(args: Namespace) -> "Setup":
         ValueError: a file with a method, keep rate or recovery beside it; or what ``Setup.of`` refuses.
         FileNotFoundError: no such file.
     """
-    from harness.apps.setup import Setup
+    from zoo.deploy.setup import Setup
 
     own = {name: getattr(args, name) for name in ("method", "keep", "recovery") if getattr(args, name) is not None}
     precision = {} if args.dtype is None else {"dtype": args.dtype}

@@ -12,7 +12,8 @@ from harness.cli import flags
 
 def run_rank(args: Namespace, progress: Progress) -> Shown:
     """Make golden rankings and say where they are."""
-    from harness.golden.rank import RankJob, rank
+    from harness.golden.rank import rank
+    from harness.golden.settings import RankJob
     from zoo.core.recipes import GoldenConfig
 
     source, config = flags.source_of(args, progress), flags.settings(GoldenConfig, args)
@@ -24,11 +25,12 @@ def run_rank(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.rank import RankJob, rank
+    from harness.golden.rank import rank
+    from harness.golden.settings import RankJob
     from harness.golden.store import Source, shipped_rankings
     from harness.learning.predictor import fit
     from zoo.core.recipes import FitConfig, GoldenConfig
@@ -56,7 +58,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset or --rankings")
     limits = {"shots": args.shots, "block": args.block, "folders": args.images}
-    with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
+    with lock_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
             files[split].append(rank(job, progress).path)
             update(done)
@@ -67,7 +69,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
-    from harness.base.lines import claim_file
+    from harness.base.lines import lock_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.learning.prompts import load_tuner
@@ -78,7 +80,7 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
     row, tuner = load_tuner(args.model, dataset, draws=args.draws, device=args.device, progress=progress)
     begin = time.perf_counter()
-    with claim_file(args.output):
+    with lock_file(args.output):
         tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
         seconds = time.perf_counter() - begin
         path = args.output or tuned.file.path
@@ -99,9 +101,10 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.apps.setup import Setup
-    from harness.learning.recovery import Sources, train_recovery
+    from harness.learning.recovery import train_recovery
+    from harness.learning.settings import Sources
     from zoo.core.recipes import RecoveryConfig
+    from zoo.deploy.setup import Setup
 
     sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     setup = Setup.of(args.model, method=args.method, keep=args.keep)
@@ -126,8 +129,8 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     """Search a schedule, write it, and say what it gives beside the default."""
-    from harness.learning.recovery import Sources
-    from harness.learning.schedule import SearchConfig, search_schedule
+    from harness.learning.schedule import search_schedule
+    from harness.learning.settings import SearchConfig, Sources
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}

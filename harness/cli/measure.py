@@ -13,7 +13,7 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM, SHARED
 
 if TYPE_CHECKING:
-    from harness.measure.plan import Plan
+    from harness.measure.settings import Plan
     from harness.records.record import Record
 
 
@@ -41,7 +41,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
     from harness.apps.compare import compare
     from harness.apps.show import draw_galleries
     from harness.base.lines import require_appendable
-    from harness.base.store import claim
+    from harness.base.store import lock_folder
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
@@ -51,7 +51,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
     records: list[Record] = []
 
     require_appendable(path)
-    with claim(args.output):  # no other run writes there
+    with lock_folder(args.output):  # no other run writes there
         known = earlier(path, fresh=args.fresh)
         for group in compare(plan, known, progress, folder=path.with_suffix(UNFINISHED)):
             keep_new(path, group, known)
@@ -74,8 +74,8 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
 
 def _plan_of(args: Namespace) -> "Plan":
     """Return what `compare` measures; without methods named, those of published comparisons and a faster dense row."""
-    from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
+    from harness.measure.settings import Plan
     from harness.records.averages import reference_of
     from harness.records.record import GOLDEN, RANDOM, UNREDUCED
 
@@ -122,7 +122,7 @@ def run_eval(args: Namespace, progress: Progress) -> Shown:
 def evaluated(args: Namespace, progress: Progress) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.apps.compare import compare, judge
-    from harness.measure.plan import Plan
+    from harness.measure.settings import Plan
     from harness.records.record import DENSE
     from zoo.loading.towers import split_method
 

@@ -114,7 +114,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
 def run_final(args: Namespace, progress: Progress) -> Work:
     """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
-    from harness.measure.plan import Plan
+    from harness.measure.settings import Plan
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
     from harness.report.folder import markdown
     from harness.report.tables import comparison_table

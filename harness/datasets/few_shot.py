@@ -215,7 +215,7 @@ def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str 
     )
 
 
-def require_apart(dataset: Dataset, split: SplitName) -> None:
+def require_unseen(dataset: Dataset, split: SplitName) -> None:
     """Refuse to judge few-shot models by a split that they may have learnt from."""
     if split in (dataset.shots_from, "val"):
         raise ValueError(

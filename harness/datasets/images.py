@@ -19,14 +19,8 @@ from harness.base.table import count_of
 from harness.base.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName, cached_json, keep_json, require_folder
 from zoo.core.files import digest, odd_kind
+from zoo.loading.preprocessing import EXTENSIONS, FORMATS, upright_rgb
 
-# What images are read, by PIL's names, and their extensions. To read one neither starts a program, as EPS does, nor
-# opens another file.
-FORMATS = {
-    "AVIF": "avif", "BMP": "bmp", "GIF": "gif", "JPEG": "jfif jpeg jpg", "JPEG2000": "jp2", "PNG": "png",
-    "PPM": "pbm pgm pnm ppm", "TIFF": "tif tiff", "WEBP": "webp",
-}  # fmt: skip
-EXTENSIONS = frozenset(f".{name}" for names in FORMATS.values() for name in names.split())
 _UNREAD = (
     "3fr ai apng arw bpg cr2 cr3 crw cur dcr dds dib dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico "
     "iiq j2c j2k jpe jpf jps jpx jxl jxr kdc mef mos mpo mrw nef nrw orf pcx pef psb psd qoi raf raw rw2 rwl sgi "
@@ -78,29 +72,6 @@ def decode_image(content: bytes, where: str = "", *, behind: str | None = None) 
         bytearray(DECODER * pixels)  # a MemoryError here: too little for a decoder, which calls that a broken image
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{name} can't be read ({why}); replace it{mend}") from error
-
-
-def upright_rgb(image: Image.Image, behind: str | None = None) -> Image.Image:
-    """Turn an image, in place, as its EXIF says, and return it as 8-bit RGB; see ``decode_image``.
-
-    16-bit greys are scaled, where PIL's own conversion clips them at 255.
-    """
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
-        pass
-    if image.mode == "F":
-        raise ValueError("mode F: the range of floating-point pixels is unknown")
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).clip(0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # else PIL warns of palettes with transparency
-    if behind is not None and image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 class FoundFile(NamedTuple):

@@ -22,8 +22,9 @@ import numpy as np
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
 from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, require_folder, require_unique
-from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset
+from harness.datasets.images import ImageList, ListedDataset
 from zoo.core.files import digest, from_json, require_file, strict_json
+from zoo.loading.preprocessing import EXTENSIONS
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from harness.base.store import Store
 from harness.base.terminal import Progress
-from harness.base.workers import Make, ShardJob, make_shards, require_same
+from harness.base.workers import Make, make_shards, require_same
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import text_classifier
-from harness.golden.store import RANKINGS, Provenance, Rankings, Source, own_store
+from harness.golden.settings import RankJob
+from harness.golden.store import RANKINGS, Provenance, Rankings, cache_store
 from zoo.core.files import fingerprint
-from zoo.core.recipes import GoldenConfig
-from zoo.core.settings import AUTO, check_fields, precision_on
+from zoo.core.settings import AUTO, precision_on
 from zoo.loading.towers import Tower, load_tower
 from zoo.ranking.golden import GoldenEngine
 from zoo.ranking.suffix import windows
@@ -31,34 +31,12 @@ STEADY = 16  # batches per call of the engine: what a last, smaller one costs st
 MOST_THREADS = 8  # that load images beside a GPU
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankJob(ShardJob):
-    """What to rank, and how."""
-
-    model: str  # dense tower, see `zoo.loading.towers.load_tower`
-    source: Source
-    config: GoldenConfig = field(default_factory=GoldenConfig)
-    limit: int | None = None  # images; those of a smaller one are the first of a larger one's
-    variants: int = 1  # times that each image is drawn anew; the second follow all the first
-    out: Path | None = None  # the store; None for the user's cache, where `compare` looks
-    shard_size: int = 64  # images per shard
-    batch: int | None = None  # sequences per pass; None: the store's, else by the free memory
-    dtype: str = "float32"  # or auto: that of the store, else the fastest of the device
-
-    def __post_init__(self) -> None:
-        """Validate."""
-        super().__post_init__()
-        check_fields(self, limit="[1, inf)", variants="[1, inf)")
-        if not len(self.source.images):
-            raise ValueError(f"{self.source.name!r} has no {self.source.split} images to rank; name another --split")
-
-
 class Ranked(NamedTuple):
-    """A store with the images of a job, and how many images the split or folder has in all."""
+    """A store of rankings."""
 
     path: Path
-    images: int
-    total: int
+    images: int  # of the job
+    total: int  # of the split or folder
 
 
 def rank(job: RankJob, progress: Progress) -> Ranked:
@@ -74,7 +52,7 @@ def rank(job: RankJob, progress: Progress) -> Ranked:
     ranker = ShardRanker(job)
     source, store, total = job.source, ranker.store, len(ranker.split)
     with store.open(progress.say):
-        ranker.settle(next((shard.provenance for shard in store.present.values()), None))
+        ranker.configure(next((shard.provenance for shard in store.present.values()), None))
         settings = ranker.provenance
         if todo := store.missing(settings):
             progress.say(f"{settings.describe()}, in {settings.dtype}, {settings.batch} sequences at a time")
@@ -104,14 +82,14 @@ class ShardRanker:
                 f"--variants {job.variants}: the images of {source.name!r} can't be drawn anew; leave it out"
             )
         self.split = images.variants(job.variants)[: job.limit]
-        out = job.out or own_store(self.tower.name, source.name, source.split, config)
+        out = job.out or cache_store(self.tower.name, source.name, source.split, config)
         self.store = Store(out, RANKINGS, size=job.shard_size, total=len(self.split))
         self._text, self._scale = encode_classes(job, self.tower)
         self._weights = fingerprint(self.tower.vit)
-        self.settle(None)
+        self.configure(None)
 
-    def settle(self, stored: Provenance | None) -> None:
-        """Choose precision and batch: the job's, else the store's, else the device's best."""
+    def configure(self, stored: Provenance | None) -> None:
+        """Make the engine in the job's precision and batch, else the store's, else the device's best."""
         job, source, dtype = self.job, self.job.source, self.job.dtype
         if dtype == AUTO:
             dtype = stored.dtype if stored else precision_on(job.device, AUTO)
@@ -133,9 +111,9 @@ class ShardRanker:
 
     def run(self, todo: Sequence[int]) -> Iterator[int]:
         """Make shards, here or by workers; yield numbers of images that are done."""
-        made = self.provenance
-        settled = replace(self.job, dtype=made.dtype, batch=made.batch, out=self.store.folder.absolute())
-        return make_shards(self.job, todo, self.make, start=partial(_start, settled, made), release=self.tower.vit.cpu)
+        wanted, folder = self.provenance, self.store.folder.absolute()
+        start = partial(_start, replace(self.job, dtype=wanted.dtype, batch=wanted.batch, out=folder), wanted)
+        return make_shards(self.job, todo, self.make, start=start, release=self.tower.vit.cpu)
 
     def make(self, indices: Sequence[int]) -> Iterator[int]:
         """Rank the images of shards and write them; yield the number of images of each call."""

@@ -33,24 +33,24 @@ class Source:
     split: str
     images: Split
     dataset: Dataset | None
-    notes: tuple[str, ...] = ()  # what is said of a folder's files; of a dataset's it is said already
+    notes: tuple[str, ...] = ()  # on files of a folder that were left out
 
     @classmethod
     def of(cls, dataset: Dataset, split: SplitName) -> "Source":
-        """Take a split of a dataset."""
+        """Return a split of a dataset."""
         images = dataset.split(split)
         return cls(name=dataset.name, revision=dataset.revision, split=split, images=images, dataset=dataset)
 
     def ranked_revision(self, score: str) -> str:
-        """Return the revision that rankings by a score go by; by some scores, prompts matter."""
+        """Return the revision of which rankings by a score are; scores by classes depend on prompts, too."""
         return self.revision if self.dataset is None or score == "preservation" else self.dataset.condition
 
     @classmethod
     def folder(cls, path: Path) -> "Source":
-        """Take all images below a folder."""
-        found = folder_images(path)
-        name, revision, images = found.name, found.revision, found.split
-        return cls(name=name, revision=revision, split=FOLDER_SPLIT, images=images, dataset=None, notes=found.notes)
+        """Return all images below a folder."""
+        folder = folder_images(path)
+        names = {"name": folder.name, "revision": folder.revision, "split": FOLDER_SPLIT}
+        return cls(**names, images=folder.split, dataset=None, notes=folder.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +111,14 @@ class Rankings:
     @classmethod
     def small(cls, image_ids: Sequence[str], importance: NDArray[np.float16], provenance: Provenance) -> Self:
         """Make rankings that know no more than the small file: labels and least are unknown, the ranking by float16."""
-        ranking = np.argsort(-importance.astype(np.float32), axis=1, kind="stable").astype(np.int16)
-        unknown: dict[str, Any] = {"labels": np.full(len(image_ids), UNKNOWN, np.int32)}
-        unknown["least"] = np.full(len(image_ids), np.nan, np.float32)
-        ids = tuple(image_ids)
-        return cls(image_ids=ids, importance=importance, provenance=provenance, ranking=ranking, **unknown)
+        return cls(
+            image_ids=tuple(image_ids),
+            importance=importance,
+            provenance=provenance,
+            labels=np.full(len(image_ids), UNKNOWN, np.int32),
+            least=np.full(len(image_ids), np.nan, np.float32),
+            ranking=np.argsort(-importance.astype(np.float32), axis=1, kind="stable").astype(np.int16),
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -134,9 +137,14 @@ class Rankings:
             half = (importance - importance.min(axis=1, keepdims=True)).astype(np.float16)
         if not np.isfinite(half).all():
             raise ValueError(f"importance spreads over {np.ptp(importance):g}, above float16's 65504")
-        columns: dict[str, Any] = {"labels": np.asarray(labels, dtype=np.int32), "least": importance.min(axis=1)}
-        columns["ranking"] = np.argsort(-importance, axis=1, kind="stable").astype(np.int16)
-        return cls(image_ids=tuple(image_ids), importance=half, provenance=provenance, **columns)
+        return cls(
+            image_ids=tuple(image_ids),
+            importance=half,
+            provenance=provenance,
+            labels=np.asarray(labels, dtype=np.int32),
+            least=importance.min(axis=1),
+            ranking=np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
+        )
 
     @classmethod
     def from_shard(cls, shard: Shard[Provenance]) -> Self:
@@ -216,12 +224,12 @@ class Rankings:
 
 
 def _check(shard: Shard[Provenance]) -> None:
-    found, small = Rankings.from_shard(shard), len(shard.table.column_names) == len(_SMALL)
-    if len(found) != shard.covers or not np.isfinite(found.importance).all():
+    rankings, small = Rankings.from_shard(shard), len(shard.table.column_names) == len(_SMALL)
+    if len(rankings) != shard.covers or not np.isfinite(rankings.importance).all():
         raise BrokenShardError("importance is not finite, or not of every image")
-    if not small and not np.isfinite(found.least).all():
+    if not small and not np.isfinite(rankings.least).all():
         raise BrokenShardError("importance is not finite")
-    if (np.sort(found.ranking, axis=1) != np.arange(found.ranking.shape[1])).any():
+    if (np.sort(rankings.ranking, axis=1) != np.arange(rankings.ranking.shape[1])).any():
         raise BrokenShardError("a ranking doesn't hold every patch once")
 
 
@@ -243,20 +251,20 @@ def shipped_rankings(model: str, dataset: str, split: str, block: int) -> Path |
     return None
 
 
-def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Path:
+def cache_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Path:
     """Return where in the user's cache ``rank`` keeps rankings, one store per settings."""
     name = store_name(model, dataset, split, config.score)
-    way = f"b{config.block}w{config.window}s{config.stride}"
-    way += f"g{config.greedy}" if config.greedy is not None else ""
-    way += "-" + config.approximate.replace(":", "") if config.approximate is not None else ""
-    return cache_folder() / "rankings" / f"{name}-{way}"
+    settings = f"b{config.block}w{config.window}s{config.stride}"
+    settings += f"g{config.greedy}" if config.greedy is not None else ""
+    settings += "-" + config.approximate.replace(":", "") if config.approximate is not None else ""
+    return cache_folder() / "rankings" / f"{name}-{settings}"
 
 
 def find_rankings(model: str, dataset: str, split: str) -> Rankings | None:
-    """Find a dense tower's rankings by preservation, at the usual reduction point: shipped, or own of more images."""
+    """Find a dense tower's rankings by preservation, at the usual reduction point; the user's own if of more images."""
     name = store_name(model, dataset, split)
     paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-b*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
-    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == GoldenConfig.block]
-    return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones
+    usual = [rankings for rankings in map(Rankings.read, paths) if rankings.provenance.block == GoldenConfig.block]
+    return max(usual, key=len, default=None)  # of equally many the first, so the shipped ones

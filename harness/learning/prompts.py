@@ -13,6 +13,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.datasets.text_features import text_classifier
+from harness.learning.sources import checkpoint_of
 from harness.measure.rows import OutputCache, Tuned, Variant, require_rows, rows_of
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
@@ -27,14 +28,14 @@ T = TypeVar("T")
 
 
 def tuning_of(file: PromptFile) -> Tuning:
-    """Return what prompts in a file were learned from; ValueError if it isn't a number of shots, as records say it."""
+    """Return what prompts in a file were learned from; ValueError if the file doesn't say the shots and the recipe."""
     learned, recipe = file.provenance, file.recipe
-    facts = {"shots": learned.get("shots"), "seed": learned.get("draw"), "kind": recipe.get("tokens")}
+    fields = {"shots": learned.get("shots"), "seed": learned.get("draw")}
+    fields |= {"kind": recipe.get("tokens"), "prompt_tokens": recipe.get("count")}
     try:
-        tuning: Tuning = from_json(Tuning, facts | {"prompt_tokens": recipe.get("count")}, "tuning")
+        return from_json(Tuning, fields, "tuning")
     except ValueError as error:
         raise ValueError(f"prompts {str(file.path)!r} don't say what they were learned from: {error}") from error
-    return tuning
 
 
 def read_if_valid(
@@ -86,8 +87,10 @@ class Tuner:
         ``zoo.tune`` do, and ValueError for a class that can't be named.
         """
         if self.text[1]:
-            what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
-            raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
+            raise ValueError(
+                f"{self.dataset.name}: tokens are learned for every class; --skip-unknown-classes leaves some out, use "
+                "a model with a full vocabulary"
+            )
         like = next(rows[0].vit.blocks.parameters())
         config = replace(config, dtype=precision_on(like.device, config.dtype))
         self.parts.model.text.to(like.device)
@@ -98,8 +101,7 @@ class Tuner:
             if config.tokens == "t":
                 for split in few:  # common blocks once
                     self._outputs.find(missing, split, self.dataset.name)
-            what = config.describe()
-            self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
+            self._say_once(f"{self.dataset.name}, {shots} shots: {config.describe()}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
         return {row.key: Tuned.of(row.vit, files[row.key] or PromptFile.read(paths[row.key])) for row in rows}
@@ -110,12 +112,12 @@ class Tuner:
         return read_if_valid(path, PromptFile.read, PromptFile.load, words, self.progress)
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
-        """Return a row's top-1 on labelled images, as it is, by text, and tuned."""
-        text, _ = self.text
-        pairs = ((row, text), (replace(row, vit=tuned.vit), tuned.classifier))
-        features = [self._outputs.find([own], split, self.dataset.name)[row.key].features for own, _ in pairs]
-        found = [predicted(f, by) == split.labels for f, (_, by) in zip(features, pairs, strict=True)]
-        return float(found[0].mean()), float(found[1].mean())
+        """Return a row's top-1 on labelled images by the text classifier, and with its prompts."""
+        shares = []
+        for variant, classifier in ((row, self.text[0]), (replace(row, vit=tuned.vit), tuned.classifier)):
+            features = self._outputs.find([variant], split, self.dataset.name)[row.key].features
+            shares.append(float((predicted(features, classifier) == split.labels).mean()))
+        return shares[0], shares[1]
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
         """Return where prompts are kept: by all that decides them."""
@@ -129,17 +131,16 @@ class Tuner:
 
     def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""
-        checkpoint = path.with_suffix(".pt")
-        what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"
+        label = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}, steps"
         train, val = (self._labelled(row, split, config) for split in few)
         model = (row.vit, self.parts, self.dataset.classes, self.dataset.templates)
-        with self.progress.task(f"{what}, steps", config.total_steps) as update:
-            learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
-        provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
-        provenance["dataset_revision"] = self.dataset.condition
-        facts = {"model": self.tower.arch, "tag": self.tower.tag, "dataset": self.dataset.name}
-        learner.save(path, row.vit, self.parts.model.logit_scale.item(), provenance, **facts)
-        checkpoint.unlink(missing_ok=True)
+        with checkpoint_of(path.stem) as checkpoint:
+            with self.progress.task(label, config.total_steps) as update:
+                learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
+            provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed}
+            provenance |= {"draws": self.draws, "dataset_revision": self.dataset.condition}
+            names = {"model": self.tower.arch, "tag": self.tower.tag, "dataset": self.dataset.name}
+            learner.save(path, row.vit, self.parts.model.logit_scale.item(), provenance, **names)
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
         """Return a split as features of a row, or as images where these must be run anew."""

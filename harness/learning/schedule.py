@@ -9,7 +9,6 @@ several of them.
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import accumulate, permutations
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from harness import git_commit
-from harness.base.lines import claim_file
+from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
-from harness.learning.recovery import Sources, learning_sets
+from harness.learning.settings import SearchConfig, Sources
+from harness.learning.sources import learning_sets
 from harness.measure.cost import gflops
 from harness.measure.fidelity import Pictures, join_splits
 from harness.measure.plan import TOLERANCE, KeepSolver
@@ -33,7 +33,7 @@ from harness.measure.rows import Variant, make_row
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_file
 from zoo.core.reducer import METHODS, Reducer
-from zoo.core.settings import check_fields, expected
+from zoo.core.settings import expected
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.loading.towers import load_tower
 from zoo.methods.rankmerge import RankMergeConfig
@@ -46,18 +46,6 @@ FIRST = 3  # one image in so many is for a first look, and one candidate in so m
 GROUP = 8  # candidates that are run together
 NEAR = TOLERANCE["gflops"]  # of the goal, that a schedule may cost more or less
 _NOTHING = 1e-12  # 1 - cosine that counts as none
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """What to search among, and at what cost."""
-
-    cost: float = 0.5  # GFLOPs, as a share of the dense tower's
-    points: int = 4  # reduction points at most
-    candidates: int = 150  # schedules to try at most
-
-    def __post_init__(self) -> None:
-        check_fields(self, cost="(0, 1)", points="[1, inf)", candidates="[1, inf)")
 
 
 class Shape(NamedTuple):
@@ -88,9 +76,14 @@ class Schedule(NamedTuple):
 
     @classmethod
     def of(cls, vit: ReducedViT) -> "Schedule":
-        """Return that of a reduced tower."""
+        """Return the schedule of a reduced tower."""
         assert vit.reducer is not None
         return cls(vit.reducer.points, tuple(Reducer.counts(vit.reducer, math.prod(vit.grid)).values()))
+
+    @property
+    def key(self) -> str:
+        """Points and counts as text."""
+        return ":".join(",".join(map(str, numbers)) for numbers in self)
 
     def options(self, patches: int) -> dict[str, Any]:
         """Return the options of the method: keep rates in four digits, which give these counts again."""
@@ -126,7 +119,7 @@ def neighbours(shape: Shape, depth: int, most: int, step: int) -> list[Shape]:
 
     A point does ``step`` units of another's work, is in the next block, is gone, or shares its work with a new one.
     """
-    every = []
+    every: list[dict[int, int]] = []
     work = dict(zip(shape.points, shape.parts, strict=True))
     for giver, taker in permutations(work, 2):
         if work[giver] > step:
@@ -142,7 +135,7 @@ def neighbours(shape: Shape, depth: int, most: int, step: int) -> list[Shape]:
         if point not in work and work[nearest] > 1:
             half = work[nearest] // 2
             every.append(work | {nearest: work[nearest] - half, point: half})
-    return [Shape(tuple(sorted(one)), tuple(one[point] for point in sorted(one))) for one in every]
+    return [Shape(tuple(sorted(units)), tuple(units[point] for point in sorted(units))) for units in every]
 
 
 def search(
@@ -187,8 +180,8 @@ def count_gflops(vit: ReducedViT) -> float:
     return gflops(vit, vit.input_size).gflops
 
 
-class _Bench:
-    """A method in a tower, what its schedules cost and lose, and what a stopped search found out so far."""
+class _Search:
+    """A method in a tower, what its schedules cost and lose, and what a stopped search has measured."""
 
     def __init__(
         self, model: str, method: str, sources: Sources, config: SearchConfig, device: str, progress: Progress
@@ -202,7 +195,7 @@ class _Bench:
         self.path, known = cached_json(  # a longer search goes on from a shorter one
             "fits",
             *(self.tower.name, self.weights, method, self.settings, config.cost, device, torch.__version__),
-            *((one.facts, one.image_ids) for one in self.sets),
+            *((images.provenance, images.image_ids) for images in self.sets),
         )
         # 1 - cosine of images by schedule.
         self.known: dict[str, Any] = known or {"first": {}, "rest": {}, "seconds": 0.0}
@@ -257,36 +250,37 @@ class _Bench:
         return Pictures(split, np.arange(len(split)), self.tower)
 
     def add_distances(self, pictures: Pictures, schedules: Iterable[Schedule], known: dict[str, Any]) -> None:
-        """Add 1 - cosine to dense of images by schedules to what is known."""
-        new = [one for one in sorted(set(schedules)) if _key(one) not in known]
+        """Add to ``known`` the 1 - cosine to dense of images by schedules that lack one."""
+        new = [schedule for schedule in sorted(set(schedules)) if schedule.key not in known]
         for start in range(0, len(new), GROUP):
-            rows = [self.row(one.options(self.patches), _key(one)) for one in new[start : start + GROUP]]
-            found = pictures.distances(rows)
-            known |= {row.what: found[row.key].tolist() for row in rows}
+            rows = [self.row(schedule.options(self.patches), schedule.key) for schedule in new[start : start + GROUP]]
+            distances = pictures.distances(rows)
+            known |= {row.what: distances[row.key].tolist() for row in rows}
             self.save()
 
     def best_on_training_images(self, default: Schedule) -> tuple[Schedule, int]:
         """Search, and return the best schedule and how many candidates were tried."""
-        sets = np.repeat(np.arange(len(self.sets)), [len(one.train) for one in self.sets])
-        is_first = np.concatenate([np.arange(len(one.train)) % FIRST == 0 for one in self.sets])  # of each set
-        whole = join_splits([one.train for one in self.sets])
+        splits = [images.train for images in self.sets]
+        sets = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
+        is_first = np.concatenate([np.arange(len(split)) % FIRST == 0 for split in splits])  # of each set
+        whole = join_splits(splits)
         places = {"first": np.flatnonzero(is_first), "rest": np.flatnonzero(~is_first)}
-        pictures = {name: self.pictures(whole.subset(own)) for name, own in places.items()}
+        pictures = {name: self.pictures(whole.subset(positions)) for name, positions in places.items()}
 
-        def means(one: Schedule, on_all: bool) -> NDArray[np.float64]:
+        def means(schedule: Schedule, on_all: bool) -> NDArray[np.float64]:
             values = np.empty(len(sets))
-            for name, own in places.items():
-                values[own] = self.known[name].get(_key(one), 0.0)
+            for name, positions in places.items():
+                values[positions] = self.known[name].get(schedule.key, 0.0)
             seen = slice(None) if on_all else is_first
             return np.bincount(sets[seen], weights=values[seen]) / np.bincount(sets[seen])
 
         def look(shapes: Sequence[Shape], on_all: bool) -> dict[Shape, float]:
-            schedules = {shape: one for shape in shapes if (one := self.solve(shape)) is not None}
+            schedules = {shape: schedule for shape in shapes if (schedule := self.solve(shape)) is not None}
             for name in places if on_all else ("first",):
                 self.add_distances(pictures[name], [*schedules.values(), default], self.known[name])
             update(len(self.known["first"]))
             before = means(default, on_all)
-            return {shape: loss(means(one, on_all), before) for shape, one in schedules.items()}
+            return {shape: loss(means(schedule, on_all), before) for shape, schedule in schedules.items()}
 
         with self.progress.task("schedules tried", self.config.candidates) as update:
             losses, tried = search(look, self.dense.depth, self.config)
@@ -295,36 +289,34 @@ class _Bench:
     def compare(self, default: Schedule, best: Schedule) -> tuple[bool, list[dict[str, Any]]]:
         """Say whether a schedule is better than the default on held-out images, and what a file says of each dataset.
 
-        It is if its difference, each image counted by the default's mean on its set, is clear of zero, and no set
-        clearly loses. Images of one group are resampled together.
+        A better schedule's difference, each image counted by the default's mean on its set, is clear of zero, and no
+        set clearly loses. Images of one group are resampled together.
         """
-        splits = [one.held_out for one in self.sets]
+        splits = [images.held_out for images in self.sets]
         names = [
-            f"{one.dataset.name}/{one.dataset.group_of(own)}" for one in self.sets for own in one.held_out.image_ids
+            f"{images.dataset.name}/{images.dataset.group_of(image_id)}"
+            for images in self.sets
+            for image_id in images.held_out.image_ids
         ]
         groups = np.unique(names, return_inverse=True)[1]
-        found: dict[str, Any] = {}
-        self.add_distances(self.pictures(join_splits(splits)), [default, best], found)
-        before, after = (np.array(found[_key(one)]) for one in (default, best))
+        distances: dict[str, Any] = {}
+        self.add_distances(self.pictures(join_splits(splits)), [default, best], distances)
+        before, after = (np.array(distances[schedule.key]) for schedule in (default, best))
         ends = np.cumsum([0, *map(len, splits)])
-        scale, worse, facts = np.empty(len(before)), False, []
-        for one, part in zip(self.sets, map(slice, ends, ends[1:]), strict=True):
+        scale, worse, datasets = np.empty(len(before)), False, []
+        for images, part in zip(self.sets, map(slice, ends, ends[1:]), strict=True):
             scale[part] = max(before[part].mean(), _NOTHING)
             difference = paired_mean(after[part], before[part], np.unique(groups[part], return_inverse=True)[1])
             worse = worse or difference.low > 0
             means = {"before": float(before[part].mean()), "after": float(after[part].mean())}
-            facts.append({**one.facts, **means, "difference": list(difference)})
-        return not worse and paired_mean(after / scale, before / scale, groups).high < 0, facts
-
-
-def _key(one: Schedule) -> str:
-    return ":".join(",".join(map(str, numbers)) for numbers in one)
+            datasets.append({**images.provenance, **means, "difference": list(difference)})
+        return not worse and paired_mean(after / scale, before / scale, groups).high < 0, datasets
 
 
 def loss(means: NDArray[np.float64], before: NDArray[np.float64]) -> float:
-    """Return what is left of the default's 1 - cosine, a geometric mean over sets; of the worst one if it got worse.
+    """Return what is left of the default's 1 - cosine: the geometric mean over sets, or the worst set's if above 1.
 
-    So a set that is near dense already isn't given up for another.
+    A set that is near dense already isn't given up for another.
     """
     shares = (means + _NOTHING) / (before + _NOTHING)
     return float(shares.max()) if shares.max() > 1 else float(np.exp(np.log(shares).mean()))
@@ -351,35 +343,35 @@ def search_schedule(
     """
     if method not in METHODS:
         raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
-    bench = _Bench(model, method, sources, config, device, progress)
-    tower = bench.tower
-    path = out or cache_file("schedules", f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json")
-    with claim_file(path):
-        default = bench.solve(DEFAULT)
+    run = _Search(model, method, sources, config, device, progress)
+    tower = run.tower
+    path = out or cache_file("schedules", f"{tower.arch}_{method}.{tower.tag or 'own'}.{run.path.stem}.json")
+    with lock_file(path):
+        default = run.solve(DEFAULT)
         assert default is not None
-        best, tried = bench.best_on_training_images(default)
-        found, datasets = bench.compare(default, best)
-        if not found:
+        best, tried = run.best_on_training_images(default)
+        better, datasets = run.compare(default, best)
+        if not better:
             best = default
-            datasets = [one | {"after": one["before"], "difference": [0.0] * 3} for one in datasets]
-        bench.save()
-        options = best.options(bench.patches)
-        reached = count_gflops(bench.row(options).vit)
+            datasets = [facts | {"after": facts["before"], "difference": [0.0] * 3} for facts in datasets]
+        run.save()
+        options = best.options(run.patches)
+        reached = count_gflops(run.row(options).vit)
         file = ScheduleFile(
             **options,
             model=tower.arch,
             tag=tower.tag,
-            weights=bench.weights,
+            weights=run.weights,
             method=method,
-            options={name: value for name, value in bench.settings.items() if name not in OPTIONS},
-            cost={"match": "gflops", "of": f"{config.cost:g} x dense", "asked": bench.goal, "reached": reached},
-            found=found,
+            options={name: value for name, value in run.settings.items() if name not in OPTIONS},
+            cost={"match": "gflops", "of": f"{config.cost:g} x dense", "asked": run.goal, "reached": reached},
+            found=better,
             datasets=datasets,
             candidates=tried,
-            seconds=bench.known["seconds"],
+            seconds=run.known["seconds"],
             version=version("clip-patchrank"),
             commit=git_commit(),
         )
         file.write(path)
-        bench.path.unlink(missing_ok=True)
+        run.path.unlink(missing_ok=True)
     return path, file

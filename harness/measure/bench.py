@@ -19,7 +19,7 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset
 from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.plan import Plan, costs, keep_near_rows, matched_rows
+from harness.measure.plan import costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     Judge,
     OutputCache,
@@ -31,6 +31,7 @@ from harness.measure.rows import (
     recovered_rows,
     variants,
 )
+from harness.measure.settings import Plan
 from harness.records.metrics import METRICS, Captions, MetricInput, measure
 from harness.records.record import (
     DENSE,

@@ -83,7 +83,7 @@ class Variant:
         return self.vit.prompts is not None
 
     @property
-    def apart(self) -> bool:
+    def stands_alone(self) -> bool:
         """Whether tokens or weights of its own leave nothing to share with other rows."""
         return self.prompted or RECOVERY in self.config or self.method == OPTIMIZED
 
@@ -274,10 +274,10 @@ def run_blocks(
     rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
 ) -> Iterator[tuple[Variant, Tokens]]:
     """Yield each row with the tokens that leave its last block; what rows without their own weights share runs once."""
-    shared = _shared([row for row in rows if not row.apart], images)
+    shared = _shared([row for row in rows if not row.stands_alone], images)
     for row in rows:
-        start = 0 if row.apart else row.first_block
-        tokens = row.vit.embed(images) if row.apart else shared[start]
+        start = 0 if row.stands_alone else row.first_block
+        tokens = row.vit.embed(images) if row.stands_alone else shared[start]
         if row.method == GOLDEN:
             tokens = tokens._replace(importance=golden[row.key])
         yield row, row.vit.advance(tokens, start)[0]

@@ -11,11 +11,12 @@ from harness.base.table import UNMEASURED, Cell, Table, estimate_cell
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
-from harness.datasets.few_shot import require_apart, require_labels
+from harness.datasets.few_shot import require_labels, require_unseen
 from harness.learning.prompts import tuning_of
 from harness.measure.bench import Bench
-from harness.measure.plan import Plan, costs
+from harness.measure.plan import costs
 from harness.measure.rows import Variant
+from harness.measure.settings import Plan
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Tuning, refuse_mixed
@@ -288,7 +289,7 @@ def _cases(
         if dataset not in usable:
             progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
         elif study.tunes:
-            require_apart(dataset, config.split)
+            require_unseen(dataset, config.split)
     if study.foreground and config.split in PROBE_SPLITS:
         raise ValueError(f"--split {config.split}: probes of foreground are fitted or chosen by it; expected test")
     if not usable:

@@ -10,8 +10,8 @@ from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.measure.plan import Plan
 from harness.measure.rows import make_row, usual_methods
+from harness.measure.settings import Plan
 from harness.records.averages import CLOSE, Average, averages, cost_of, level_of, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import DENSE, GOLDEN, Record

@@ -12,13 +12,15 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import OURS, subset
-from harness.golden.rank import RankJob, rank
-from harness.golden.store import Rankings, Source, own_store, shipped_rankings
+from harness.golden.rank import rank
+from harness.golden.settings import RankJob
+from harness.golden.store import Rankings, Source, cache_store, shipped_rankings
 from harness.learning.predictor import fit
 from harness.learning.prompts import Tuner, read_if_valid
 from harness.measure.cost import gflops
-from harness.measure.plan import KeepSolver, Plan
+from harness.measure.plan import KeepSolver
 from harness.measure.rows import Tuned, Variant, make_row
+from harness.measure.settings import Plan
 from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import cache_file, digest
 from zoo.core.recipes import FitConfig, GoldenConfig, TuneConfig
@@ -297,7 +299,7 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
     None is for rankings that nobody has made in this way, and for broken ones.
     """
     shipped = shipped_rankings(model, source.name, source.split, golden.block)
-    for path in (shipped, own_store(model, source.name, source.split, golden)):
+    for path in (shipped, cache_store(model, source.name, source.split, golden)):
         if path is None or not path.exists():
             continue
         try:

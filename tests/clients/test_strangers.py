@@ -12,9 +12,9 @@ from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness.apps.setup import Setup
 from harness.cli.command import CommandParser
 from harness.cli.entry import COMMANDS, main
+from zoo.deploy.setup import Setup
 
 VISION = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
 TEXT = {"context_length": 12, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}

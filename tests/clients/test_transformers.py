@@ -20,12 +20,12 @@ from tiny_towers import check_any_order, check_export, check_methods
 from torch import Tensor, nn
 
 import zoo
-from harness.apps.setup import Setup
 from harness.apps.vectors.decode import prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.cli.entry import main
 from zoo.core.files import blocks_fingerprint
+from zoo.deploy.setup import Setup
 from zoo.loading.towers import load_tower
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}

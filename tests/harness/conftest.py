@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from open_clip.model import CLIP
 from PIL import Image
-from safetensors.torch import save_file
-from timm.models import save_for_hf
 
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
-from harness.golden.store import Provenance, Rankings, own_store
+from harness.golden.store import Provenance, Rankings, cache_store
 from harness.measure import rows as measured_rows
 from harness.measure import timing
 from harness.measure.rows import Tuned, Variant
@@ -214,7 +210,7 @@ def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -
 def shipped(ranked: Callable[..., Rankings]) -> Callable[..., Rankings]:
     def write(*split: Any, **facts: Any) -> Rankings:
         rankings = ranked(*split, **facts)
-        own = own_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
+        own = cache_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
         rankings.write(own.with_name(f"{own.name}.parquet"))
         return rankings
 
@@ -262,24 +258,6 @@ def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
     tuner = QuickTuner(tmp_path / "prompts")
     monkeypatch.setattr("harness.apps.compare.Tuner", tuner)
     return tuner
-
-
-FOREIGN_VISION = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
-FOREIGN_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-FOREIGN = {"embed_dim": 24, "vision_cfg": FOREIGN_VISION, "text_cfg": FOREIGN_TEXT}
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-
-
-@pytest.fixture(params=["local-dir", "open_clip"])
-def foreign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Save a tiny tower of another library, and return its name."""
-    torch.manual_seed(15)
-    if request.param == "open_clip":
-        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", FOREIGN)
-        save_file(CLIP(**FOREIGN).state_dict(), tmp_path / "w.safetensors")
-        return f"open_clip:tiny/{tmp_path}/w.safetensors"
-    save_for_hf(timm.create_model("vit_base_patch16_siglip_224", **SMALL), tmp_path / "mine", safe_serialization=True)
-    return f"local-dir:{tmp_path}/mine"
 
 
 @pytest.fixture

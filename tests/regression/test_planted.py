@@ -21,13 +21,14 @@ import harness.records.metrics
 import zoo.core.reducer
 import zoo.loading.clip
 import zoo.towers.vit
-from harness.apps.check import Case, CheckPlan, CheckRow, measure
+from harness.apps.check import Case, CheckRow, measure
+from harness.apps.settings import CheckPlan
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check
 from harness.cli.entry import parse
-from harness.measure.plan import Plan
 from harness.measure.rows import Oracle
+from harness.measure.settings import Plan
 from harness.records.record import write_records
 from zoo.loading.sizes import SIZES
 from zoo.methods.patchrank import PatchRank

@@ -6,8 +6,8 @@ import pytest
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.plan import Plan
 from harness.measure.rows import run_split, variants
+from harness.measure.settings import Plan
 from harness.records.statistics import kendall_tau
 from zoo.core.files import fingerprint
 from zoo.core.recipes import GoldenConfig

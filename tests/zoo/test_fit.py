@@ -2,15 +2,12 @@
 
 import math
 import re
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killing import kill_when
 from torch import Tensor
 
 from harness.records.statistics import kendall_tau
@@ -140,7 +137,6 @@ def test_bce_knows_the_order_alone_and_shares_ties():
 
 
 CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)
-LONG = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
 TRAIN, VAL = planted(80, 0), planted(24, 1)
 
 
@@ -205,37 +201,3 @@ def test_the_best_epoch_is_kept_and_patience_ends_it_also_over_breaks(tmp_path: 
             fit_predictor(train, val, config, **options)
     assert same(fit_predictor(train, val, config, **options), predictor)
     assert again == epochs
-
-
-def test_really_killed(tmp_path: Path):
-    """SIGKILL in another process; this one goes on, and ends where a third ends undisturbed."""
-    code = (
-        "import sys, torch; from pathlib import Path\n"
-        "torch.set_num_threads(1)\n"
-        f"sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}\n"
-        "from test_fit import LONG, TRAIN, VAL, fit_predictor\n"
-        "fit_predictor(TRAIN, VAL, LONG, checkpoint=Path(sys.argv[1]))\n"
-    )
-    path = tmp_path / "fit.pt"
-
-    def goes_on(_: int) -> bool:
-        if not path.is_file():
-            return False
-        time.sleep(0.3)
-        return True
-
-    kill_when(goes_on, [sys.executable, "-W", "ignore", "-c", code, str(path)], limit_s=120)
-    last = torch.load(path, weights_only=True)["epoch"] + 2
-
-    def stop(epoch: int, *_: float) -> None:
-        if epoch >= last:
-            raise Stopped
-
-    files = (path, tmp_path / "undisturbed.pt")
-    for file in files:
-        with pytest.raises(Stopped):
-            fit_predictor(TRAIN, VAL, LONG, on_epoch=stop, checkpoint=file)
-    first, second = [torch.load(file, weights_only=True) for file in files]
-    assert first["epoch"] == second["epoch"] == last + 1
-    assert all(torch.equal(first["model"][k], second["model"][k]) for k in second["model"])
-    assert first["best"] == second["best"]

@@ -16,9 +16,9 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from harness.apps.setup import Setup
 from harness.base.hints import describe_error
 from zoo.core.files import fingerprint
+from zoo.deploy.setup import Setup
 from zoo.loading.towers import find_tower, load_tower, require_predictor, split_method, split_name
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,6 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
     take integers alone; None passes where it is the default.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
-    hints = get_type_hints(type(config))  # in a module with annotations as text, fields hold no types
     for name, values in allowed.items():
         value, field = getattr(config, name), fields[name]
         if value is None and field.default is None:
@@ -43,7 +42,7 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
                 if one not in values:
                     raise ValueError(f"{name}={one!r}: {expected(one, values)}")
             continue
-        whole = hints[name] in (int, int | None)
+        whole = field.type in (int, int | None, "int", "int | None")
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         low, high = map(float, values[1:-1].split(","))
         inside = number and low <= value <= high and (value, values[0]) != (low, "(")

@@ -18,7 +18,7 @@ from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
 
-_FACTS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
+_FIELDS = ("mark", "epoch", "since", "best", "best_weights")  # of a checkpoint, beside three states
 
 
 @dataclass(kw_only=True)
@@ -79,7 +79,7 @@ class FitState:
 
     def _save(self, path: Path) -> None:
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        state |= {"generator": self.generator.get_state()} | {name: getattr(self, name) for name in _FACTS}
+        state |= {"generator": self.generator.get_state()} | {name: getattr(self, name) for name in _FIELDS}
         content = io.BytesIO()
         torch.save(state, content)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class FitState:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
-        for name in _FACTS:
+        for name in _FIELDS:
             setattr(self, name, state[name])
 
 
@@ -261,7 +261,7 @@ def save_predictor(
     provenance: dict[str, Any],
     weights: str | None = None,
 ) -> None:
-    """Write a predictor as fp16 safetensors with the facts of ``PredictorFile``, whole or not at all."""
-    facts: dict[str, Any] = {"model": model, "tag": tag, "block": block, "provenance": provenance, "weights": weights}
-    facts |= {"options": {"arch": config.arch, "width": config.width}, "recipe": asdict(config)}
-    write_learned(path, "predictor", {name: value.half() for name, value in predictor.state_dict().items()}, facts)
+    """Write a predictor as fp16 safetensors with the fields of ``PredictorFile``, whole or not at all."""
+    fields: dict[str, Any] = {"model": model, "tag": tag, "block": block, "provenance": provenance, "weights": weights}
+    fields |= {"options": {"arch": config.arch, "width": config.width}, "recipe": asdict(config)}
+    write_learned(path, "predictor", {name: value.half() for name, value in predictor.state_dict().items()}, fields)

@@ -26,11 +26,11 @@ from zoo.loading.recovery_file import (
     HEAD,
     UP,
     Recovered,
+    add_changes,
     additions,
-    fold,
+    copy_tower,
     last_map,
     trainable,
-    twin,
     with_head,
     with_precision,
 )
@@ -62,8 +62,8 @@ class WeightChanges(nn.Module):
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), dict[str, Tensor]()
         what = config.what.removeprefix("head+")
-        for name, own in trainable(vit, what).items():
-            like = weights[own]
+        for name, parameter in trainable(vit, what).items():
+            like = weights[parameter]
             if what == "lora":
                 down = torch.randn(config.rank, like.shape[1], generator=generator) / math.sqrt(like.shape[1])
                 tensors[name + UP] = torch.zeros(like.shape[0], config.rank, device=like.device)
@@ -119,15 +119,15 @@ def recover(
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
     config = with_precision(config, model)
-    teacher, student = twin(model).eval(), with_head(model, config.what)
-    student = twin(student, [trainable(student, "head")[HEAD]] if config.what.startswith("head") else []).eval()
+    teacher, student = copy_tower(model).eval(), with_head(model, config.what)
+    student = copy_tower(student, [trainable(student, "head")[HEAD]] if config.what.startswith("head") else []).eval()
     teacher.reducer = None
     trainer = _Trainer(teacher, student, train, val, config)
     before = start = trainer.begin()
     head: dict[str, Tensor] = {}
     if config.what.startswith("head") and max(before) > _NOTHING:
         head = trainer.fit_head()
-        fold(student, {trainer.names[name]: value for name, value in head.items()})
+        add_changes(student, {trainer.names[name]: value for name, value in head.items()})
         start = trainer.begin()
     if config.what == "head":
         return Recovered(head, before, start)
@@ -192,13 +192,13 @@ class _Trainer:
             inputs.append(pooled * scale)
             missing.append((dense - pooled) @ weight * scale)
         x, y = torch.cat(inputs), torch.cat(missing)
-        gram, cross, held = x.T @ x, x.T @ y, [self._pooled(self.student, images) for images in self.val]
+        gram, cross, pooled_val = x.T @ x, x.T @ y, [self._pooled(self.student, images) for images in self.val]
         best, change = 1.0, None
         for strength in STRENGTHS:
             ridge = strength * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
             tried = torch.linalg.solve(gram + ridge, cross)
-            pairs = zip(held, self.truth, strict=True)
-            losses = [float(distance(one @ (weight + tried) + shift, truth.cpu()).mean()) for one, truth in pairs]
+            pairs = zip(pooled_val, self.truth, strict=True)
+            losses = [float(distance(each @ (weight + tried) + shift, truth.cpu()).mean()) for each, truth in pairs]
             if (share := self._share(losses)) < best:
                 best, change = share, tried
         return {} if change is None else {HEAD: (change.T if turned else change).float().contiguous()}
@@ -236,8 +236,8 @@ class _Trainer:
         return images.to(self.device, self.dtype), scale.to(self.device)
 
     def _change(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        own = {self.names[name]: value for name, value in added.items()}
-        changed = self.weights | {name: self.weights[name] + value for name, value in own.items()}
+        changes = {self.names[name]: value for name, value in added.items()}
+        changed = self.weights | {name: self.weights[name] + value for name, value in changes.items()}
         return functional_call(give_features(self.student), changed, (images,))
 
     @torch.no_grad()

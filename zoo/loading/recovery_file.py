@@ -78,7 +78,7 @@ def with_head(vit: T, what: str) -> T:
 
 
 @torch.no_grad()
-def fold(vit: Host, added: Mapping[str, Tensor]) -> None:
+def add_changes(vit: Host, added: Mapping[str, Tensor]) -> None:
     """Add to each weight named, in place, in the wider type of the two, rounded once."""
     for name, value in added.items():
         weight = vit.get_parameter(name)
@@ -106,9 +106,9 @@ def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
     return replace(config, dtype=precision_on(device, config.dtype))
 
 
-def twin(model: T, apart: Collection[str] = ()) -> T:
-    """Return a copy with modules of its own and the same weights; those named ``apart`` are copied, too."""
-    return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in apart})
+def copy_tower(model: T, copied: Collection[str] = ()) -> T:
+    """Return a copy with modules of its own that shares the weights, all but those named in ``copied``."""
+    return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in copied})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +228,6 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
     headed = with_head(model, file.recipe["what"])
     file.require(headed)
     added = file.load_for(headed)
-    recovered = twin(headed if added else model, added)
-    fold(recovered, added)
+    recovered = copy_tower(headed if added else model, added)
+    add_changes(recovered, added)
     return recovered

@@ -1,7 +1,6 @@
 """Dense image towers by name: ours, any timm ViT, any open_clip ViT."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.core.learned import CosineHead
 from zoo.core.settings import expected, tower_name
@@ -54,22 +53,6 @@ class Tower(NamedTuple):
                 f"{OPEN_CLIP}ARCH/PRETRAINED, or {TRANSFORMERS}FOLDER with CLIP, SigLIP or SigLIP 2, which bring theirs"
             )
         return self.clip
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What is done to an image, as JSON values: steps and numbers, or transformers' settings of its processor."""
-        if hasattr(self.preprocess, "processor"):
-            settings: dict[str, Any] = json.loads(self.preprocess.processor.to_json_string())
-            return settings
-        facts: dict[str, Any] = {"steps": [str(step) for step in self.preprocess.transforms]}
-        for step in self.preprocess.transforms:
-            for name in ("interpolation", "size", "mean", "std"):
-                value = getattr(step, name, None)
-                if isinstance(value, Tensor | tuple):
-                    value = torch.as_tensor(value).tolist()
-                if value is not None:  # the size is the last step's, after resizing and cropping
-                    facts[name] = getattr(value, "value", value)
-        return facts
 
 
 def dense_names() -> list[str]:

@@ -1,8 +1,9 @@
 """Image towers from folders of transformers, with their text towers: nothing is fetched, no code or pickle is run."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -36,22 +37,38 @@ class Preprocess:
     SigLIP 2's images are squeezed to a square, as a batch has one count of tokens; its patches are put together again.
     """
 
-    def __init__(self, folder: Path, model: Any) -> None:
-        self.processor = transformers.AutoImageProcessor.from_pretrained(folder, **LOCAL)
-        self.square = isinstance(model, (transformers.Siglip2Model, transformers.Siglip2VisionModel))
-        if self.square:
-            vision = getattr(model.config, "vision_config", model.config)
-            self.rows, self.size = math.isqrt(vision.num_patches), vision.patch_size
+    def __init__(self, processor: Any, square: Sequence[int] | None = None) -> None:
+        self.processor = processor
+        self.square = square  # patches and pixels of a patch along a side; None where the processor does all
+
+    @classmethod
+    def load(cls, folder: Path, model: Any) -> Self:
+        """Read the processor of a model's folder."""
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **LOCAL)
+        if not isinstance(model, (transformers.Siglip2Model, transformers.Siglip2VisionModel)):
+            return cls(processor)
+        vision = getattr(model.config, "vision_config", model.config)
+        return cls(processor, (math.isqrt(vision.num_patches), vision.patch_size))
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], square: Sequence[int] | None) -> Self:
+        """Make the processor of transformers that settings name; raise ValueError if there is none."""
+        name = settings.get("image_processor_type")
+        kind = getattr(transformers, str(name), None)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.ImageProcessingMixin)):
+            raise ValueError(f"transformers has no image processor {name!r}")
+        processor: Any = kind
+        return cls(processor.from_dict(settings), square)
 
     def __call__(self, image: Image) -> Tensor:
         """Return what the processor makes of an image."""
         image = image.convert("RGB")
-        if not self.square:
+        if self.square is None:
             return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-        rows, side = self.rows, self.rows * self.size
+        (rows, size), side = self.square, math.prod(self.square)
         image = image.resize((side, side), int(self.processor.resample))
         made = self.processor(images=image, max_num_patches=rows * rows, return_tensors="pt")
-        patches: Tensor = made["pixel_values"][0, : rows * rows].view(rows, rows, self.size, self.size, -1)
+        patches: Tensor = made["pixel_values"][0, : rows * rows].view(rows, rows, size, size, -1)
         return patches.permute(4, 0, 2, 1, 3).reshape(-1, side, side)
 
     def __repr__(self) -> str:
@@ -73,7 +90,7 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
             model: Any = transformers.AutoModel.from_pretrained(
                 folder, **LOCAL, use_safetensors=True, dtype=torch.float32
             ).eval()
-            preprocess = Preprocess(folder, model)
+            preprocess = Preprocess.load(folder, model)
     except OSError as error:
         raise ValueError(f"{named}: {error}") from error
     tower = model

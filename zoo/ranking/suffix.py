@@ -178,8 +178,8 @@ def _without(
     """Compute features (B, w, D) without each of w windows, the prefix and ``carriers`` (B, w, n) recomputed."""
     images, kinds, _ = carriers.shape
     device, prefix = carriers.device, start.prefix
-    own = torch.arange(prefix, device=device).expand(images, kinds, -1)
-    new_idx = torch.cat((own, carriers + prefix), dim=2)
+    prefix_idx = torch.arange(prefix, device=device).expand(images, kinds, -1)
+    new_idx = torch.cat((prefix_idx, carriers + prefix), dim=2)
     # All windows of all images are one batch of short sequences, as long as what is recomputed.
     short = sequences(start, torch.arange(images, device=device).repeat_interleave(kinds), carriers.flatten(0, 1))
     # Of the whole image's tokens, hide the window's, which is removed, and those recomputed, whose

@@ -21,25 +21,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.apps.setup import Setup, make_runtime
 from harness.apps.vectors.decode import Decoders, Item, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
+from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
-from harness.base.workers import Make, ShardJob, make_shards, require_same
-from harness.records.times import cores
+from harness.base.workers import Make, make_shards, require_same
 from zoo.core.files import fingerprint, weights_digest, write_whole
-from zoo.core.settings import check_fields, torch_dtype
+from zoo.core.settings import torch_dtype
+from zoo.deploy.setup import Setup, make_runtime
 from zoo.loading.clip import CompactText
 
-IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
-MOST = 16  # processes that decode, unless more are asked for
-INT8, BINARY = "int8", "binary"
-PRECISIONS = {"float32": np.float32, "float16": np.float16, INT8: np.int8, BINARY: np.uint8}
+*_, INT8, BINARY = STORAGES
+PRECISIONS = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -287,37 +285,6 @@ class Encoder:
         some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
         features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
         return self.unit(features.float().cpu()), wrong
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedJob(ShardJob):
-    """What to embed, and how."""
-
-    setup: Setup
-    source: PictureSource | TextSource
-    out: Path
-    random_weights: bool = False
-    shard_size: int = 4096  # pictures per file
-    batch: int = 64  # pictures per pass
-    embedding_dtype: str = "float16"
-    decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, embedding_dtype=PRECISIONS, decoders="[0, inf)")
-
-    @property
-    def kind(self) -> str:
-        """What is embedded: images or texts."""
-        return TEXTS if isinstance(self.source, TextSource) else IMAGES
-
-    @property
-    def processes(self) -> int:
-        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
-        if self.decoders is not None:
-            return self.decoders
-        share = cores() // 4 if self.device.startswith("cpu") else cores()
-        return max(1, min(MOST, share) // (self.workers or 1))
 
 
 class Embedded(NamedTuple):

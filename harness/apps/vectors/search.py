@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import BINARY, IMAGES, PRECISIONS, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.embed import BINARY, PRECISIONS, Codes, Encoder, VectorsProvenance, read_vectors
+from harness.apps.vectors.settings import IMAGES
 from harness.apps.vectors.source import PictureFile, PictureSource
 from harness.base.terminal import printable
-from harness.datasets.images import EXTENSIONS, decode_image
+from harness.datasets.images import decode_image
 from harness.records.metrics import LEAST_GALLERY, NEIGHBOURS, neighbours, overlap
 from harness.records.statistics import Interval, over_images
 from harness.report.pictures import shorten
 from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText
+from zoo.loading.preprocessing import EXTENSIONS
 
 RESCORED = 100  # nearest by Hamming distance whose cosines are compared
 MOST = 10_000  # embeddings that precisions are compared on

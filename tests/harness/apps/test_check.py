@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from by_hand import KNOWN, UNLABELLED, answers, part, replace
 
-from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows, tower_names
+from harness.apps.check import Case, CheckRow, cases_of, measure, shipped_cases, shipped_rows, tower_names
+from harness.apps.settings import CheckPlan
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check
 from harness.cli.entry import parse
-from harness.measure.plan import Plan
+from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
 from harness.records.record import MEASURED, Record, Times, read_records, write_records
 from harness.report.changes import EXACT, Movement, Tolerances, find_movements

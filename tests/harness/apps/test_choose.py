@@ -21,8 +21,8 @@ from PIL import Image
 
 import zoo
 from harness.apps import choose as module
-from harness.apps.choose import RATES, Candidate, ChooseConfig, Lab, build_ladder, choose
-from harness.apps.setup import Setup
+from harness.apps.choose import RATES, Candidate, Lab, build_ladder, choose
+from harness.apps.settings import ChooseConfig
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
@@ -34,6 +34,7 @@ from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
 from zoo.deploy.export import EXPORTED_PROGRAM
+from zoo.deploy.setup import Setup
 from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -330,7 +331,7 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelle
             features = zoo.optimize(lab.find_setup(one).reduce(tower), dtype=one.dtype)(images)
             assert torch.equal(lab.serve(one).vit(images), features)
 
-    monkeypatch.setattr("harness.apps.setup.optimize", Mock(side_effect=ValueError("not this one")))
+    monkeypatch.setattr("zoo.deploy.setup.optimize", Mock(side_effect=ValueError("not this one")))
     said: list[str] = []
     lab = make_lab(replace(CONFIG, dtypes=("bfloat16",)), said.append)
     assert "run as they are: not this one" in said[0]

@@ -1,5 +1,7 @@
 """push: what is written comes back; the card says what is recorded and computed."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY, create_autospec
@@ -91,6 +93,31 @@ def test_the_upload_is_one_commit_of_three_files(monkeypatch: pytest.MonkeyPatch
     sent = load(files["model.safetensors"])
     assert sent.keys() == weights.keys()
     assert all(torch.equal(sent[key], value) for key, value in weights.items())
+
+
+def test_a_pushed_folder_needs_the_zoo_alone(tmp_path: Path):
+    """Its code is opened where nothing of the harness can be had, and gives what timm's format gives."""
+    folder = tmp_path / "out"
+    flags = ["--format", "sentence-transformers", "--folder", str(folder)]
+    assert main(["push", "--model", PATCHRANK, "--to", "me/it", *flags]) == 0
+    blocked = ("harness", "jinja2", "pyarrow", "matplotlib", "rich", "ray")
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({blocked})
+import torch
+from PIL import Image
+from zoo.deploy.sentence_tower import SentenceTower
+tower = SentenceTower.load({str(folder)!r})
+inputs = tower.preprocess([Image.new("RGB", (50, 40), "red")])
+torch.save([inputs["pixel_values"], tower(inputs)["sentence_embedding"]], {str(tmp_path / "features.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    pixels, features = torch.load(tmp_path / "features.pt")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    torch.testing.assert_close(features, nn.functional.normalize(model(pixels)))
+    card = (folder / "README.md").read_text()
+    use = card.partition("## Use")[2]
+    assert 0 < use.index("pip install clip-patchrank") < use.index("import zoo  #") < use.index("## Measured")
 
 
 def test_no_hub_is_one_error_with_another_way(capsys: pytest.CaptureFixture[str]):

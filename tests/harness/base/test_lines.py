@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.lines import append_lines, claim_file, parse_lines, require_appendable
+from harness.base.lines import append_lines, lock_file, parse_lines, require_appendable
 
 pytest.importorskip("fcntl", reason="no locks here")
 
@@ -80,22 +80,22 @@ def test_one_run_writes_a_file_and_removes_what_killed_ones_left(tmp_path: Path)
     path, link = tmp_path / "new" / "out.pt2", tmp_path / "link"
     link.symlink_to("new/out.pt2")
     others = [path.with_name(name) for name in (".out.pt2x.host-7.partial", ".other.host-7.partial")]
-    with claim_file(path):
+    with lock_file(path):
         for other in others:
             other.touch()
-    with claim_file(path):
+    with lock_file(path):
         for left in (path.with_name(".out.pt2.host-7.partial"), path.with_name(".out.pt2.host-8.partial") / "part"):
             left.parent.mkdir(exist_ok=True)
             left.touch()
         with pytest.raises(ValueError, match=r"another run is writing to .*out\.pt2': wait for its end"):
-            claim_file(link).__enter__()
-    with claim_file(link):
+            lock_file(link).__enter__()
+    with lock_file(link):
         assert {one for one in path.parent.iterdir() if one.suffix != ".lock"} == set(others)
-    with claim_file(Path("/dev/null")), claim_file(Path("/dev/null")), claim_file(None):
+    with lock_file(Path("/dev/null")), lock_file(Path("/dev/null")), lock_file(None):
         pass
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file' is a file, or lies in one; expected a folder"):
-        claim_file(tmp_path / "file" / "out").__enter__()
+        lock_file(tmp_path / "file" / "out").__enter__()
 
 
 @pytest.mark.parametrize("use", [

@@ -15,8 +15,8 @@ from by_hand import replace
 from killing import kill_when
 
 import zoo
-from harness.base.lines import claim_file
-from harness.base.store import claim
+from harness.base.lines import lock_file
+from harness.base.store import lock_folder
 from harness.base.table import Shown, Table
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, main
 from harness.datasets import list_datasets
@@ -137,7 +137,7 @@ def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, capsys):
-    with claim(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
 
@@ -168,7 +168,7 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
 ])  # fmt: skip
 def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
     path = tmp_path / ("out.json" if command.startswith("choose") else "out.pt2")
-    with claim_file(path):
+    with lock_file(path):
         assert main([*command.split(), "--output", str(path)]) == 2
     assert f"another run is writing to {str(path)!r}: wait for its end" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,8 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import text_classifier
 from harness.golden import rank as module
-from harness.golden.rank import Ranked, RankJob, rank
+from harness.golden.rank import Ranked, rank
+from harness.golden.settings import RankJob
 from harness.golden.store import Rankings, Source, find_rankings
 from zoo.core.files import fingerprint
 from zoo.core.recipes import SCORES, GoldenConfig

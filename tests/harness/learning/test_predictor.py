@@ -16,7 +16,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.golden.store import Rankings
 from harness.learning import predictor as module
-from harness.learning.predictor import gather, held_out
+from harness.learning.predictor import gather, split_rankings
 from zoo.core.files import cache_folder
 from zoo.core.recipes import FitConfig
 from zoo.learning.fit import fit_predictor
@@ -33,13 +33,12 @@ def test_tokens_and_importance_are_of_the_same_image(tower, write, dense, parts,
     """Several rankings are strung together; the order of rows in one doesn't matter."""
     found = [Rankings.read(write("train")), Rankings.read(write("val", 5))]
     found[0] = found[0].take(found[0].image_ids[::-1])
-    gathered = gather(tower, found, Progress())
-    data = gathered.data
+    data, image_ids = gather(tower, found, Progress())
     tokens = data.tokens[torch.arange(17)]
     assert (data.prefix, data.grid, tokens.dtype) == (1, (8, 8), torch.float16)
     examples = [*toy.split("train"), *list(toy.split("val"))[:5]]
     assert len(tokens) == len(data) == len(examples)
-    assert gathered.image_ids == tuple(example.image_id for example in examples)
+    assert image_ids == tuple(example.image_id for example in examples)
     for i, example in enumerate(examples):
         image = parts.preprocess(example.image)[None]
         entering, _ = dense.advance(dense.embed(image), stop=3)
@@ -51,7 +50,7 @@ def test_tokens_and_importance_are_of_the_same_image(tower, write, dense, parts,
 def test_equals_fitting_by_hand(tower, write):
     train, val = write("train"), write("val")
     path, tau = fit(MODEL, [train], [val], QUICK)
-    data = [gather(tower, [Rankings.read(file)], Progress()).data for file in (train, val)]
+    data = [gather(tower, [Rankings.read(file)], Progress())[0] for file in (train, val)]
     slow = fit_predictor(*data, QUICK)
     stored = find_predictor("clip_vit_b16", "openai", 3)
     assert stored.path == path
@@ -108,27 +107,27 @@ def test_stopped_and_asked_again_it_goes_on(write, tmp_path, monkeypatch):
 def test_shots_are_ranked_images_of_each_class(tower, write, toy):
     """Of each store; what is left is as if the others had never been ranked."""
     stores = [Rankings.read(write("train")), Rankings.read(write("test"))]
-    gathered = gather(tower, stores, Progress(), shots=2, seed=4)
+    data, image_ids = gather(tower, stores, Progress(), shots=2, seed=4)
     labels = {e.image_id: e.label for split in ("train", "test") for e in toy.split(split)}
-    drawn = Counter((name.split("-")[0], labels[name]) for name in gathered.image_ids)
+    drawn = Counter((name.split("-")[0], labels[name]) for name in image_ids)
     assert drawn == {(f"toy/{s}", label): 2 for s in ("train", "test") for label in range(4)}
-    assert len(gathered.data) == 16
-    whole = gather(tower, stores, Progress())
-    rows = torch.tensor([whole.image_ids.index(name) for name in gathered.image_ids])
-    assert torch.equal(gathered.data.importance, whole.data.importance[rows])
-    torch.testing.assert_close(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])  # in float16
+    assert len(data) == 16
+    whole, every_id = gather(tower, stores, Progress())
+    rows = torch.tensor([every_id.index(name) for name in image_ids])
+    assert torch.equal(data.importance, whole.importance[rows])
+    torch.testing.assert_close(data.tokens[torch.arange(16)], whole.tokens[rows])  # in float16
 
 
 def test_a_fifth_is_held_out_whatever_the_order(ranked):
     whole = ranked("train", 12)
-    [learn], [stop] = held_out([whole])
+    [learn], [stop] = split_rankings([whole])
     assert (len(learn), len(stop)) == (10, 2)
     assert {*learn.image_ids, *stop.image_ids} == set(whole.image_ids)
     turned = whole.take(whole.image_ids[::-1])
-    assert {*held_out([turned])[1][0].image_ids} == {*stop.image_ids}
+    assert {*split_rankings([turned])[1][0].image_ids} == {*stop.image_ids}
     assert np.array_equal(stop.of(stop.image_ids), whole.of(stop.image_ids))
     with pytest.raises(ValueError, match="4 ranked images of 'toy' are too few to hold one in 5"):
-        held_out([whole.take(whole.image_ids[:4])])
+        split_rankings([whole.take(whole.image_ids[:4])])
     with pytest.raises(ValueError, match="1 images have no ranking, such as 'nowhere'"):
         whole.take(["nowhere"])
 
@@ -149,7 +148,7 @@ def test_ranked_images_alone_are_drawn_in_the_order_of_the_split(tower, ranked, 
         gather(tower, [replace(rankings, image_ids=("toy/val-99", "toy/val-1", "toy/val-98"))], Progress())
     assert drawn == []
     wanted = ("toy/val-1", "toy/val-6", "toy/val-4/2")
-    assert gather(tower, [rankings], Progress()).image_ids == tuple(one.image_id for one in drawn) == wanted
+    assert gather(tower, [rankings], Progress())[1] == tuple(one.image_id for one in drawn) == wanted
     assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 

@@ -23,7 +23,7 @@ from harness.learning.prompts import Tuner, load_tuner
 from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant, variants
 from harness.records.metrics import predicted
-from zoo.core.files import blocks_fingerprint, fingerprint
+from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.recipes import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
@@ -70,14 +70,11 @@ def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatc
         replace(tuner, dataset=toy).tune(rows, 1, 0, config)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda content: content[:-1] + bytes([content[-1] ^ 1]), lambda content: content[: len(content) // 2],
-], ids=["changed", "cut"])  # fmt: skip
-def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil):
+def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows):
     config = TuneConfig(**QUICK)
     one = tuner.tune(rows[:1], 1, 0, config)[rows[0].key]
     whole = one.file.path.read_bytes()
-    one.file.path.write_bytes(spoil(whole))
+    one.file.path.write_bytes(whole[: len(whole) // 2])
     notes = io.StringIO()
     replace(tuner, progress=Progress(Console(file=notes, width=400))).tune(rows[:1], 1, 0, config)
     assert one.file.path.read_bytes() == whole
@@ -113,11 +110,11 @@ def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
     monkeypatch.setattr(module, "tune", lambda *args, **kwargs: whole(*args, on_round=stop, **kwargs))
     with pytest.raises(KeyboardInterrupt):
         replace(tuner).tune(rows[2:], 1, 0, config)
-    assert path.with_suffix(".pt").is_file()
+    [checkpoint] = (cache_folder() / "fits").iterdir()
     replace(tuner).tune(rows[2:], 1, 0, config)
     assert rounds == [0, 1]
     assert path.read_bytes() == weights
-    assert not path.with_suffix(".pt").exists()
+    assert not checkpoint.exists()
 
 
 @pytest.fixture
@@ -143,9 +140,8 @@ def test_the_command_refuses(command, words, options, capsys):
     assert options in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tokens", ["t", "vt"])
-def test_judged_by_text_and_by_what_was_learned(tuner, rows, named, tokens):
-    one = tuner.tune(rows[:1], 1, 0, TuneConfig(**QUICK, tokens=tokens))[rows[0].key]
+def test_judged_by_text_and_by_what_was_learned(tuner, rows, named):
+    one = tuner.tune(rows[:1], 1, 0, TuneConfig(**QUICK, tokens="vt"))[rows[0].key]
     split = named.split("test")
     plain, own = tuner.judge(rows[0], one, split)
     images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])

@@ -15,8 +15,9 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.learning import recovery
-from harness.learning.recovery import Sources, train_recovery
-from harness.measure.plan import Plan
+from harness.learning.recovery import train_recovery
+from harness.learning.settings import Sources
+from harness.measure.settings import Plan
 from harness.records.averages import training_free
 from harness.records.record import Record
 from zoo.core.files import cache_folder, digest
@@ -34,7 +35,7 @@ QUIET = Progress()
 
 @pytest.fixture(autouse=True)
 def _toy(benchmark: None, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.sources.get_dataset", lambda name: toy)
 
 
 def trained(what: str = "norm", **options: Any) -> RecoveryFile:
@@ -87,14 +88,10 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
     assert mine.mean("cosine_distance") == pytest.approx(expected, rel=2e-2)
     assert mine.tokens_per_block == plain.tokens_per_block
     assert mine.mean("gflops") == plain.mean("gflops")
-
-
-def test_refusals(tmp_path: Path):
-    path = trained().path
     with pytest.raises(ValueError, match=r"is of clip_vit_b16\.openai, which is not measured"):
-        all_of(models=("clip_vit_l14",), recoveries=(path,))
+        all_of(models=("clip_vit_l14",), recoveries=(file.path,))
     with pytest.raises(FileNotFoundError, match="no recovery at"):
-        all_of(recoveries=(tmp_path / "none",))
+        all_of(recoveries=(file.path.with_name("none"),))
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

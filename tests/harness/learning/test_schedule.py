@@ -16,8 +16,8 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.learning import schedule
-from harness.learning.recovery import Sources
-from harness.learning.schedule import Schedule, SearchConfig, Shape, search
+from harness.learning.schedule import Schedule, Shape, search
+from harness.learning.settings import SearchConfig, Sources
 from harness.measure import fidelity
 from harness.measure.cost import gflops
 from harness.measure.plan import TOLERANCE
@@ -32,7 +32,7 @@ CONFIG = SearchConfig(points=2, candidates=16, cost=0.7)
 @pytest.fixture(autouse=True)
 def _toy(benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count multiply-adds without a trace, as if a method's own work were a tenth of what the blocks save."""
-    monkeypatch.setattr("harness.learning.recovery.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.learning.sources.get_dataset", lambda name: toy)
 
     def quick(vit: zoo.ReducedViT, size: Any) -> SimpleNamespace:
         dense, own = (schedule.closed_gflops(each) for each in (zoo.reduce(vit, method=None), vit))
@@ -81,7 +81,7 @@ def test_a_planted_optimum_is_found():
 def test_the_cost_is_met_as_nearly_as_the_slow_way(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schedule, "gflops", gflops)  # as the command counts
     goal, shape = 0.7 * gflops(dense, 64).gflops, Shape((1, 4), (4, 8))
-    one = schedule._Bench(ARCH, "rankmerge", TOY, CONFIG, "cpu", Progress()).solve(shape)
+    one = schedule._Search(ARCH, "rankmerge", TOY, CONFIG, "cpu", Progress()).solve(shape)
     last, off = one.counts[-1], {}
     for count in range(last - 2, last + 3):
         vit = zoo.reduce(dense, method="rankmerge", **shape.options(count / 64))

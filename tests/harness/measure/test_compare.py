@@ -19,8 +19,8 @@ from harness.datasets import few_shot
 from harness.datasets.images import measure_detail
 from harness.measure import rows, timing
 from harness.measure.bench import linear_probe
-from harness.measure.plan import Plan
 from harness.measure.rows import feature_probe, run_split, variants
+from harness.measure.settings import Plan
 from harness.records.metrics import predicted
 from harness.records.record import Record, read_records, refuse_mixed, write_records
 from zoo.loading.clip import class_features

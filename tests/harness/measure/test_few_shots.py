@@ -17,7 +17,7 @@ from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.learning.prompts import tuning_of
 from harness.measure import bench
-from harness.measure.plan import Plan
+from harness.measure.settings import Plan
 from harness.records.record import Record, read_records, write_records
 from zoo.core.recipes import TuneConfig
 from zoo.loading import towers

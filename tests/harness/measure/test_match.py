@@ -16,8 +16,9 @@ from harness.apps.compare import compare
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure.cost import gflops
-from harness.measure.plan import TOLERANCE, KeepSolver, Plan, keep_near_rows, matched_rows
+from harness.measure.plan import TOLERANCE, KeepSolver, keep_near_rows, matched_rows
 from harness.measure.rows import rows_of
+from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
 from harness.records.averages import CLOSE, averages, cost_of, levels
 from harness.records.record import MATCHED, read_records, write_records

@@ -11,8 +11,8 @@ from torch import Tensor
 from harness.apps.compare import compare
 from harness.base.terminal import Progress
 from harness.datasets.text_features import caption_features
-from harness.measure.plan import Plan
 from harness.measure.rows import captions_of
+from harness.measure.settings import Plan
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, MetricInput, recalls
 

@@ -14,7 +14,7 @@ import harness.measure.bench
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
-from harness.golden.store import Source, own_store
+from harness.golden.store import Source, cache_store
 from harness.measure.rows import usual_methods
 from harness.records.metrics import pack, unpack
 from harness.records.record import GOLDEN, Record, read_records, utc_now
@@ -162,7 +162,7 @@ def test_longer_sequences_cost_more_on_the_final_split_too(tuned: StudyConfig, s
 
 def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(toy: Dataset, ranked):
     model, made = "clip_vit_b16.openai", ranked("test", 5)
-    path = own_store(model, "toy", "test", GoldenConfig())
+    path = cache_store(model, "toy", "test", GoldenConfig())
     made.write(path)
     source, weights = Source.of(toy, "test"), made.provenance.weights
 

@@ -13,10 +13,11 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import zoo  # noqa: F401  (registers the models)
-from harness.apps.setup import Setup
-from harness.apps.vectors.embed import Embedded, EmbedJob, embed
+from harness.apps.vectors.embed import Embedded, embed
+from harness.apps.vectors.settings import EmbedJob
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
+from zoo.deploy.setup import Setup
 
 WHOLE = 40
 

@@ -25,12 +25,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
     from starlette.exceptions import HTTPException
 
-    from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
-from harness.apps.setup import Setup
+    from harness.apps.serve import MOST, VectorServer, serving
+    from harness.apps.settings import ServeConfig
 from harness.apps.vectors.decode import prepare
-from harness.apps.vectors.embed import EmbedJob, Encoder, embed, read_vectors
+from harness.apps.vectors.embed import Encoder, embed, read_vectors
+from harness.apps.vectors.settings import EmbedJob
 from harness.apps.vectors.source import PictureFile, TextSource, open_source
 from harness.base.terminal import Progress
+from zoo.deploy.setup import Setup
 
 SETUP = Setup.of("clip_vit_s14_rankmerge60")
 TEXTS = ["a photo of a dress", "a photo of a bag"]

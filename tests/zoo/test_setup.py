@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import zoo
-from harness.apps.setup import Setup
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
+from zoo.deploy.setup import Setup
 from zoo.learning.fit import save_predictor
 from zoo.loading.learned_files import predictor_name
 from zoo.loading.recovery_file import Recovered, trainable

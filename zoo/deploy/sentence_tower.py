@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from harness.datasets.images import EXTENSIONS, upright_rgb
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
+from zoo.loading.preprocessing import EXTENSIONS, upright_rgb
 from zoo.loading.sizes import SIZES
 from zoo.loading.weights import FOLDER
 from zoo.towers.vit import TimmHost
@@ -26,7 +26,7 @@ SENTENCE_CODE = '''"""What sentence-transformers and the Auto classes of transfo
 from transformers import PretrainedConfig
 
 try:
-    from harness.apps.sentence_tower import SentenceTower, TowerProcessor
+    from zoo.deploy.sentence_tower import SentenceTower, TowerProcessor
 except ImportError as error:
     raise ImportError("this model needs: pip install clip-patchrank") from error
 

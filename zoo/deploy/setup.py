@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from harness.measure.rows import make_row, require_rows
-from harness.records.record import DENSE
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.reducer import METHODS
 from zoo.core.settings import PRECISIONS, check_fields, torch_dtype
@@ -18,7 +16,7 @@ from zoo.deploy.optimized import optimize
 from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
-from zoo.loading.towers import Tower, find_tower, split_method
+from zoo.loading.towers import Tower, find_tower, reduce_tower, require_predictor, split_method
 from zoo.towers.vit import ReducedViT
 
 FORMAT = 1  # of a file
@@ -58,7 +56,7 @@ class Setup:
             if method is not None:
                 raise ValueError(f"model {name!r} with method {method!r}: the name says its method, give one of them")
             method, keep = own, percent if keep is None else keep
-        method = None if method == DENSE else method
+        method = None if method == "dense" else method
         if (method is None) != (keep is None):
             have, lack = ("--method", "--keep") if keep is None else ("--keep", "--method")
             raise ValueError(
@@ -107,7 +105,7 @@ class Setup:
         Raise what the tower or the method refuses; FileNotFoundError for weights, predictor or recovery.
         """
         if self.method is not None and not random_weights:
-            require_rows(self.model, [(self.method, self.options["keep"])])
+            require_predictor(self.model, self.method, self.options["keep"])
         tower = find_tower(self.model, random_weights=random_weights)
         return tower._replace(vit=self.reduce(tower))
 
@@ -115,7 +113,7 @@ class Setup:
         """Return its dense tower with the reduction, which shares the tower's weights; raise what ``load`` does."""
         if self.method is None:
             return tower.vit
-        vit = make_row(tower, self.method, self.options).vit
+        vit, _ = reduce_tower(tower, self.method, self.options)
         return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
     def build(self) -> nn.Module:

@@ -1,0 +1,51 @@
+"""What an embedding can be told. Without torch and numpy, so that a command line can show the fields at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.base.workers import ShardJob
+from zoo.core.settings import check_fields
+
+if TYPE_CHECKING:
+    from harness.apps.vectors.source import PictureSource, TextSource
+    from zoo.deploy.setup import Setup
+
+IMAGES, TEXTS = "images", "texts"  # what is embedded
+STORAGES = ("float32", "float16", "int8", "binary")  # of embeddings
+MOST_DECODERS = 16  # processes that decode, unless more are asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedJob(ShardJob):
+    """What to embed, and how."""
+
+    setup: "Setup"
+    source: "PictureSource | TextSource"
+    out: Path
+    random_weights: bool = False
+    shard_size: int = 4096  # pictures per file
+    batch: int = 64  # pictures per pass
+    embedding_dtype: str = "float16"
+    decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, embedding_dtype=STORAGES, decoders="[0, inf)")
+
+    @property
+    def kind(self) -> str:
+        """What is embedded: images or texts."""
+        from harness.apps.vectors.source import TextSource
+
+        return TEXTS if isinstance(self.source, TextSource) else IMAGES
+
+    @property
+    def processes(self) -> int:
+        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
+        from harness.records.times import cores
+
+        if self.decoders is not None:
+            return self.decoders
+        share = cores() // 4 if self.device.startswith("cpu") else cores()
+        return max(1, min(MOST_DECODERS, share) // (self.workers or 1))
