@@ -54,7 +54,7 @@ def compare(
                         tuner = Tuner(bench.tower, dataset, weights=bench.weights, progress=progress)
                     yield _measure(bench, shots, tuner)
                     update(done := done + 1)
-                bench.outcomes.forget()
+                bench.outputs.forget()
 
 
 def _measure(bench: Bench, shots: int, tuner: Tuner | None) -> list[Record]:

@@ -19,7 +19,7 @@ from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import undo_preprocess
 from harness.datasets.images import decode_image
-from harness.measure.rows import Outcome, Variant, make_row, run
+from harness.measure.rows import RowOutput, Variant, make_row, run
 from harness.measure.settings import Plan
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
@@ -141,8 +141,8 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
         if method == GOLDEN:
             tokens, count = find_kept(rankings[GOLDEN], keep), final_count(patches, keep)
         else:
-            outcome = _run_method(tower, images, method, keep, golden.block)
-            tokens, count = tokens_at_end(outcome, patches), outcome.final_tokens
+            output = _run_method(tower, images, method, keep, golden.block)
+            tokens, count = tokens_at_end(output, patches), output.final_tokens
         merges |= bool(((tokens >= 0) & (tokens != np.arange(patches))).any())
         column = f"{method} {100 * keep:g}"
         sheet.columns[column], sheet.panels[column] = f"{column} %\n{count} of {patches} tokens", tokens
@@ -160,10 +160,10 @@ def make_reduced(tower: Tower, method: str, keep: float, block: int) -> Variant:
     return make_row(tower, method, {"keep": keep, **point})
 
 
-def tokens_at_end(outcome: Outcome, patches: int) -> NDArray[np.integer]:
+def tokens_at_end(output: RowOutput, patches: int) -> NDArray[np.integer]:
     """Return (n, N) the position of the token that each patch is in at the end, -1 if it was dropped."""
-    whole = np.tile(np.arange(patches), (len(outcome.features), 1))
-    return whole if outcome.token is None else outcome.token
+    whole = np.tile(np.arange(patches), (len(output.features), 1))
+    return output.per_image.get("token", whole)
 
 
 def find_kept(importance: NDArray[np.floating], keep: float) -> NDArray[np.integer]:
@@ -174,7 +174,7 @@ def find_kept(importance: NDArray[np.floating], keep: float) -> NDArray[np.integ
     return tokens
 
 
-def _run_method(tower: Tower, images: Tensor, method: str, keep: float, block: int) -> Outcome:
+def _run_method(tower: Tower, images: Tensor, method: str, keep: float, block: int) -> RowOutput:
     row = make_reduced(tower, method, keep, block)
     return run([row], images)[row.key]
 
@@ -184,10 +184,9 @@ def _rank_by_methods(tower: Tower, images: Tensor, block: int, notes: list[str])
     rankings = dict[str, NDArray[np.floating]]()
     for method in (PREDICTOR, "clsattn"):
         try:
-            scores = _run_method(tower, images, method, 0.5, block).scores  # in the same order at any keep rate
+            output = _run_method(tower, images, method, 0.5, block)  # in the same order at any keep rate
         except (FileNotFoundError, ValueError) as error:
             notes.append(f"Left out: {method}: {describe_error(error)}.")
         else:
-            assert scores is not None
-            rankings[method] = scores
+            rankings[method] = output.per_image["scores"]
     return rankings

@@ -14,7 +14,7 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.datasets.text_features import text_classifier
 from harness.learning.sources import checkpoint_of
-from harness.measure.rows import OutcomeCache, Tuned, Variant, require_rows, rows_of
+from harness.measure.rows import OutputCache, Tuned, Variant, require_rows, rows_of
 from harness.records.metrics import predicted
 from harness.records.record import DENSE, Tuning
 from zoo.core.digests import digest, fingerprint
@@ -71,7 +71,7 @@ class Tuner:
     def __post_init__(self) -> None:
         self.parts = self.tower.require_clip()
         require_promptable(self.tower.vit)
-        self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
+        self._outputs = OutputCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
 
@@ -104,7 +104,7 @@ class Tuner:
         if missing := [row for row in rows if files[row.key] is None]:
             if config.tokens == "t":
                 for split in few:  # common blocks once
-                    self._outcomes.find(missing, split, self.dataset.name)
+                    self._outputs.find(missing, split, self.dataset.name)
             self._say_once(f"{self.dataset.name}, {shots} shots: {config.describe()}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
@@ -119,7 +119,7 @@ class Tuner:
         """Return a row's top-1 on labelled images by the text classifier, and with its prompts."""
         shares = []
         for variant, classifier in ((row, self.text[0]), (replace(row, vit=tuned.vit), tuned.classifier)):
-            features = self._outcomes.find([variant], split, self.dataset.name)[row.key].features
+            features = self._outputs.find([variant], split, self.dataset.name)[row.key].features
             shares.append(float((predicted(features, classifier) == split.labels).mean()))
         return shares[0], shares[1]
 
@@ -150,7 +150,7 @@ class Tuner:
         """Return a split as features of a row, or as images where these must be run anew."""
         labels = torch.from_numpy(split.labels)
         if config.tokens == "t":
-            return Labelled(self._outcomes.of(row.key, split.image_ids).features, labels)
+            return Labelled(self._outputs.of(row.key, split.image_ids).features, labels)
         for index, name in enumerate(split.image_ids):
             if name not in self._pixels:
                 image: Tensor = self.parts.preprocess(split[index].image)

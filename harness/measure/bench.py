@@ -22,7 +22,7 @@ from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     Judge,
-    OutcomeCache,
+    OutputCache,
     Tuned,
     Variant,
     captions_of,
@@ -32,7 +32,7 @@ from harness.measure.rows import (
     variants,
 )
 from harness.measure.settings import Plan
-from harness.records.metrics import METRICS, Captions, Sample, measure
+from harness.records.metrics import METRICS, Captions, MetricInput, measure
 from harness.records.record import (
     DENSE,
     GOLDEN,
@@ -70,7 +70,7 @@ class Bench:
     known: Sequence[Record] = ()  # of earlier runs, the newest last: what they have isn't measured again
     costs: Costs = field(default_factory=dict)  # measured once
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
-    folder: Path | None = None  # for outcomes of a run that is stopped
+    folder: Path | None = None  # for outputs of a run that is stopped
     fit_probes: Callable[[], Judge | None] | None = None  # what judges foreground, asked when images are first run
 
     def __post_init__(self) -> None:
@@ -135,32 +135,28 @@ class Bench:
                 features = caption_features(self.parts, texts, dataset.name, self.plan.device)
                 update(1)
             captions = Captions(features=features, pairs=pairs)
-        found = self.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
+        outputs = self.outputs.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         costs, dense, records = self._costs(rows), None, []
         for row, blank in zip(rows, blanks, strict=True):
-            cost, outcome = costs[row.key], found[row.key]
-            sample = Sample(
-                features=outcome.features,
-                final_tokens=outcome.final_tokens,
-                scores=outcome.scores,
-                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
+            output, golden = outputs[row.key], None if row.rankings is None else row.rankings.of(split.image_ids)
+            of_images = {"golden": golden, "labels": split.labels, "groups": blank.groups}
+            known = {name: values for name, values in of_images.items() if values is not None}
+            data = MetricInput(
+                features=output.features,
+                per_image={**output.per_image, **known},
+                final_tokens=output.final_tokens,
                 classifier=classifiers.get(self._classifier_key(row)),
                 scale=scale,
-                labels=split.labels,
                 captions=captions,
-                groups=blank.groups,
-                detail=None if outcome.detail is None else outcome.detail[:, 0],
-                patch_distance=None if outcome.patch_distance is None else outcome.patch_distance[:, 0],
-                foreground=outcome.foreground,
-                costs={name: value for name, value in cost.items() if name in METRICS},
+                costs={name: value for name, value in costs[row.key].items() if name in METRICS},
                 dense=None if row.method == DENSE else dense,
             )
-            dense = sample if row.key == self.rows[0].key else dense
-            own = {name: value for name, value in cost.items() if name not in METRICS}
-            records.append(replace(blank, **own, **measurements(sample)))
+            dense = data if row.key == self.rows[0].key else dense
+            fields = {name: value for name, value in costs[row.key].items() if name not in METRICS}
+            records.append(replace(blank, **fields, **measurements(data)))
         return records
 
     def _classifier_key(self, row: Variant) -> str:
@@ -211,13 +207,13 @@ class Bench:
         return whole
 
     @functools.cached_property
-    def outcomes(self) -> OutcomeCache:
+    def outputs(self) -> OutputCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
         here = measured_here(self.plan, self.tower.tag, self.weights)
         of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition)
         conditions = digest(here, *of, self.fit_probes is not None)
         folder = None if self.folder is None else self.folder / conditions
-        return OutcomeCache(self.parts.preprocess, self.progress, folder, self.fit_probes or (lambda: None))
+        return OutputCache(self.parts.preprocess, self.progress, folder, self.fit_probes or (lambda: None))
 
     @functools.cached_property
     def say_once(self) -> Callable[[str], None]:
@@ -236,7 +232,7 @@ class Bench:
         if tuning.kind != PROBE:
             return dict.fromkeys((row.key for row in self.rows), self.text)
         train = draw_train(self.dataset, tuning.shots, tuning.seed)
-        found = self.outcomes.find(self.real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
+        found = self.outputs.find(self.real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
         labels, count = torch.from_numpy(train.labels), len(self.dataset.classes)
         return {key: linear_probe(own.features, labels, count) for key, own in found.items()}
 
@@ -329,19 +325,19 @@ def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:
     }
 
 
-def measurements(sample: Sample) -> dict[str, Any]:
+def measurements(data: MetricInput) -> dict[str, Any]:
     """Return the fields of ``Record`` that say what was measured."""
-    facts: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "created": utc_now(),
         "git_commit": git_commit(),
-        "metrics": measure(sample),
-        "feature_probe": feature_probe(sample.features),
+        "metrics": measure(data),
+        "feature_probe": feature_probe(data.features),
     }
-    if sample.taus is not None and sample.golden is not None:
-        ranked = int((~np.isnan(sample.golden).any(axis=1)).sum())
-        counted = int((~np.isnan(sample.taus)).sum())
-        facts |= {"golden_images": counted, "tau_undefined": ranked - counted}
-    return facts
+    if data.taus is not None:
+        ranked = int((~np.isnan(data.per_image["golden"]).any(axis=1)).sum())
+        counted = int((~np.isnan(data.taus)).sum())
+        fields |= {"golden_images": counted, "tau_undefined": ranked - counted}
+    return fields
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:

@@ -193,7 +193,7 @@ class Pictures:
                 if isinstance(rows[0].vit, OptimizedHost):
                     outputs = {row.key: F.normalize(row.vit(placed).float(), dim=-1).cpu() for row in rows}
                 else:
-                    outputs = {key: outcome.features for key, outcome in run(rows, placed).items()}
+                    outputs = {key: output.features for key, output in run(rows, placed).items()}
                 for key, features in outputs.items():
                     parts[key].append(features)
         return {key: torch.cat(part) for key, part in parts.items()}

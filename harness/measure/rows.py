@@ -6,7 +6,7 @@ import inspect
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -41,9 +41,8 @@ from zoo.loading.towers import Tower, reduce_tower, require_predictor
 if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
-# Of an outcome, where there is any: a row of values per image.
-PATCHWISE = ("scores", "token", "detail", "patch_distance", "foreground")
-COLUMNS = ("features", *PATCHWISE)
+# Values per image of an output, where there are any: those that metrics read, and of each patch the token it ended in.
+IMAGE_ARRAYS = ("scores", "token", "detail", "patch_distance", "foreground")
 MethodRate = tuple[str, float]  # a method and its keep rate
 # Takes examples; returns what takes a row's key and its features of all patches, and returns IoUs of foreground (B, 2).
 Judge = Callable[[Sequence[Example]], Callable[[str, Tensor], NDArray[np.float32]]]
@@ -211,31 +210,30 @@ def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A variant on a set of n images, in image order; None where nothing was reduced."""
+class RowOutput:
+    """What a row makes of n images, in image order."""
 
     features: Tensor  # (n, D), unit, float32, on the CPU
-    scores: NDArray[np.float32] | None = None  # (n, N), higher = kept longer
     final_tokens: int  # patch tokens left at the end
-    token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
-    detail: NDArray[np.float32] | None = None  # (n, 1) of the images, see `measure_detail`; of the dense row alone
-    # (n, 1), 1 - cosine of each patch's features to the dense row's, mean over patches; none without a dense row
-    patch_distance: NDArray[np.float32] | None = None
-    foreground: NDArray[np.float32] | None = None  # (n, 2), see `Judge`; none without probes
+    # By `IMAGE_ARRAYS`, see `metrics.PER_IMAGE`; and token (n, N) int16, the position of the token that a patch ended
+    # in, -1 if it was dropped. Nothing of these where nothing was reduced.
+    per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
-    def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
-        """Return the outcome on the images at these positions, in this order."""
+    def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "RowOutput":
+        """Return the output for the images at these positions, in this order."""
         at = np.array(positions, dtype=np.int64)
-        values: dict[str, Any] = {name: own[at] for name in COLUMNS if (own := getattr(self, name)) is not None}
-        return replace(self, **values)
+        per_image = {name: values[at] for name, values in self.per_image.items()}
+        return replace(self, features=self.features[at], per_image=per_image)
 
     @classmethod
-    def join(cls, parts: Sequence["Outcome"]) -> "Outcome":
-        """Join outcomes of one variant on one set of images after the other."""
-        every = {name: [getattr(part, name) for part in parts] for name in PATCHWISE}
-        patchwise = {name: np.concatenate(own) for name, own in every.items() if all(v is not None for v in own)}
-        features = torch.cat([part.features for part in parts])
-        return cls(features=features, final_tokens=parts[0].final_tokens, **patchwise)
+    def join(cls, parts: Sequence["RowOutput"]) -> "RowOutput":
+        """Join outputs of one row for one set of images after the other."""
+        names = [name for name in IMAGE_ARRAYS if all(name in part.per_image for part in parts)]
+        return cls(
+            features=torch.cat([part.features for part in parts]),
+            final_tokens=parts[0].final_tokens,
+            per_image={name: np.concatenate([part.per_image[name] for part in parts]) for name in names},
+        )
 
 
 @torch.inference_mode()
@@ -244,31 +242,31 @@ def run(
     images: Tensor,
     golden: Mapping[str, Tensor] = MappingProxyType({}),
     judge: Callable[[str, Tensor], NDArray[np.float32]] | None = None,
-) -> dict[str, Outcome]:
+) -> dict[str, RowOutput]:
     """Run all rows on a batch (B, C, H, W), the dense one before those that are compared with it.
 
     ``golden`` is the golden importance (B, N) of the images by a golden row's key; ``judge`` takes a row's key and its
-    features of all patches, and returns ``Outcome.foreground``.
+    features of all patches, and returns IoUs of foreground (B, 2).
     """
-    found, dense = dict[str, Outcome](), None
+    outputs, dense = dict[str, RowOutput](), None
     for row, tokens in run_blocks(rows, images, golden):
-        cells, patchwise = tokens.grid[0] * tokens.grid[1], {}
+        cells, per_image = tokens.grid[0] * tokens.grid[1], dict[str, NDArray[Any]]()
         if tokens.history:
             scores = rank_scores(tokens.history, cells)
             token = tokens_of(tokens.history, cells).short()
-            patchwise = {"scores": scores.cpu().numpy(), "token": token.cpu().numpy()}
+            per_image = {"scores": scores.cpu().numpy(), "token": token.cpu().numpy()}
         if row.method == DENSE or dense is not None or judge is not None:
             patches = patch_features(row.vit, tokens)
             if row.method == DENSE:
                 dense = patches
             elif dense is not None:
                 distance = (patches - dense).square().sum(dim=2).mean(dim=1, keepdim=True) / 2
-                patchwise["patch_distance"] = distance.cpu().numpy()
+                per_image["patch_distance"] = distance.cpu().numpy()
             if judge is not None:
-                patchwise["foreground"] = judge(row.key, patches)
+                per_image["foreground"] = judge(row.key, patches)
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
-        found[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
-    return found
+        outputs[row.key] = RowOutput(features=features, final_tokens=tokens.patch_count, per_image=per_image)
+    return outputs
 
 
 def run_blocks(
@@ -303,39 +301,43 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeProvenance(ShardProvenance):
-    """What stored outcomes are of."""
+class OutputProvenance(ShardProvenance):
+    """What stored outputs are of."""
 
     run: str  # digest of rows and images
     rows: int
 
 
-def _to_table(found: Iterable[Outcome]) -> Any:
-    """Return outcomes of several rows on the same images as a table, a line per image."""
-    columns = {f"{name} {at}": getattr(one, name) for at, one in enumerate(found) for name in COLUMNS}
-    return pa.table({name: to_lists(np.asarray(own)) for name, own in columns.items() if own is not None})
+def _to_table(outputs: Iterable[RowOutput]) -> Any:
+    """Return outputs of several rows for the same images as a table, a line per image."""
+    columns = {
+        f"{name} {at}": to_lists(np.asarray(values))
+        for at, output in enumerate(outputs)
+        for name, values in {"features": output.features, **output.per_image}.items()
+    }
+    return pa.table(columns)
 
 
-def _from_shard(shard: Shard[OutcomeProvenance]) -> list[Outcome]:
-    """Return the outcome of each row on a shard's images; notes are the patch tokens left at the end."""
-    names, found = shard.table.column_names, []
+def _from_shard(shard: Shard[OutputProvenance]) -> list[RowOutput]:
+    """Return the output of each row for a shard's images; notes are the patch tokens left at the end."""
+    names, outputs = shard.table.column_names, []
     for at, final_tokens in enumerate(shard.notes):
-        own = {name: from_lists(shard.table, f"{name} {at}") for name in COLUMNS if f"{name} {at}" in names}
-        features = torch.tensor(own.pop("features"))
-        found.append(Outcome(features=features, final_tokens=final_tokens, **own))
-    return found
+        per_image = {name: from_lists(shard.table, f"{name} {at}") for name in IMAGE_ARRAYS if f"{name} {at}" in names}
+        features = torch.tensor(from_lists(shard.table, f"features {at}"))
+        outputs.append(RowOutput(features=features, final_tokens=final_tokens, per_image=per_image))
+    return outputs
 
 
-def _check(shard: Shard[OutcomeProvenance]) -> None:
+def _check(shard: Shard[OutputProvenance]) -> None:
     if len(_from_shard(shard)) != shard.provenance.rows or len(shard.table) != shard.covers:
         raise BrokenShardError(f"doesn't hold {shard.provenance.rows} rows on {shard.covers} images")
 
 
-OUTCOMES = ShardKind(key="outcomes", what="outcomes", command="compare", provenance=OutcomeProvenance, check=_check)
+OUTPUTS = ShardKind(key="outputs", what="outputs", command="compare", provenance=OutputProvenance, check=_check)
 
 
-class OutcomeCache:
-    """Outcomes of rows of one dense tower, so that no image is run twice."""
+class OutputCache:
+    """Outputs of rows of one dense tower, so that no image is run twice."""
 
     def __init__(
         self,
@@ -346,36 +348,36 @@ class OutcomeCache:
     ) -> None:
         """Start empty; ``preprocess`` maps a PIL image to (C, H, W).
 
-        ``folder`` keeps outcomes for the next run if this one is stopped; it is of one dataset, tower and machine.
+        ``folder`` keeps outputs for the next run if this one is stopped; it is of one dataset, tower and machine.
         Probes are fitted when images are first run, and judge the foreground of all of them.
         """
         self.preprocess, self.progress, self.folder = preprocess, progress, folder
         self._fit_probes = functools.cache(fit_probes)
-        self._outcomes: dict[str, Outcome] = {}
+        self._outputs: dict[str, RowOutput] = {}
         self._places: dict[str, dict[str, int]] = {}
 
-    def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
-        """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
+    def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, RowOutput]:
+        """Return the outputs of rows on a split, by key; rows with learned visual tokens are run each time.
 
-        Raises what ``outcomes`` does.
+        Raises what ``run_split`` does.
         """
         if any(row.prompted for row in rows):
             return self._run(rows, split, label)
         ids = split.image_ids
         known = [self._places.get(row.key, {}) for row in rows]
         if missing := [i for i, name in enumerate(ids) if any(name not in places for places in known)]:
-            for key, outcome in self._run(rows, split.subset(missing), label).items():
+            for key, output in self._run(rows, split.subset(missing), label).items():
                 places = self._places.setdefault(key, {})
                 new = [at for at, i in enumerate(missing) if ids[i] not in places]
                 places |= {ids[missing[at]]: len(places) + place for place, at in enumerate(new)}
-                earlier = [self._outcomes[key]] if key in self._outcomes else []
-                self._outcomes[key] = Outcome.join([*earlier, outcome.part(new)])
+                earlier = [self._outputs[key]] if key in self._outputs else []
+                self._outputs[key] = RowOutput.join([*earlier, output.part(new)])
         return {row.key: self.of(row.key, ids) for row in rows}
 
-    def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
-        """Return a row's outcome on these images, in their order; it was run on all of them."""
+    def of(self, key: str, image_ids: Sequence[str]) -> RowOutput:
+        """Return a row's output on these images, in their order; it was run on all of them."""
         places = self._places[key]
-        return self._outcomes[key].part([places[name] for name in image_ids])
+        return self._outputs[key].part([places[name] for name in image_ids])
 
     def forget(self) -> None:
         """Remove what is kept for the next run, which needs it no more."""
@@ -384,16 +386,17 @@ class OutcomeCache:
             with contextlib.suppress(OSError):  # another run's are there, or none
                 self.folder.parent.rmdir()
 
-    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, RowOutput]:
         label, count = f"{label}, images", len(split)
         if self.folder is None:
             judge = self._fit_probes()
             with self.progress.task(label, count) as update:
-                return outcomes(rows, split, self.preprocess, update, judge)
+                return run_split(rows, split, self.preprocess, update, judge)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
-        origin = OutcomeProvenance(run=digest(settings, split.image_ids, *golden), rows=len(rows))
-        kind = replace(OUTCOMES, raw=tuple(f"{name} {at}" for at in range(len(rows)) for name in COLUMNS))
+        origin = OutputProvenance(run=digest(settings, split.image_ids, *golden), rows=len(rows))
+        columns = [f"{name} {at}" for at in range(len(rows)) for name in ("features", *IMAGE_ARRAYS)]
+        kind = replace(OUTPUTS, raw=tuple(columns))
         # A shard is a batch, as the last bits of features depend on what else is in it.
         store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=count)
         with store.open(self.progress.say):
@@ -403,11 +406,11 @@ class OutcomeCache:
             with self.progress.task(label, count, done) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
-                    found = outcomes(rows, batch, self.preprocess, judge=judge).values()
+                    found = run_split(rows, batch, self.preprocess, judge=judge).values()
                     store.write(index, _to_table(found), origin, [one.final_tokens for one in found])
                     update(done := done + len(batch))
-            shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
-        return {row.key: Outcome.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
+            shards = [_from_shard(shard) for shard in OUTPUTS.shards(store.folder)]
+        return {row.key: RowOutput.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
 
 
 def _code(row: Variant) -> str | None:
@@ -417,13 +420,13 @@ def _code(row: Variant) -> str | None:
     return None
 
 
-def outcomes(
+def run_split(
     rows: Sequence[Variant],
     split: Split,
     preprocess: Any,
     on_batch: Callable[[int], None] = lambda _: None,
     judge: Judge | None = None,
-) -> dict[str, Outcome]:
+) -> dict[str, RowOutput]:
     """Run variants of one dense tower, on its device and in its precision, over a split.
 
     ``preprocess`` maps a PIL image to (C, H, W). ``on_batch`` takes the number of images done. With a ``judge`` all
@@ -431,7 +434,7 @@ def outcomes(
     """
     like, done = next(rows[0].vit.parameters()), 0
     oracle = {row.key: _importance(row, split.image_ids).to(like.device) for row in rows if row.method == GOLDEN}
-    parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
+    parts: dict[str, list[RowOutput]] = {row.key: [] for row in rows}
     dense = {row.key for row in rows if row.method == DENSE}
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
@@ -439,9 +442,10 @@ def outcomes(
         detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
         own = None if judge is None else judge(examples)
         for key, output in run(rows, images.to(like), batch, own).items():
-            parts[key].append(replace(output, detail=detail) if key in dense else output)
+            more = {"detail": detail} if key in dense else {}
+            parts[key].append(replace(output, per_image={**output.per_image, **more}))
         on_batch(done := done + len(examples))
-    return {key: Outcome.join(part) for key, part in parts.items()}
+    return {key: RowOutput.join(part) for key, part in parts.items()}
 
 
 def _importance(row: Variant, image_ids: Sequence[str]) -> Tensor:

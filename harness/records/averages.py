@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts
-from harness.records.metrics import Measured, Metric, fidelity_metrics
+from harness.records.metrics import Metric, MetricValue, fidelity_metrics
 from harness.records.record import (
     DENSE,
     GOLDEN,
@@ -48,7 +48,7 @@ from zoo.loading.sizes import SIZES
 CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
-ENDS = ("mean", "low", "high")  # parts of a `Measured`
+ENDS = ("mean", "low", "high")  # parts of a `MetricValue`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Average:
         """(image_count,) for what share of the seeds each image was right."""
         return self.hits / len(self.records)
 
-    def measured(self, name: str) -> Measured | None:
+    def measured(self, name: str) -> MetricValue | None:
         """Return a metric; None where a record lacks it, or there is no dense row to compare with.
 
         Of several seeds all numbers are means over them. Top-1 has Student's interval over seeds, its difference to
@@ -102,17 +102,17 @@ class Average:
         return self.first.metrics.get(name) if len(self.records) == 1 else self._over_seeds(name)
 
     @functools.cached_property
-    def _over_seeds(self) -> Callable[[str], Measured | None]:
+    def _over_seeds(self) -> Callable[[str], MetricValue | None]:
         return functools.cache(self._find_mean)  # a table asks several times, and a bootstrap takes a while
 
-    def _find_mean(self, name: str) -> Measured | None:
+    def _find_mean(self, name: str) -> MetricValue | None:
         if name == "diff_to_dense":
             if self.dense is None:
                 return None
             # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
             counts = bootstrap_counts(self.hits - self.dense.hits)
             mean, low, high = (count / len(self.records) for count in counts)
-            return Measured(mean=mean, low=low, high=high)
+            return MetricValue(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
         own = [record.metrics[name] for record in self.records]
@@ -122,7 +122,7 @@ class Average:
             numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
         elif (values := self.per_image(name)) is not None and (found := over_images(values, self.first.groups)):
             numbers |= zip(ENDS, found, strict=True)
-        return Measured(**numbers)
+        return MetricValue(**numbers)
 
     def mean(self, name: str) -> Any:
         """Return the mean over seeds of a metric; None where one lacks it."""

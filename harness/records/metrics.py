@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ LEAST_GALLERY = 500  # of fewer images the nearest say little about features
 RECALL_AT = (1, 5, 10)
 OVERFLOW = "image features overflowed; use --dtype bfloat16 or float32"
 _PART = 2048  # images at once, so that a matrix of all pairs is never held
+SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 _ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 
 
@@ -35,8 +36,8 @@ def require_order(thing: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Carry a metric of one row on a dataset: its mean, the ends of a 95 % interval, and more where there is more."""
+class MetricValue:
+    """Carry a metric of one row on a dataset: mean, 95 % interval, the value of each image."""
 
     mean: int | float
     low: float | None = None
@@ -66,27 +67,40 @@ class Captions:
     pairs: NDArray[np.int64]  # (p, 2), an image and a text that describes it
 
 
+# Values per image that metrics read, by name; none of a row that has none.
+PER_IMAGE = (
+    "scores",  # (n, N) float32, the row's importance of patches
+    "golden",  # (n, N) float32, golden importance; NaN rows where there is no golden ranking
+    "labels",  # (n,) int64
+    "groups",  # (n,) int64, see `bootstrap_mean`
+    "detail",  # (n, 1) float32, of the images at the input's size, see `measure_detail`; of the dense row alone
+    "patch_distance",  # (n, 1) float32, 1 - cosine to dense, mean over patches
+    "foreground",  # (n, 2) float32, IoU by dense's linear probe and by the row's own
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What a row does with n images, as metrics see it; ValueError for features that aren't finite."""
+class MetricInput:
+    """What metrics may read of a row on n images; ValueError for features that aren't finite."""
 
     features: Tensor  # (n, D), unit
-    final_tokens: int | None = None  # patch tokens left at the end
-    scores: NDArray[np.float32] | None = None  # (n, N) the row's importance of patches, if it ranks them
-    golden: Importance | None = None  # (n, N), NaN rows where there is no golden ranking
+    per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # by `PER_IMAGE`
+    final_tokens: int | None = None  # patch tokens left at the end, of every image
     classifier: Tensor | None = None  # (classes, D), the row's own, NaN rows for classes that can't win
     scale: float | None = None  # of cosines in the classes' logits; None of a linear probe
-    labels: NDArray[np.int64] | None = None  # (n,)
     captions: Captions | None = None
-    groups: NDArray[np.int64] | None = None  # (n,) see `bootstrap_mean`
-    detail: NDArray[np.float32] | None = None  # (n,) of the images at the input's size, see `measure_detail`
-    patch_distance: NDArray[np.float32] | None = None  # (n,) 1 - cosine to dense, mean over patches
-    foreground: NDArray[np.float32] | None = None  # (n, 2) IoU by dense's linear probe and by the row's own
     costs: Mapping[str, float] = field(default_factory=dict)
-    dense: "Sample | None" = None  # the dense row's on the same images; None of the dense row itself
+    dense: "MetricInput | None" = None  # the dense row's on the same images; None of the dense row itself
 
     def __post_init__(self) -> None:
         _require_finite(self.features)
+
+    def read(self, name: str) -> Any:
+        """Return values per image, a field or a property by name, the dense row's behind ``dense.``; None if absent."""
+        row, _, rest = name.partition(".")
+        if rest:
+            return None if self.dense is None else self.dense.read(rest)
+        return self.per_image.get(name) if name in PER_IMAGE else getattr(self, row)
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.int64] | None:
@@ -96,7 +110,8 @@ class Sample:
     @functools.cached_property
     def hits(self) -> NDArray[np.bool_] | None:
         """(n,) whether the predicted class is right; None without labels."""
-        return None if self.predicted is None or self.labels is None else np.asarray(self.predicted == self.labels)
+        labels = self.per_image.get("labels")
+        return None if self.predicted is None or labels is None else np.asarray(self.predicted == labels)
 
     @functools.cached_property
     def neighbours(self) -> NDArray[np.int64]:
@@ -104,27 +119,18 @@ class Sample:
         return neighbours(self.features, self.features)
 
     @functools.cached_property
-    def recalls(self) -> dict[str, NDArray[Any]]:
-        """(n,) values of `recalls`; none without captions."""
-        return {} if self.captions is None else recalls(self.features, self.captions)
+    def recalls(self) -> dict[str, NDArray[Any]] | None:
+        """(n,) values of `recalls`; None without captions."""
+        return None if self.captions is None else recalls(self.features, self.captions)
 
     @functools.cached_property
     def taus(self) -> NDArray[np.float64] | None:
         """(n,) Kendall taus to the golden rankings, NaN where undefined; None if fewer than two have one."""
-        if self.scores is None or self.golden is None:
+        golden, scores = map(self.per_image.get, ("golden", "scores"))
+        if golden is None or scores is None:
             return None
-        taus = self.ranked(statistics.kendall_tau)
-        return taus if statistics.has_spread(taus, self.groups) else None
-
-    def ranked(self, compare: Callable[[Any, Any], NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return (n,) what ``compare`` gives of golden importance and scores, NaN where there is no golden ranking."""
-        assert self.scores is not None
-        assert self.golden is not None
-        known = np.asarray(~np.isnan(self.golden).any(axis=1))
-        values = np.full(len(known), np.nan)
-        if known.any():
-            values[known] = compare(self.golden[known], self.scores[known])
-        return values
+        taus = compare_rankings(golden, scores, statistics.kendall_tau)
+        return taus if statistics.has_spread(taus, self.per_image.get("groups")) else None
 
 
 class PerImage(NamedTuple):
@@ -135,7 +141,46 @@ class PerImage(NamedTuple):
     at: int | None = None
 
 
-Found = NDArray[Any] | PerImage | float | None
+Value = NDArray[Any] | PerImage | float | None
+F = TypeVar("F", bound=Callable[..., Value])
+
+
+class Limits(NamedTuple):
+    """Between which a mean may lie, and the same in words."""
+
+    low: float
+    high: float
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far `check` lets a metric's mean move, as the same images on another machine move it by rounding."""
+
+    by: float = math.inf  # at most, either way
+    setting: str = ""  # of `changes.Tolerances`, a flag of `check` that says ``by``
+    flips: bool = False  # whether ``by`` is a number of images whose value of 0 or 1 flips
+    in_interval: bool = False  # whether the mean must stay in its expected 95 % interval; without one within 1 %
+
+    def limits(self, expected: MetricValue, count: int) -> Limits:
+        """Return the limits of a mean over ``count`` images."""
+        mean, interval, by = expected.mean, expected.interval, self.by
+        if self.flips:
+            by = (by + 0.5) / count  # half an image for rounding
+        if by == math.inf and interval is None:
+            by = max(abs(mean) / 100, SHOWN_DIGITS)
+        low, high, words = mean - by, mean + by, f"±{by:.4f}" if self.flips else f"±{by:g}"
+        if self.in_interval and interval is not None:
+            # A golden row's has no width, and rounding is no news.
+            low = min(max(interval.low, low), mean - SHOWN_DIGITS)
+            high = max(min(interval.high, high), mean + SHOWN_DIGITS)
+            words = f"{low:.4f} to {high:.4f}"
+        return Limits(low, high, words)
+
+
+COUNTED = Tolerance(by=0)
+COSINE, DIVERGENCE = Tolerance(setting="cosine"), Tolerance(setting="divergence")
+FLIPS = Tolerance(setting="flips", flips=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +188,13 @@ class Metric:
     """Describe a metric for all that show, compare or check it."""
 
     name: str
-    function: Callable[[Sample], Found]
+    function: Callable[..., Value]  # of what it needs
+    needs: tuple[str, ...]  # by `MetricInput.read`; without one of them there is nothing to measure
     heading: str = ""  # of its column in reports, CSV apart; empty: it has none
     form: str = ".2f"  # ``format`` of a value; if it ends in %, the column is in percent
     unit: str = ""  # suffix of its column in CSV, where the name doesn't say it
     better: Literal["", "higher", "lower"] = ""  # empty: neither
-    # How far `check` lets it move: not at all, an attribute of its bounds, or a number; empty: unchecked.
-    bound: str | float = "exact"
+    tolerance: Tolerance | None = Tolerance(in_interval=True)  # None: unchecked
     fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
     plotted: str = ""  # what the files of its plots against cost begin with; empty: it has none
     least: float = -1e9  # that it can be; rounding may take it a little further
@@ -173,42 +218,49 @@ class Metric:
         if not self.least - slack <= value <= self.most + slack:
             raise ValueError(f"{self.name} must lie in [{self.least:g}, {self.most:g}], got {value!r}")
 
-    def measure(self, sample: Sample) -> Measured | None:
-        """Return the metric of a sample with its interval; None where there is none to measure."""
-        own = self.function(sample)
-        if own is None or isinstance(own, (int, float)):
-            return None if own is None else Measured(mean=own)
-        values, chance, at = own if isinstance(own, PerImage) else PerImage(own)
-        return self.summarise(values, sample.groups, chance, at)
+    @property
+    def counted(self) -> bool:
+        """Whether it is counted and not measured, so that nothing in it may vary."""
+        return self.tolerance is COUNTED
+
+    def measure(self, data: MetricInput) -> MetricValue | None:
+        """Return the metric with its interval; None where there is nothing to measure."""
+        needed = [data.read(name) for name in self.needs]
+        value = None if any(one is None for one in needed) else self.function(*needed)
+        if value is None or isinstance(value, (int, float)):
+            return None if value is None else MetricValue(mean=value)
+        values, chance, at = value if isinstance(value, PerImage) else PerImage(value)
+        return self.summarise(values, data.per_image.get("groups"), chance, at)
 
     def summarise(
         self, values: NDArray[Any], groups: NDArray[np.int64] | None, chance: float | None, at: float | None
-    ) -> Measured | None:
+    ) -> MetricValue | None:
         """Return the metric of (n,) values, one per image, with its interval; None if they have no spread."""
         packed = None
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        found = self.interval(values, groups)
-        if found is None:
+        interval = self.interval(values, groups)
+        if interval is None:
             return None
-        return Measured(mean=found.estimate, low=found.low, high=found.high, values=packed, at=at, chance=chance)
+        mean, low, high = interval
+        return MetricValue(mean=mean, low=low, high=high, values=packed, at=at, chance=chance)
 
 
 METRICS: dict[str, Metric] = {}  # as their columns stand
 
 
-def metric(name: str, **facts: Any) -> Callable[[Callable[[Sample], Found]], Callable[[Sample], Found]]:
-    """Register a function as the metric ``name``; ``facts`` are the other fields of `Metric`.
+def metric(name: str, *, needs: tuple[str, ...], **fields: Any) -> Callable[[F], F]:
+    """Register a function as the metric ``name``; ``fields`` are the others of `Metric`.
 
-    The function returns (n,) values, one per image, NaN where one has none; or a number that has no interval; or None
-    where there is nothing to measure.
+    The function takes what it ``needs`` in that order, see `MetricInput.read`, and returns (n,) values, one per image,
+    NaN where one has none; or a number that has no interval; or None where there is nothing to measure.
     """
 
-    def register(function: Callable[[Sample], Found]) -> Callable[[Sample], Found]:
+    def register(function: F) -> F:
         if name in METRICS:
             raise ValueError(f"metric {name!r} is registered twice")
-        METRICS[name] = Metric(name=name, function=function, **facts)
+        METRICS[name] = Metric(name=name, function=function, needs=needs, **fields)
         return function
 
     return register
@@ -216,12 +268,13 @@ def metric(name: str, **facts: Any) -> Callable[[Callable[[Sample], Found]], Cal
 
 def fidelity_metrics() -> list[Metric]:
     """Return the metrics that say how near to the dense model a row is."""
-    return [one for one in METRICS.values() if one.fidelity]
+    return [metric for metric in METRICS.values() if metric.fidelity]
 
 
-def measure(sample: Sample) -> dict[str, Measured]:
-    """Return every metric that a sample has."""
-    return {name: own for name, one in METRICS.items() if (own := one.measure(sample)) is not None}
+def measure(data: MetricInput) -> dict[str, MetricValue]:
+    """Return every metric that has something to measure."""
+    measured = {name: metric.measure(data) for name, metric in METRICS.items()}
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def pack(values: ArrayLike) -> str:
@@ -260,52 +313,57 @@ def _finite(numbers: NDArray[Any]) -> NDArray[Any]:
 
 
 SHARE: dict[str, Any] = {"form": ".1%", "unit": "fraction", "least": 0, "most": 1, "better": "higher"}
-DIFFERENCE: dict[str, Any] = SHARE | {"form": "+.1%", "least": -1, "bound": "", "stored": False}
-RANKING: dict[str, Any] = {"better": "higher", "bound": "", "stored": False}  # of the patches, beside the golden one
+DIFFERENCE: dict[str, Any] = SHARE | {"form": "+.1%", "least": -1, "tolerance": None, "stored": False}
+RANKING: dict[str, Any] = {"better": "higher", "tolerance": None, "stored": False}  # of patches, beside the golden one
 
 
 def _declare_recalls() -> None:
     """Register the recalls at k of images by text and of texts by image, with differences to the dense row's."""
 
-    def recall(name: str, sample: Sample) -> Found:
-        return sample.recalls.get(name)
+    def recall(name: str, recalls: dict[str, NDArray[Any]]) -> Value:
+        return recalls[name]
 
-    def difference(name: str, sample: Sample) -> Found:
-        if sample.dense is None or name not in sample.recalls:
-            return None
-        return np.asarray(sample.recalls[name] - sample.dense.recalls[name].astype(float))
+    def difference(name: str, recalls: dict[str, NDArray[Any]], dense: dict[str, NDArray[Any]]) -> Value:
+        return np.asarray(recalls[name] - dense[name].astype(float))
 
     for k in RECALL_AT:
-        for found, way in (("image", "Text → image"), ("text", "Image → text")):
-            name = f"recall_{found}_{k}"
-            declare = metric(name, heading=f"{way} R@{k}, %", bound="flips", **SHARE)
+        for kind, direction in (("image", "Text → image"), ("text", "Image → text")):
+            name, heading = f"recall_{kind}_{k}", f"{direction} R@{k}"
+            declare = metric(name, needs=("recalls",), heading=f"{heading}, %", tolerance=FLIPS, **SHARE)
             declare(functools.partial(recall, name))
-            metric(f"{name}_diff", heading=f"{way} R@{k} to dense", **DIFFERENCE)(functools.partial(difference, name))
+            declare = metric(
+                f"{name}_diff", needs=("recalls", "dense.recalls"), heading=f"{heading} to dense", **DIFFERENCE
+            )
+            declare(functools.partial(difference, name))
 
 
 _declare_recalls()
 
 
 @metric(
-    "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    fidelity="1 - cosine of the features to dense", plotted="fidelity",
+    "cosine_distance", needs=("features", "dense.features"), heading="1 - cosine", form=".4f", least=0, most=2,
+    better="lower", tolerance=COSINE, fidelity="1 - cosine of the features to dense", plotted="fidelity",
 )  # fmt: skip
-def _cosine_distance(sample: Sample) -> Found:
-    return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
+def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
+    """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
+
+    By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
+    """
+    return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
 
 
 @metric(
-    "patch_distance", heading="1 - cosine per patch", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    fidelity="1 - cosine to dense of the features per patch, mean over patches",
+    "patch_distance", needs=("patch_distance",), heading="1 - cosine per patch", form=".4f", least=0, most=2,
+    better="lower", tolerance=COSINE, fidelity="1 - cosine to dense of the features per patch, mean over patches",
 )  # fmt: skip
-def _patch_distance(sample: Sample) -> Found:
+def _patch_distance(distance: NDArray[np.float32]) -> Value:
     """Compare `Tokens.unmerge` with dense's tokens, normalised as those that leave the tower."""
-    return sample.patch_distance
+    return distance[:, 0]
 
 
 def _declare_foreground(name: str, column: int, heading: str) -> None:
-    facts = {**SHARE, "bound": ""}
-    metric(name, heading=heading, **facts)(lambda s: None if s.foreground is None else s.foreground[:, column])
+    fields = {**SHARE, "tolerance": None}
+    metric(name, needs=("foreground",), heading=heading, **fields)(lambda foreground: foreground[:, column])
 
 
 _declare_foreground("foreground_iou", 0, "Foreground IoU by dense's probe, %")
@@ -313,30 +371,30 @@ _declare_foreground("foreground_iou_own", 1, "Foreground IoU by its own probe, %
 
 
 @metric(
-    "dense_agreement", heading="Dense's answer, %", **SHARE, bound="flips",
+    "dense_agreement", needs=("predicted", "dense.predicted"), heading="Dense's answer, %", **SHARE, tolerance=FLIPS,
     fidelity="same class as dense, %",
 )  # fmt: skip
-def _dense_agreement(sample: Sample) -> Found:
-    return None if sample.dense is None or sample.predicted is None else sample.predicted == sample.dense.predicted
+def _dense_agreement(predicted: NDArray[np.int64], dense: NDArray[np.int64]) -> Value:
+    return predicted == dense
 
 
 @metric(
-    "kl_to_dense", heading="KL, nats", form=".3f", unit="nats", least=0, most=1e6, better="lower", bound="divergence",
+    "kl_to_dense", needs=("scale", "features", "classifier", "dense.features", "dense.classifier"), heading="KL, nats",
+    form=".3f", unit="nats", least=0, most=1e6, better="lower", tolerance=DIVERGENCE,
     fidelity="divergence of class probabilities from dense, nats",
 )  # fmt: skip
-def _kl_to_dense(sample: Sample) -> Found:
+def _kl_to_dense(
+    scale: float, features: Tensor, classifier: Tensor, dense_features: Tensor, dense_classifier: Tensor
+) -> Value:
     """Return KL(dense || row) of each image's class probabilities, by the softmax at the tower's own temperature.
 
     A linear probe has none. Each row has its own classifier where prompts were learned. Classes whose row is NaN are
     left out of both.
     """
-    dense, scale = sample.dense, sample.scale
-    if dense is None or sample.classifier is None or dense.classifier is None or scale is None:
-        return None
-    known = ~(sample.classifier + dense.classifier).isnan().any(dim=1)
-    ours, theirs = sample.classifier[known].double().T, dense.classifier[known].double().T
+    known = ~(classifier + dense_classifier).isnan().any(dim=1)
+    ours, theirs = classifier[known].double().T, dense_classifier[known].double().T
     parts = []
-    for own, other in zip(sample.features.split(_PART), dense.features.split(_PART), strict=True):
+    for own, other in zip(features.split(_PART), dense_features.split(_PART), strict=True):
         pairs = ((other, theirs), (own, ours))
         p, q = ((scale * (images.double() @ classes)).log_softmax(dim=1) for images, classes in pairs)
         parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
@@ -344,88 +402,104 @@ def _kl_to_dense(sample: Sample) -> Found:
 
 
 @metric(
-    "neighbour_overlap", heading="Neighbours@10, %", **SHARE, bound="divergence",
+    "neighbour_overlap", needs=("features", "dense"), heading="Neighbours@10, %", **SHARE, tolerance=DIVERGENCE,
     fidelity="dense's 10 nearest images found, %",
 )  # fmt: skip
-def _neighbour_overlap(sample: Sample) -> Found:
+def _neighbour_overlap(features: Tensor, dense: MetricInput) -> Value:
     """Find with a row's own features the images that are nearest by dense ones."""
-    if sample.dense is None or len(sample.features) < LEAST_GALLERY:
+    if len(features) < LEAST_GALLERY:
         return None
-    return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
+    return overlap(neighbours(features, dense.features), dense.neighbours)
 
 
 @metric(
-    "top1", heading="Top-1, %", **SHARE, bound="", plotted="accuracy",
+    "top1", needs=("hits",), heading="Top-1, %", **SHARE, tolerance=None, plotted="accuracy",
     interval=lambda values, _: statistics.wilson_interval(values),
 )  # fmt: skip
-def _top1(sample: Sample) -> Found:
-    return sample.hits
+def _top1(hits: NDArray[np.bool_]) -> Value:
+    return hits
 
 
 @metric(
-    "diff_to_dense", heading="To dense", **DIFFERENCE,
+    "diff_to_dense", needs=("hits", "dense.hits"), heading="To dense", **DIFFERENCE,
     interval=lambda values, _: statistics.paired_difference(values > 0, values < 0),
 )  # fmt: skip
-def _diff_to_dense(sample: Sample) -> Found:
-    if sample.dense is None or sample.hits is None or sample.dense.hits is None:
-        return None
-    return sample.hits.astype(np.int8) - sample.dense.hits.astype(np.int8)
+def _diff_to_dense(hits: NDArray[np.bool_], dense: NDArray[np.bool_]) -> Value:
+    return hits.astype(np.int8) - dense.astype(np.int8)
 
 
-@metric("margin", least=-2, most=2, better="higher", bound="cosine")
-def _margin(sample: Sample) -> Found:
+@metric(
+    "margin", needs=("features", "classifier", "labels", "scale"), least=-2, most=2, better="higher", tolerance=COSINE
+)
+def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64], _scale: float) -> float | None:
     """Return the mean cosine with an image's own class minus that with the best other class.
 
-    It moves with every feature, of images and of text, long before an answer flips. None where there is only one class.
+    The margin moves with every feature, of images and of text, long before an answer flips. None where there is only
+    one class. A linear probe, without scale, has no cosines.
     """
-    if sample.classifier is None or sample.scale is None or sample.labels is None:
-        return None
-    cosines = (sample.features @ sample.classifier.T).nan_to_num(nan=-torch.inf)
-    own = torch.from_numpy(sample.labels).unsqueeze(1)
-    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
+    cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
+    label = torch.from_numpy(labels).unsqueeze(1)
+    rival = cosines.scatter(1, label, -torch.inf).amax(dim=1)
+    mean = float((cosines.gather(1, label).squeeze(1) - rival).mean())
     return mean if math.isfinite(mean) else None
 
 
-def _declare_cost(name: str, most: float, **facts: Any) -> None:
-    metric(name, least=0, most=most, better="lower", **facts)(lambda sample: sample.costs.get(name))
+def _declare_cost(name: str, most: float, **fields: Any) -> None:
+    declare = metric(name, needs=("costs",), least=0, most=most, better="lower", tolerance=COUNTED, **fields)
+    declare(lambda costs: costs.get(name))
 
 
 _declare_cost("gflops", 1e9, heading="GFLOPs")  # 1e9 multiply-adds per image
 _declare_cost("params", 1e15, unit="count")
 
 
-@metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, **RANKING | {"bound": "tau"})
-def _tau(sample: Sample) -> Found:
-    return sample.taus
+@metric(
+    "tau", needs=("taus",), heading="Kendall τ", form="+.2f", least=-1, most=1,
+    **RANKING | {"tolerance": Tolerance(setting="tau", in_interval=True)},
+)  # fmt: skip
+def _tau(taus: NDArray[np.float64]) -> Value:
+    return taus
 
 
-@metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, **RANKING)
-def _weighted_tau(sample: Sample) -> Found:
-    return None if sample.taus is None else sample.ranked(statistics.weighted_tau)
+@metric(
+    "weighted_tau", needs=("golden", "scores", "taus"), heading="Weighted τ", form="+.2f", least=-1, most=1, **RANKING
+)
+def _weighted_tau(golden: Importance, scores: Importance, _taus: NDArray[np.float64]) -> Value:
+    return compare_rankings(golden, scores, statistics.weighted_tau)
 
 
-@metric("match_at_k", heading="Match at k (chance), %", **SHARE | RANKING)
-def _match_at_k(sample: Sample) -> Found:
+@metric(
+    "match_at_k", needs=("golden", "scores", "final_tokens", "taus"), heading="Match at k (chance), %",
+    **SHARE | RANKING,
+)  # fmt: skip
+def _match_at_k(golden: Importance, scores: Importance, final_tokens: int, _taus: NDArray[np.float64]) -> Value:
     """Share golden's k best patches, k being as many as the row keeps."""
-    if sample.taus is None:
-        return None
-    assert sample.golden is not None
-    assert sample.final_tokens is not None
-    cells = sample.golden.shape[1]
-    k = min(sample.final_tokens, cells)
-    return PerImage(sample.ranked(functools.partial(statistics.match_at_k, k=k)), statistics.match_chance(k, cells), k)
+    cells = golden.shape[1]
+    k = min(final_tokens, cells)
+    shares = compare_rankings(golden, scores, functools.partial(statistics.match_at_k, k=k))
+    return PerImage(shares, statistics.match_chance(k, cells), k)
 
 
-@metric("final_tokens", heading="Final tokens", form="", least=0, most=1e9)
-def _final_tokens(sample: Sample) -> Found:
-    return sample.final_tokens
+@metric("final_tokens", needs=("final_tokens",), heading="Final tokens", form="", least=0, most=1e9, tolerance=COUNTED)
+def _final_tokens(final_tokens: int) -> Value:
+    return final_tokens
 
 
-@metric("detail", form=".1f", least=0, most=255, bound="")
-def _detail(sample: Sample) -> Found:
+@metric("detail", needs=("detail",), form=".1f", least=0, most=255, tolerance=None)
+def _detail(detail: NDArray[np.float32]) -> Value:
     """Tell of the dense row alone how much detail the images have: tables are split by it."""
-    return sample.detail
+    return detail[:, 0]
+
+
+def compare_rankings(
+    golden: Importance, scores: Importance, compare: Callable[[Any, Any], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Return (n,) what ``compare`` gives of golden importance and scores (n, N), NaN where no golden ranking is."""
+    known = np.asarray(~np.isnan(golden).any(axis=1))
+    values = np.full(len(known), np.nan)
+    if known.any():
+        values[known] = compare(golden[known], scores[known])
+    return values
 
 
 def _require_finite(features: Tensor) -> None:
@@ -441,14 +515,6 @@ def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
     _require_finite(features)
     logits = (features @ classifier.T).nan_to_num(nan=-torch.inf)
     return np.asarray(logits.argmax(dim=1).numpy())
-
-
-def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
-    """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
-
-    By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
-    """
-    return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
 
 
 def neighbours(features: Tensor, gallery: Tensor) -> NDArray[np.int64]:

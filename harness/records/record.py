@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.base.lines import append_lines, parse_lines
-from harness.records.metrics import METRICS, Measured, require_order, unpack
+from harness.records.metrics import METRICS, MetricValue, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import kind_of
 from zoo.core.json_reader import from_json, strict_json
@@ -38,7 +38,7 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
 TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
-UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outcomes whose records aren't written yet
+UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outputs whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 
 
@@ -133,7 +133,7 @@ class Record(RowRecord):
     image_size: tuple[int, ...] | None = None  # height and width
     # Distinct captions of the images, by which images are retrieved and the other way round; None without.
     caption_count: int | None = None
-    metrics: dict[str, Measured] = field(default_factory=dict)  # by name, of `metrics.METRICS`
+    metrics: dict[str, MetricValue] = field(default_factory=dict)  # by name, of `metrics.METRICS`
     feature_probe: tuple[float, ...] | None = None  # see `rows.feature_probe`
     uncounted_operators: tuple[str, ...] | None = None  # missing from gflops
     tokens_per_block: tuple[int, ...] | None = None  # prefix tokens, too
@@ -284,15 +284,15 @@ def _read_record(line: str | bytes) -> Record:
     return from_json(Record, values, "record", complete=True, metrics=metrics)
 
 
-def _read_metric(name: str, facts: Any) -> Measured:
+def _read_metric(name: str, facts: Any) -> MetricValue:
     try:
-        return from_json(Measured, facts, "it")
+        return from_json(MetricValue, facts, "it")
     except ValueError as error:
         raise ValueError(f"metric {name!r}: {error}") from error
 
 
 def earlier(path: Path, *, fresh: bool) -> list[Record]:
-    """Return the records that a command wrote before; none if ``fresh``, when outcomes of a stopped run go, too."""
+    """Return the records that a command wrote before; none if ``fresh``, when outputs of a stopped run go, too."""
     if fresh:
         shutil.rmtree(path.with_suffix(UNFINISHED), ignore_errors=True)
     return read_records(path) if path.is_file() and not fresh else []
@@ -393,13 +393,13 @@ def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 def _on_images(record: Record, places: NDArray[np.int64], name: str) -> Record:
     """Return a record on some of its images as of a dataset of that name."""
     groups = None if record.groups is None else record.groups[places]
-    metrics = dict[str, Measured]()
+    metrics = dict[str, MetricValue]()
     for metric, own in record.metrics.items():
         if metric in METRICS and own.values is not None:
             values = unpack(own.values, record.image_count)[places]
             if (part := METRICS[metric].summarise(values, groups, own.chance, own.at)) is not None:
                 metrics[metric] = part
-        elif metric in METRICS and METRICS[metric].bound == "exact" and own.interval is None:
+        elif metric in METRICS and METRICS[metric].counted and own.interval is None:
             metrics[metric] = own  # what is counted, such as GFLOPs, is the same for all images
     return replace(
         record,

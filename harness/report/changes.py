@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.base.table import NOT_MEASURED, Shown, Table, count_of, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, SHOWN_DIGITS, Metric, MetricValue, Tolerance
 from harness.records.record import MATCHED, Record, measured_alike, read_run
 from harness.records.statistics import Interval, discordant, paired_difference, paired_mean
 from zoo.core.settings import check_fields
@@ -35,7 +35,6 @@ _CAPTION = (
     "what isn't the same in A and B; B - A on the same images with a 95 % paired bootstrap interval over images where "
     "known; time to dense where its interval, the furthest that those of A and B allow, excludes 0"
 )
-SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,12 @@ class Tolerances:
     def __post_init__(self) -> None:
         names = [field.name for field in fields(self) if field.name != "slower"]
         check_fields(self, **dict.fromkeys(names, "[0, inf)"), slower="[1, inf]")
+
+    def of(self, metric: Metric) -> Tolerance | None:
+        """Return a metric's tolerance with these settings; None where nothing is tolerated or checked."""
+        if metric.counted or metric.tolerance is None or not metric.tolerance.setting:
+            return None if metric.counted else metric.tolerance
+        return replace(metric.tolerance, by=getattr(self, metric.tolerance.setting))
 
 
 # To show every difference; time always differs.
@@ -123,7 +128,7 @@ class Pair:
         then, now = self.then.method_config, self.now.method_config
         settings = (Movement(n, then.get(n, ABSENT), now.get(n, ABSENT)) for n in {**then, **now} if n != MATCHED)
         yield from (one for one in settings if one.then != one.now)
-        names = (*(name for name, metric in METRICS.items() if metric.bound == "exact"), *COUNTED)
+        names = (*(name for name, metric in METRICS.items() if metric.counted), *COUNTED)
         for one in self.differing(names):
             if one.then is not None:
                 numbers = isinstance(one.then, int | float) and isinstance(one.now, int | float)
@@ -174,41 +179,30 @@ def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) 
                 yield Movement("images right", right, right + won - lost, won - lost, f"±{bounds.answers}")
             if won + lost > bounds.flips:
                 yield Movement("answers flipped", 0, f"{lost} lost, {won} won", won + lost, f"{bounds.flips}")
-        for name, value, found, low, high, allowed in _limits(then, now, bounds):
-            if found is None or not low <= found <= high:
-                by = None if found is None else found - value
-                yield Movement(name.replace("_", " "), value, found, by, allowed)
+        yield from _moved_means(then, now, bounds)
     for quantity, before, here in pair.times(["device"]):
         if here.low > (most := bounds.slower * before.estimate):
             by = here.estimate - before.estimate
             yield Movement(quantity, before.estimate, here.estimate, by, f"up to {most:.2f}")
 
 
-def _limits(
-    then: Record, now: Record, bounds: Tolerances
-) -> Iterator[tuple[str, float, float | None, float, float, str]]:
-    """Yield what rounding may move: name, both values, how low and how high it may be, and the same in words."""
-    for name, own in then.metrics.items():
-        bound = METRICS[name].bound if name in METRICS else ""
-        if bound in ("", "exact"):
-            continue
-        by = getattr(bounds, bound) if isinstance(bound, str) else bound
-        words = f"±{by:g}"
-        if bound == "flips":  # of images, and half of one for rounding
-            by = (by + 0.5) / then.image_count
-            words = f"±{by:.4f}"
-        low, high = own.mean - by, own.mean + by
-        if bound == "tau" and own.interval is not None:
-            # It also has to stay in the expected interval. The golden row's has no width, and rounding is no news.
-            low = min(max(own.interval.low, low), own.mean - SHOWN_DIGITS)
-            high = max(min(own.interval.high, high), own.mean + SHOWN_DIGITS)
-            words = f"{low:.4f} to {high:.4f}"
-        yield name, own.mean, now.mean(name), low, high, words
-    if (probe := then.feature_probe) is not None:  # of several numbers the one that moved most
-        here, by = now.feature_probe, bounds.probe
-        most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())
-        found = None if here is None else here[most]
-        yield "feature_probe", probe[most], found, probe[most] - by, probe[most] + by, f"±{by:g}"
+def _moved_means(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
+    """Yield the means that moved further than their tolerance, or weren't measured."""
+    compared = [
+        (name, expected, now.mean(name), tolerance)
+        for name, expected in then.metrics.items()
+        if name in METRICS and (tolerance := bounds.of(METRICS[name])) is not None
+    ]
+    if (probe := then.feature_probe) is not None:
+        here = now.feature_probe
+        most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())  # the number that moved most
+        mean = None if here is None else here[most]
+        compared.append(("feature_probe", MetricValue(mean=probe[most]), mean, Tolerance(by=bounds.probe)))
+    for name, expected, mean, tolerance in compared:
+        low, high, words = tolerance.limits(expected, then.image_count)
+        if mean is None or not low <= mean <= high:
+            by = None if mean is None else mean - expected.mean
+            yield Movement(name.replace("_", " "), expected.mean, mean, by, words)
 
 
 def find_changes(pair: Pair) -> Iterator[Movement]:
@@ -217,7 +211,7 @@ def find_changes(pair: Pair) -> Iterator[Movement]:
     if pair.other_images:
         yield Movement("images", pair.other_images, None)
     for name, metric in METRICS.items():
-        if metric.bound == "exact" or not (metric.bound or metric.stored):  # counted, or a difference itself
+        if metric.counted or not (metric.tolerance or metric.stored):  # the last is a difference itself
             continue
         if (by := pair.change(name)) is not None:
             yield Movement(name, pair.then.mean(name), pair.now.mean(name), by)

@@ -251,7 +251,7 @@ def answer(
 ) -> Iterator[tuple[StudyTable, list[Record]]]:
     """Judge the lines of a study on each dataset; yield its table, and the records behind it.
 
-    Rankings and predictors that are missing are made first, and kept. ``folder`` is for outcomes of a run that is
+    Rankings and predictors that are missing are made first, and kept. ``folder`` is for outputs of a run that is
     stopped.
 
     Raises:
@@ -271,7 +271,7 @@ def answer(
             ]
             rows = [(line.labels, line.group, group) for line, group in zip(lines, records, strict=True)]
             yield StudyTable.of(study.title, judged[0], rows), [judged[0], *chain.from_iterable(records)]
-            bench.outcomes.forget()  # records are written by now
+            bench.outputs.forget()  # records are written by now
             update(done)
 
 

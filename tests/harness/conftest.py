@@ -269,8 +269,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
         calls.append(([row.method for row in rows], len(split)))
         return real(rows, split, *args, **options)
 
-    real = measured_rows.outcomes
-    monkeypatch.setattr(measured_rows, "outcomes", counted)
+    real = measured_rows.run_split
+    monkeypatch.setattr(measured_rows, "run_split", counted)
     return calls
 
 

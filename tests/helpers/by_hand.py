@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from harness.records.metrics import METRICS, Measured, Sample, pack
+from harness.records.metrics import METRICS, MetricInput, MetricValue, pack
 from harness.records.record import Record, Times, read_records
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ FROZEN = Path(__file__).parents[1] / "harness" / "schema" / "record.jsonl"
 [KNOWN] = read_records(FROZEN)
 BY_TEXT: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
 UNLABELLED: dict[str, Any] = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
-NOTHING = Sample(features=torch.zeros(1, 1))
+NOTHING = MetricInput(features=torch.zeros(1, 1))
 _OTHERS = {
     "cosine_distance": "cosine", "dense_agreement": "agreement", "kl_to_dense": "kl", "neighbour_overlap": "overlap",
     "diff_to_dense": "diff", "match_at_k": "match",
@@ -43,7 +43,7 @@ ANOTHER = {
 }
 
 
-def apart(changes: dict[str, Any], known: dict[str, Measured]) -> tuple[dict[str, Any], dict[str, Measured]]:
+def apart(changes: dict[str, Any], known: dict[str, MetricValue]) -> tuple[dict[str, Any], dict[str, MetricValue]]:
     """Return the changed fields, and the metrics with their changed parts; one whose mean is None is gone."""
     parts = {n: dataclasses.asdict(own) for n, own in (changes.pop("metrics", known) or {}).items()}
     fields = {}
@@ -52,11 +52,11 @@ def apart(changes: dict[str, Any], known: dict[str, Measured]) -> tuple[dict[str
             fields[name] = value
             continue
         of, part = PARTS.get(name, (name, "mean"))
-        if isinstance(value, Measured):
+        if isinstance(value, MetricValue):
             parts[of] = dataclasses.asdict(value)
         elif value is not None or of in parts:
             parts.setdefault(of, {"mean": None})[part] = value
-    return fields, {name: Measured(**own) for name, own in parts.items() if own["mean"] is not None}
+    return fields, {name: MetricValue(**own) for name, own in parts.items() if own["mean"] is not None}
 
 
 def replace(thing: T, **changes: Any) -> T:
@@ -97,6 +97,6 @@ def part(record: Record, name: str) -> Any:
     return getattr(record.metrics[of], own) if of in record.metrics else None
 
 
-def per_image(name: str, values: Any) -> dict[str, Measured]:
-    found = dataclasses.replace(METRICS[name], function=lambda _: np.asarray(values)).measure(NOTHING)
+def per_image(name: str, values: Any) -> dict[str, MetricValue]:
+    found = dataclasses.replace(METRICS[name], function=lambda: np.asarray(values), needs=()).measure(NOTHING)
     return {} if found is None else {name: found}

@@ -6,7 +6,7 @@ import pytest
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.rows import outcomes, variants
+from harness.measure.rows import run_split, variants
 from harness.measure.settings import Plan
 from harness.records.statistics import kendall_tau
 from zoo.core.digests import fingerprint
@@ -54,7 +54,7 @@ def test_the_predictor_agrees_with_golden_rankings_it_never_saw(dataset: str, em
     split = subset(get_dataset(dataset).split("test"), 16)
     tower = Tower(embedded.model.visual, embedded.preprocess, f"{ARCH}.{TAG}")
     rows = variants(tower, ["patchrank", "random", "clsattn"], [0.6])
-    found = outcomes(rows, split, embedded.preprocess)
+    found = run_split(rows, split, embedded.preprocess)
     golden = shipped(dataset).of(split.image_ids)
     tau = {row.method: kendall_tau(found[row.model].scores, golden).mean() for row in rows}
     assert tau["patchrank"] > 0.4  # it was fitted to rankings of single patches, these are of 3 x 3

@@ -42,7 +42,7 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
     assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
     assert [entry.batch for entry in random.latency] == [1]
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("rows.outcomes", "bench.costs"):
+    for name in ("rows.run_split", "bench.costs"):
         monkeypatch.setattr(f"harness.measure.{name}", Mock(side_effect=AssertionError("measured again")))
     capsys.readouterr()
     assert main([*RANDOM.split(), "--output", str(results)]) == 0

@@ -47,8 +47,8 @@ def tuner(tower: Tower, named: Dataset) -> Tuner:
 
 @pytest.mark.parametrize("tokens", ["t", "vt"])
 def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatch):
-    counts, whole = [], measured_rows.outcomes
-    monkeypatch.setattr(measured_rows, "outcomes", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k))
+    counts, whole = [], measured_rows.run_split
+    monkeypatch.setattr(measured_rows, "run_split", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k))
     config = TuneConfig(**QUICK, tokens=tokens)
     found = tuner.tune(rows, 1, 0, config)
     assert list(found) == [row.key for row in rows]

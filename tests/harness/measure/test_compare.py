@@ -19,7 +19,7 @@ from harness.datasets import few_shot
 from harness.datasets.images import measure_detail
 from harness.measure import rows, timing
 from harness.measure.bench import linear_probe
-from harness.measure.rows import feature_probe, outcomes, variants
+from harness.measure.rows import feature_probe, run_split, variants
 from harness.measure.settings import Plan
 from harness.records.metrics import predicted
 from harness.records.record import Record, read_records, refuse_mixed, write_records
@@ -44,7 +44,7 @@ def no_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError("measured again")
 
     def call() -> None:
-        for name in ("rows.outcomes", "bench.costs", "bench.linear_probe", "bench.Split.__getitem__"):
+        for name in ("rows.run_split", "bench.costs", "bench.linear_probe", "bench.Split.__getitem__"):
             monkeypatch.setattr(f"harness.measure.{name}", fail)
 
     return call
@@ -127,7 +127,7 @@ def test_a_stopped_run_goes_on_from_its_last_batch(shipped, tmp_path, monkeypatc
     """Whatever else was run in the folder meanwhile, by other code too."""
     shipped()
     monkeypatch.setattr(few_shot, "BATCH", 4)
-    plan, run, ran = replace(PLAN, batches=()), rows.outcomes, list[tuple[str, ...]]()
+    plan, run, ran = replace(PLAN, batches=()), rows.run_split, list[tuple[str, ...]]()
     whole = one_group(plan, [])
 
     def stop_at_the_third(every: Any, split: Any, *args: Any, **how: Any) -> Any:
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_from_its_last_batch(shipped, tmp_path, monkeypatc
         [group] = compare(replace(plan, **changes), [], Progress(), folder=tmp_path / "unfinished")
         return group
 
-    monkeypatch.setattr(rows, "outcomes", stop_at_the_third)
+    monkeypatch.setattr(rows, "run_split", stop_at_the_third)
     for commit, changes in ((None, {"keeps": (0.4,)}), ("other", {}), (None, {})):
         ran.clear()
         monkeypatch.setattr(rows, "git_commit", Mock(return_value=commit))
@@ -159,7 +159,7 @@ def test_what_a_busy_machine_left_untimed_is_timed_and_no_image_run_again(monkey
         known = one_group(plan, [])
     assert [record.latency for record in known] == [(), ()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "outcomes", Mock(side_effect=AssertionError("run again")))
+        patch.setattr(rows, "run_split", Mock(side_effect=AssertionError("run again")))
         timed = one_group(plan, known)
     assert untimed(timed) == untimed(known)
     assert [[times.batch for times in record.latency] for record in timed] == [[1], [1]]
@@ -197,7 +197,7 @@ def test_few_shots_by_a_probe_on_each_models_own_features(shipped, tower, parts,
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
     models = variants(tower, ["dense", "random"], [0.5])
     split = toy.split("train")  # three of each class are the whole of it
-    train = outcomes(models, split, parts.preprocess)
+    train = run_split(models, split, parts.preprocess)
     labels = torch.from_numpy(split.labels)
     probes = [linear_probe(train[row.model].features, labels, 4) for row in models]
     by_dense, by_random, by_golden, _ = used[4:]

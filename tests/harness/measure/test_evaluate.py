@@ -18,12 +18,13 @@ from harness.datasets.base import Split
 from harness.datasets.few_shot import subset
 from harness.datasets.text_features import text_classifier
 from harness.measure.bench import linear_probe, measurements
-from harness.measure.rows import Outcome, OutcomeCache, feature_probe, outcomes, run, variants
+from harness.measure.rows import OutputCache, RowOutput, feature_probe, run, run_split, variants
 from harness.records.metrics import (
     LEAST_GALLERY,
     METRICS,
-    Sample,
+    MetricInput,
     cosine_distance,
+    margin,
     measure,
     neighbours,
     overlap,
@@ -56,19 +57,21 @@ def test_outcomes_in_batches_are_those_of_one_run_in_order(toy, parts, tower, ra
     *rows, golden = variants(tower, ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows.append(replace(golden, rankings=ranked()))
-    found = outcomes(rows, split, parts.preprocess, done.append)
+    found = run_split(rows, split, parts.preprocess, done.append)
     assert done == [*range(4, len(split), 4), len(split)]
     images = torch.stack([parts.preprocess(example.image) for example in split])
     importance = torch.from_numpy(ranked().of(split.image_ids))
     for key, whole in run(rows, images, {golden.key: importance}).items():
         assert torch.allclose(found[key].features, whole.features, atol=1e-5)
         assert found[key].final_tokens == whole.final_tokens
-        assert (found[key].scores is None) == (key == rows[0].key)
-        assert whole.scores is None or np.allclose(found[key].scores, whole.scores, atol=1e-5)
+        assert ("scores" in whole.per_image) == (key != rows[0].key)
+        assert found[key].per_image.keys() == whole.per_image.keys() | ({"detail"} if key == rows[0].key else set())
+        for name, values in whole.per_image.items():
+            np.testing.assert_allclose(found[key].per_image[name], values, atol=1e-5)
         assert not found[key].features.is_inference()
     undrawn = Split(split.labels, lambda index: split.image_ids[index], refuse)
     with pytest.raises(ValueError, match="no golden ranking for image 'toy/test-5'"):
-        outcomes([replace(golden, rankings=ranked(count=5))], undrawn, parts.preprocess)
+        run_split([replace(golden, rankings=ranked(count=5))], undrawn, parts.preprocess)
 
 
 def test_text_classifier_leaves_out_what_it_can_not_name(parts, toy):
@@ -96,11 +99,8 @@ def test_the_best_class_and_margin_by_hand_and_a_class_left_out_never_wins():
     for feature, label in zip(features, labels, strict=True):
         cosines = {k: float(feature @ classes[k]) for k in (0, 1, 3)}
         gaps.append(cosines.pop(int(label)) - max(cosines.values()))
-    margin = METRICS["margin"].function
-    found = margin(Sample(features=features, classifier=classes, labels=labels, scale=1.0))
-    assert found == pytest.approx(np.mean(gaps), abs=1e-6)
-    alone = Sample(features=torch.ones(2, 1), classifier=torch.ones(1, 1), labels=np.array([0, 0]), scale=1.0)
-    assert margin(alone) is None
+    assert margin(features, classes, labels, 1.0) == pytest.approx(np.mean(gaps), abs=1e-6)
+    assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0]), 1.0) is None
 
 
 def test_a_linear_probe_ends_at_the_minimum():
@@ -122,25 +122,26 @@ def test_a_linear_probe_ends_at_the_minimum():
 
 
 def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(tower, monkeypatch):
-    [row], cache, ran = variants(tower, ["dense"], []), OutcomeCache(None, Progress()), []
+    [row], cache, ran = variants(tower, ["dense"], []), OutputCache(None, Progress()), []
 
-    def said(ids: str) -> Outcome:
+    def said(ids: str) -> RowOutput:
         """Say of each image the position of its letter."""
         numbers = np.array(["abcdef".index(name) for name in ids], dtype=np.float32)
         scores = numbers[:, None].repeat(3, axis=1)
-        return Outcome(features=torch.from_numpy(numbers)[:, None].repeat(1, 2), scores=scores, final_tokens=3)
+        features = torch.from_numpy(numbers)[:, None].repeat(1, 2)
+        return RowOutput(features=features, final_tokens=3, per_image={"scores": scores})
 
-    def outcomes(_: Any, rest: Split, *__: Any, **___: Any) -> dict[str, Outcome]:
+    def run_split(_: Any, rest: Split, *__: Any, **___: Any) -> dict[str, RowOutput]:
         ran.append("".join(rest.image_ids))
         return {row.key: said(ran[-1])}
 
-    monkeypatch.setattr("harness.measure.rows.outcomes", outcomes)
+    monkeypatch.setattr("harness.measure.rows.run_split", run_split)
     for ids in ("eb", "dcbae", "ad", "e"):
         split = Split(np.zeros(len(ids), dtype=np.int64), ids.__getitem__, refuse)
         found, wanted = cache.find([row], split, "")[row.key], said(ids)
         assert torch.equal(found.features, wanted.features)
         assert found.final_tokens == 3
-        assert np.array_equal(found.scores, wanted.scores)
+        assert np.array_equal(found.per_image["scores"], wanted.per_image["scores"])
     assert ran == ["eb", "dca"]
 
 
@@ -159,8 +160,7 @@ def test_distance_and_divergence_are_scipys_and_know_no_class_without_a_name():
     p, q = ((20 * one.double() @ two.double().T).softmax(1) for one, two in ((b, text), (a, tuned)))
 
     def divergence(own: torch.Tensor, by: torch.Tensor, dense: torch.Tensor, dense_by: torch.Tensor) -> np.ndarray:
-        sample = Sample(features=own, classifier=by, scale=20.0, dense=Sample(features=dense, classifier=dense_by))
-        return METRICS["kl_to_dense"].function(sample)
+        return METRICS["kl_to_dense"].function(20.0, own, by, dense, dense_by)
 
     found = divergence(a, tuned, b, text)
     np.testing.assert_allclose(found, entropy(p.numpy(), q.numpy(), axis=1), rtol=1e-9)
@@ -185,8 +185,8 @@ def test_neighbours_are_the_nearest_others():
 def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(count, classes, scale):
     """Without classes there are no answers, of a probe no probabilities, of few images no neighbours."""
     facts = {"classifier": units(classes, 8, seed=3) if classes else None, "scale": scale}
-    facts["labels"] = np.arange(count) % classes if classes else np.full(count, -1)
-    dense, own = (Sample(features=units(count, 8, seed=seed), **facts) for seed in (1, 0))
+    facts["per_image"] = {"labels": np.arange(count) % classes if classes else np.full(count, -1)}
+    dense, own = (MetricInput(features=units(count, 8, seed=seed), **facts) for seed in (1, 0))
     expected = {"cosine_distance"} | ({"dense_agreement", "top1", "diff_to_dense"} if classes else set())
     expected |= {"kl_to_dense", "margin"} if scale else set()
     expected |= {"neighbour_overlap"} if count == LEAST_GALLERY else set()
@@ -215,7 +215,8 @@ N, KEPT = 20, 8
 
 def agreement(scores: np.ndarray | None, golden: np.ndarray | None) -> dict[str, Any]:
     features = torch.zeros(1 if golden is None else len(golden), 2)
-    facts = measurements(Sample(features=features, scores=scores, golden=golden, final_tokens=KEPT))
+    known = {name: values for name, values in (("scores", scores), ("golden", golden)) if values is not None}
+    facts = measurements(MetricInput(features=features, per_image=known, final_tokens=KEPT))
     means = {name: own.mean for name, own in facts["metrics"].items() if name in ("tau", "weighted_tau", "match_at_k")}
     return means | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
 

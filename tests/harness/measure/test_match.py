@@ -164,7 +164,7 @@ def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
         patch.setattr("harness.measure.plan.time_models", None)  # keep rates aren't searched again
         [again] = compare(replace(met, limit=4), group, Progress())
     assert [record.keep for record in again] == [record.keep for record in group[:-1]]
-    for name in ("rows.outcomes", "bench.costs"):
+    for name in ("rows.run_split", "bench.costs"):
         monkeypatch.setattr(f"harness.measure.{name}", None)  # nothing but the keep rate that missed is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 

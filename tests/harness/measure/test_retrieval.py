@@ -14,7 +14,7 @@ from harness.datasets.text_features import caption_features
 from harness.measure.rows import captions_of
 from harness.measure.settings import Plan
 from harness.records import metrics
-from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
+from harness.records.metrics import RECALL_AT, Captions, MetricInput, recalls
 
 NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT]
 
@@ -60,7 +60,7 @@ def test_features_that_are_all_alike_find_nothing():
     pairs = np.stack([np.arange(20)] * 2, axis=1)
     assert not any(values.any() for values in recalls(features, Captions(features=features, pairs=pairs)).values())
     with pytest.raises(ValueError, match="image features overflowed"):
-        Sample(features=features * torch.nan)
+        MetricInput(features=features * torch.nan)
 
 
 def test_equal_captions_are_one_text_and_unseen_words_are_refused(captioned, parts):

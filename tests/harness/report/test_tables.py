@@ -15,7 +15,7 @@ from scipy import stats
 
 from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
-from harness.records.metrics import METRICS, Sample, metric
+from harness.records.metrics import METRICS, Metric, MetricInput, MetricValue, Tolerance, metric
 from harness.records.record import MEASURED, Record, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
@@ -165,17 +165,17 @@ def sharpness() -> Iterator[Callable[..., Record]]:
     known = dict(METRICS)
 
     @metric(
-        "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4,
-        plotted="sharpness",
+        "sharpness", needs=("features",), heading="Sharpness, %", form=".1%", unit="fraction", better="higher",
+        tolerance=Tolerance(by=5e-4), plotted="sharpness",
     )  # fmt: skip
-    def _sharpness(sample: Sample) -> np.ndarray:
-        return sample.features.numpy()[:, 0]
+    def _sharpness(features: torch.Tensor) -> np.ndarray:
+        return features.numpy()[:, 0]
 
     def add(record: Record, value: float) -> Record:
         values = np.full(record.image_count, value)
         values[::2] += 1 / 64
-        sample = Sample(features=torch.from_numpy(values)[:, None])
-        return replace(record, sharpness=METRICS["sharpness"].measure(sample))
+        data = MetricInput(features=torch.from_numpy(values)[:, None])
+        return replace(record, sharpness=METRICS["sharpness"].measure(data))
 
     yield add
     METRICS.clear()
@@ -206,6 +206,19 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
     assert list(find_movements(then, then, Tolerances())) == []
+
+
+def test_by_default_a_metric_may_move_within_its_interval_as_another_machine_moves_it(sharpness: Callable[..., Record]):
+    METRICS["sharpness"] = replace(METRICS["sharpness"], tolerance=Metric.tolerance)
+    then = sharpness(FULL, 0.25)
+    ends = then.metrics["sharpness"].interval
+    for value, moved in ((0.2505, []), (0.3125, ["sharpness"]), (0.1875, ["sharpness"])):
+        now = sharpness(FULL, value)
+        assert [one.quantity for one in find_movements(then, now, Tolerances())] == moved
+        assert (ends.low <= now.mean("sharpness") <= ends.high) == (not moved)
+    alone = replace(then, sharpness=MetricValue(mean=0.25))  # without interval by a hundredth of itself
+    near, far = (replace(then, sharpness=MetricValue(mean=mean)) for mean in (0.2524, 0.2526))
+    assert [list(map(str, find_movements(alone, now, Tolerances()))) == [] for now in (near, far)] == [True, False]
 
 
 def test_what_differs_between_tables_of_one_heading_is_told(dense: Record):

@@ -127,7 +127,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(case, "rank", "rankings")
     count(case, "fit", "predictors")
     count(prompts, "tune", "prompts")
-    count(measured_rows, "outcomes", "outcomes")
+    count(measured_rows, "run_split", "outcomes")
     return made
 
 

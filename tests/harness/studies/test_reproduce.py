@@ -110,7 +110,7 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
 @pytest.mark.usefixtures("staged")
 def test_ours_stand_beside_the_paper_s(tmp_path: Path, monkeypatch):
     """Stopped on the second dataset, the first is there; then its own mean over both stands beside the paper's."""
-    real, calls = measured_rows.outcomes, []
+    real, calls = measured_rows.run_split, []
     monkeypatch.setitem(TABLES, "figure5", replace(TABLES["figure5"], keeps=(0.6,)))
 
     def stop(rows: Any, split: Any, *args: Any, **options: Any) -> Any:
@@ -121,7 +121,7 @@ def test_ours_stand_beside_the_paper_s(tmp_path: Path, monkeypatch):
 
     command = ("figure5 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.measure.rows.outcomes", stop)
+        patch.setattr("harness.measure.rows.run_split", stop)
         assert run(*command) == 130
         first = read_records(tmp_path / "figure5.jsonl")
         assert {record.dataset for record in first} == {"caltech101"}
