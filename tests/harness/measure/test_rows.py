@@ -71,14 +71,14 @@ def test_features_per_patch_are_compared_with_denses(tower, predictor_file, imag
     for row in rows:
         wanted = row.vit.forward_intermediates(images, 1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
         torch.testing.assert_close(judged[row.key], F.normalize(wanted, dim=-1))
-        assert found[row.key].foreground.shape == (3, 2)
+        assert found[row.key].per_image["foreground"].shape == (3, 2)
         if row.method == DENSE:
-            assert found[row.key].patch_distance is None
+            assert "patch_distance" not in found[row.key].per_image
         else:
             cosine = F.cosine_similarity(wanted, judged[rows[0].key], dim=-1).mean(dim=1)
-            assert found[row.key].patch_distance[:, 0] == pytest.approx(1 - cosine.numpy(), abs=1e-6)
+            assert found[row.key].per_image["patch_distance"][:, 0] == pytest.approx(1 - cosine.numpy(), abs=1e-6)
     [_, alone] = run([rows[0], *variants(tower, ["tome"], [1.0])], images).values()
-    assert not alone.patch_distance.any()
+    assert not alone.per_image["patch_distance"].any()
 
 
 @pytest.mark.parametrize("method", [DENSE, *REDUCERS])
@@ -99,9 +99,9 @@ def test_equals_each_model_alone(method, keep, tower, predictor_file, images):
     output = found[row.key]
     assert torch.allclose(output.features, whole, atol=1e-5)
     assert output.final_tokens == trace.final_tokens == final_count(64, row.keep)
-    assert (output.scores is None) == (trace.scores is None)
+    assert ("scores" in output.per_image) == (trace.scores is not None)
     if trace.scores is not None:
-        np.testing.assert_allclose(output.scores, trace.scores.numpy(), rtol=1.3e-6, atol=1e-5)
+        np.testing.assert_allclose(output.per_image["scores"], trace.scores.numpy(), rtol=1.3e-6, atol=1e-5)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_golden_keeps_exactly_the_best(dense, tower, images):
             x = block(x)
         slow = F.normalize(dense.head(dense.norm(x)[:, 0]), dim=-1)
         assert torch.allclose(output.features[image], slow[0], atol=1e-5)
-        order = (-output.scores[image]).argsort(kind="stable")
+        order = (-output.per_image["scores"][image]).argsort(kind="stable")
         assert order.tolist() == golden[image].argsort(descending=True).tolist()
 
 

@@ -89,7 +89,7 @@ def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[st
 def test_lines_of_other_versions_are_refused(latency_record: Make, tmp_path: Path):
     path = tmp_path / "latency.jsonl"
     times.write_latencies(path, [latency_record(schema_version=9)])
-    with pytest.raises(ValueError, match=r"line 1: schema_version is 9, this version reads 5: move the file away"):
+    with pytest.raises(ValueError, match=r"line 1: schema_version is 9, this version reads 6: move the file away"):
         times.read_latencies(path)
 
 
