@@ -31,7 +31,7 @@ from zoo.core.digests import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import best_precision, torch_dtype
-from zoo.deploy.optimized import OptimizedHost
+from zoo.deploy.runtime import EAGER, OPTIMIZED
 from zoo.deploy.setup import Setup
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 from zoo.loading.towers import load_tower, split_method
@@ -48,7 +48,7 @@ class Candidate(NamedTuple):
     """A setup that may be chosen; ``method`` None is the dense tower."""
 
     method: str | None
-    dtype: str
+    precision: str
     keep: float
     rule: tuple[tuple[str, Any], ...] = ()  # options of another rule for reduction points than the method's default
 
@@ -66,7 +66,7 @@ class Candidate(NamedTuple):
         return f"{self.method} {100 * self.keep:.0f}" + (f" with {', '.join(words)}" if words else "")
 
     def __str__(self) -> str:
-        return f"{self.name} in {self.dtype}"
+        return f"{self.name} in {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,31 +99,30 @@ class Lab:
         vit = self.tower.vit.to(config.device)
         fast = best_precision(config.device)
         self.served: dict[str, Any] = {}  # the dense tower as it is run, by precision, the fastest first
-        for dtype in sorted(set(config.precisions) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype)):
+        self.runtimes: dict[str, str] = {}  # names, by precision
+        precisions = set(config.precisions) or {"float32", fast}
+        for precision in sorted(precisions, key=lambda name: (name != fast, name)):
             example = torch.zeros(1, 3, *vit.input_size, device=config.device)
-            prepared, why = Setup(model=self.model, precision=dtype).prepare(vit, example)
-            self.served[dtype] = prepared.call
+            prepared, why = Setup(model=self.model, precision=precision).prepare(vit, example)
+            self.served[precision], self.runtimes[precision] = prepared.call, EAGER if why else OPTIMIZED
             if why:
-                say(f"models in {dtype} run as they are: {why}")
-        self.dense = [Candidate(None, dtype, 1.0) for dtype in self.served]
+                say(f"models in {precision} run as they are: {why}")
+        self.dense = [Candidate(None, precision, 1.0) for precision in self.served]
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.reductions = self._find_reductions()
         self.predictors = self._find_predictors()
         self.dataset = get_dataset(dataset)
         self.search, self.held_out = self._split_pictures()
-        self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
+        self.weights = fingerprint(vit)
         self._path, known = cached_json(
             "choices",
-            *(version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised),
+            *(version("clip-patchrank"), git_commit(), self.tower.name, self.weights, self.runtimes),
             *(self.dataset.name, self.dataset.condition, bounds.max_loss is None),
             *(self.search.split.image_ids, self.held_out.split.image_ids),
             *(config.device, torch.get_num_threads(), *map(digest, self.predictors)),
         )
         # Values on the pictures of each name, by candidate.
         self.known: dict[str, dict[str, Values]] = (not fresh and known) or {"search": {}, "held_out": {}}
-
-    def _is_optimised(self, dtype: str) -> bool:
-        return isinstance(self.served[dtype], OptimizedHost)
 
     def _find_reductions(self) -> list[Candidate]:
         """Return what the tower can run, each at its highest keep rate, in the fastest precision.
@@ -169,10 +168,9 @@ class Lab:
 
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
-        if one.method is None:
-            return Setup(model=self.model, precision=one.dtype)
-        options = {"keep": one.keep, **dict(one.rule)}
-        return Setup(model=self.model, method=one.method, options=options, precision=one.dtype)
+        options = {} if one.method is None else {"keep": one.keep, **dict(one.rule)}
+        run = {"runtime": self.runtimes[one.precision], "precision": one.precision}
+        return Setup(model=self.model, method=one.method, options=options, **run)
 
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""
@@ -191,11 +189,11 @@ class Lab:
             ValueError: the tower can't have it, such as ToMe's that would merge more than half of the tokens.
             FileNotFoundError: its predictor is missing.
         """
-        reduced, dense = self.find_setup(one).reduce(self.tower), self.served[one.dtype]
+        reduced, dense = self.find_setup(one).reduce(self.tower), self.served[one.precision]
         vit = share_weights(dense, type(dense))
         vit.reducer = reduced.reducer
-        if vit.reducer is not None and not self._is_optimised(one.dtype):
-            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(one.dtype))
+        if vit.reducer is not None and self.runtimes[one.precision] == EAGER:
+            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(one.precision))
         return dataclasses.replace(make_row(self.tower, DENSE, {}, str(one)), vit=vit)
 
     def measure(self, one: Candidate, pictures: str) -> Values:
@@ -219,7 +217,7 @@ class Lab:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
         if not (values := self.measure(one, "held_out")):
-            raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --precisions")
+            raise ValueError(f"features of {one} overflow on these pictures: leave {one.precision} out of --precisions")
         figures = self.held_out.figures(values, self.config.seed)
         return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
 
@@ -243,7 +241,7 @@ class Lab:
     def measure_times(self, candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, Any]]:
         """Time candidates in the same rounds as the dense tower in eager float32, and as each of them is run."""
         self.say(f"time of {', '.join(map(str, candidates))}")
-        alike = {one: Candidate(None, one.dtype, 1.0) for one in candidates}
+        alike = {one: Candidate(None, one.precision, 1.0) for one in candidates}
         vits = {one: self.serve(one).vit for one in (*alike.values(), *alike)}
         timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         dense, batch = timings[DENSE], self.config.batch
@@ -272,7 +270,8 @@ class Lab:
             "fidelity": chosen.fidelity,
             "time": chosen.time,
             "judged": [
-                {"name": one.candidate.name, "dtype": one.candidate.dtype, "passed": one.passed} for one in judged
+                {"name": one.candidate.name, "precision": one.candidate.precision, "passed": one.passed}
+                for one in judged
             ],
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
             "model": {"name": self.tower.name, "weights": self.weights},
@@ -298,11 +297,11 @@ def build_ladder(lab: Any) -> list[Candidate]:
         return [min(lab.dense, key=lab.share)]
     lab.say("times of dense in each precision")
     ratios = lab.ratios(dense)
-    dtype = min(dense, key=ratios.__getitem__).dtype
+    precision = min(dense, key=ratios.__getitem__).precision
     rungs = dict[Candidate, list[Candidate]]()  # by the lowest
     for way in lab.reductions:
         lab.say(f"keep rates of {way.method}")
-        rates = way._replace(dtype=dtype).rates
+        rates = way._replace(precision=precision).rates
         at = bisect_left(rates, True, key=lambda one: lab.share(one) <= 1)
         if at < len(rates):
             rungs[rates[at]] = [rates[at + up] for up in SAFER if at + up < len(rates)]
@@ -394,15 +393,15 @@ def selection_table(selection: Selection) -> Table:
         means = [points(Interval(**own)) if m == CHANGE else interval(own, 4) for m, own in one.fidelity.items()]
         ratios = [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
         met = "yes" if one.passed else "no"
-        rows.append([one.candidate.name, one.candidate.dtype, *means, *ratios, met])
+        rows.append([one.candidate.name, one.candidate.precision, *means, *ratios, met])
     facts = selection.setup.certificate["dataset"]
     held = facts["held_out"]
     return Table.of(
         f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {facts['name']} "
         f"({held['photographs']} photographs)",
-        ["setup", "dtype", *metrics, "x dense", "x dense alike", "met"],
+        ["setup", "precision", *metrics, "x dense", "x dense alike", "met"],
         rows,
-        words=("setup", "dtype", "met"),
+        words=("setup", "precision", "met"),
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
         "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
         "same precision and runtime; met: whether it meets the bounds on fidelity; the last setup is "

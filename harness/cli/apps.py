@@ -62,7 +62,7 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
         for one in reductions:
             if one.time:
                 slow = f"but slower than dense, {setup.precision}" if one.pays else "not clearly faster"
-                text += f"; {one.candidate.name} in {one.candidate.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
+                text += f"; {one.candidate} is {_faster(one.time[ALIKE])} {alike}, {slow}"
         if not reductions:
             text += "; no reduction was found that meets the bounds"
     wrote = f"wrote {args.output} in {setup.certificate['seconds']:.0f} s; {bounds.words}: met, by 95 % intervals"

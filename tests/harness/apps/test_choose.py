@@ -33,7 +33,7 @@ from harness.records.record import DENSE, GOLDEN
 from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
-from zoo.deploy.export import EXPORTED_PROGRAM
+from zoo.deploy.runtime import EXPORTED_PROGRAM
 from zoo.deploy.setup import Setup
 from zoo.loading.towers import Tower
 
@@ -46,7 +46,7 @@ class Fake:
     def __init__(self, seed: int, count: int = 6) -> None:
         rng = np.random.default_rng(seed)
         methods = sorted(zoo.METHODS)[:count]
-        self.dense = [Candidate(None, dtype, 1.0) for dtype in ("bfloat16", "float32")]
+        self.dense = [Candidate(None, precision, 1.0) for precision in ("bfloat16", "float32")]
         self.reductions = [Candidate(name, "bfloat16", RATES[-1]) for name in methods]
         ranges = ((1, 4), (0.5, 5), (0.1, 0.5))
         drawn = (rng.uniform(*ends, count).tolist() for ends in ranges)
@@ -57,20 +57,20 @@ class Fake:
 
     def share(self, one: Candidate) -> float:
         self.asked.add(one)
-        coarse = 0.02 if one.dtype == "bfloat16" else 0.0
+        coarse = 0.02 if one.precision == "bfloat16" else 0.0
         return coarse + (0 if one.method is None else self.scale[one.method] * (1 - one.keep) ** self.power[one.method])
 
     def ratio(self, one: Candidate) -> float:
         base = 1.0 if one.method is None else self.base[one.method] + (1 - self.base[one.method]) * one.keep
-        return (0.6 if one.dtype == "bfloat16" else 1.0) * base
+        return (0.6 if one.precision == "bfloat16" else 1.0) * base
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
         return {one: self.ratio(one) for one in candidates}
 
     @property
     def every(self) -> list[Candidate]:
-        dtypes, reduced = ("bfloat16", "float32"), [one for way in self.reductions for one in way.rates]
-        return self.dense + [one._replace(dtype=dtype) for one in reduced for dtype in dtypes]
+        precisions, reduced = ("bfloat16", "float32"), [one for way in self.reductions for one in way.rates]
+        return self.dense + [one._replace(precision=precision) for one in reduced for precision in precisions]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -105,7 +105,7 @@ class Clock:
         if isinstance(one, str):
             return 120.0
         reduced = self.overhead + 0.8 * one.keep
-        return (50.0 if one.dtype == "bfloat16" else 100.0) * (1.0 if one.method is None else reduced)
+        return (50.0 if one.precision == "bfloat16" else 100.0) * (1.0 if one.method is None else reduced)
 
     def time_models(self, models: Mapping[Any, Any], batch: int, rounds: int, **_: Any) -> dict[Any, Timing]:
         if len(self.timed) >= self.busy_after:
@@ -226,9 +226,9 @@ def test_under_noise_no_answer_is_slower_than_dense_run_alike(clock: Clock, over
         choice = chosen(SetupBounds(min_cosine=0.9), replace(CONFIG, methods=(), precisions=("float32", "bfloat16")))
         assert all(one.candidate.method != "random" for one in choice.judged)
         one = choice.judged[-1].candidate
-        assert clock.true_ms(one) <= clock.true_ms(Candidate(None, one.dtype, 1.0))
+        assert clock.true_ms(one) <= clock.true_ms(Candidate(None, one.precision, 1.0))
         if overhead > 1:
-            assert (one.method, one.dtype) == (choice.setup.method, choice.setup.precision) == (None, "bfloat16")
+            assert (one.method, one.precision) == (choice.setup.method, choice.setup.precision) == (None, "bfloat16")
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -292,27 +292,29 @@ def test_refusals(make: Callable[[], Any], quoted: str):
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("foreign", ["local-dir"], indirect=True)
-@pytest.mark.parametrize("dtype", [pytest.param(PRECISIONS[0], marks=pytest.mark.command("choose")), *PRECISIONS[1:]])
-def test_what_the_command_prints_runs(dtype: str, foreign: str, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "precision", [pytest.param(PRECISIONS[0], marks=pytest.mark.command("choose")), *PRECISIONS[1:]]
+)
+def test_what_the_command_prints_runs(precision: str, foreign: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(f"photos/{number}.png")
-    words = f"choose --model {foreign} --methods tome --precisions {dtype} --images photos --search 8 --held-out 20"
+    words = f"choose --model {foreign} --methods tome --precisions {precision} --images photos --search 8 --held-out 20"
     command = [*words.split(), "--min-cosine"]
     assert main([*command, "0.98", "--output", "new/s.json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     embed, export = (shlex.split(line)[1:] for line in lines if line.startswith("patchrank "))
     assert main(embed) == main(export) == 0
     assert json.loads(Path("model.onnx.json").read_text())["precision"] == "float32"
-    assert ("no " + dtype in capsys.readouterr().out.replace("\n", " ")) == (dtype != "float32")
+    assert ("no " + precision in capsys.readouterr().out.replace("\n", " ")) == (precision != "float32")
     program = [*export[:3], "--runtime", EXPORTED_PROGRAM, "--limit", "2", "--output", "model.pt2"]
     assert main(program) == 0
-    assert json.loads(Path("model.pt2.json").read_text())["precision"] == dtype
+    assert json.loads(Path("model.pt2.json").read_text())["precision"] == precision
     setup, scope, images = Setup.read(Path("new/s.json")), dict[str, Any](), torch.randn(2, 3, 32, 32)
     exec("\n".join(lines[-2:]), scope)
     with torch.inference_mode():
-        assert torch.equal(scope["model"](images), zoo.optimize(setup.load().vit, dtype=dtype)(images))
+        assert torch.equal(scope["model"](images), zoo.optimize(setup.load().vit, dtype=precision)(images))
     capsys.readouterr()
     assert main([*command, "0.98", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["setup"]["options"] == setup.options
@@ -325,10 +327,10 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelle
     """By the plain way; what can't be optimised is rounded."""
     images = torch.stack([tower.preprocess(example.image) for example in unlabelled.split("test")[:4]])
     lab = make_lab(replace(CONFIG, precisions=("float32", "bfloat16")))
-    for way in [*lab.dense, *lab.reductions, *(way._replace(dtype="float32") for way in lab.reductions)]:
+    for way in [*lab.dense, *lab.reductions, *(way._replace(precision="float32") for way in lab.reductions)]:
         one = way.rates[len(way.rates) // 2]
         with torch.inference_mode():
-            features = zoo.optimize(lab.find_setup(one).reduce(tower), dtype=one.dtype)(images)
+            features = zoo.optimize(lab.find_setup(one).reduce(tower), dtype=one.precision)(images)
             assert torch.equal(lab.serve(one).vit(images), features)
 
     monkeypatch.setattr("zoo.deploy.optimized.optimize", Mock(side_effect=ValueError("not this one")))
