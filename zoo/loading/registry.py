@@ -1,8 +1,10 @@
 """Every size of CLIP ViT, dense and with each method and keep rate, as a timm model; methods may come later."""
 
+import pkgutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import entry_points
 from itertools import product
 from pathlib import Path
@@ -11,8 +13,7 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 
-import zoo.methods.patchrank
-import zoo.methods.rankmerge  # noqa: F401  # it registers itself
+import zoo.methods
 from zoo.core.reducer import configure, on_method
 from zoo.loading.adopt import add_prompts, filter_weights
 from zoo.loading.learned_files import PredictorFile, PromptFile, with_predictor
@@ -154,6 +155,8 @@ on_method(_add_method)
 
 
 def load_methods() -> None:
-    """Import the modules that register methods, ``baselines`` and those of other distributions."""
+    """Import the modules that register methods: ``zoo.methods``, ``baselines`` and those of other distributions."""
+    for module in pkgutil.iter_modules(zoo.methods.__path__, "zoo.methods."):
+        import_module(module.name)
     for point in entry_points(group="clip_patchrank.methods"):
         point.load()
