@@ -193,9 +193,9 @@ def make_row(
 
 def optimized_row(dense: Variant) -> Variant:
     """Make a row of the dense tower by `zoo.optimize` in the fastest precision of its device; raise what that does."""
-    dtype = best_precision(next(dense.vit.parameters()).device)
-    vit = optimize(dense.vit, dtype=dtype)
-    return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
+    precision = best_precision(next(dense.vit.parameters()).device)
+    vit = optimize(dense.vit, dtype=precision)
+    return replace(dense, method=OPTIMIZED, vit=vit, config={"precision": precision}, what=OPTIMIZED)
 
 
 def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:

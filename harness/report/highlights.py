@@ -16,7 +16,7 @@ from harness.report.tables import RATIO, Group, describe_optimized
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
 # What the images of several datasets were judged under, by one tower.
 _ALIKE = (
-    *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
+    *("tag", "weights_sha256", "image_size", "device", "device_name", "precision", "threads"),
     *("torch", "timm", "version"),
 )
 
@@ -125,7 +125,7 @@ class Standing:
             f"{RATIO}: time by the dense model's" if batch else "",
             describe_optimized(rows),
             f"not at this cost, or not on every dataset: {missing}" if missing else "",
-            f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}",
+            f"{first.device_name}, {first.precision}, {count_of(first.threads, 'thread')}",
         ]
         return Table.of(
             f"{tower_of(first)} at {self.cost}",
