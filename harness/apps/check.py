@@ -32,7 +32,6 @@ from harness.records.record import (
     DENSE,
     GOLDEN,
     MATCHED,
-    OPTIMIZED,
     RECORDS,
     Record,
     Tuning,
@@ -54,6 +53,7 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.reducer import METHODS
 from zoo.core.settings import tower_name
+from zoo.deploy.runtime import OPTIMIZED
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import TIMM, Tower, load_tower, split_name

@@ -36,7 +36,6 @@ from harness.records.metrics import METRICS, Captions, MetricInput, measure
 from harness.records.record import (
     DENSE,
     GOLDEN,
-    OPTIMIZED,
     PROBE,
     Record,
     Tuning,
@@ -49,6 +48,7 @@ from harness.records.record import (
 )
 from zoo.core.digests import digest, fingerprint
 from zoo.core.settings import torch_dtype
+from zoo.deploy.runtime import OPTIMIZED
 from zoo.loading.towers import Tower, load_tower, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key

@@ -21,10 +21,10 @@ from harness.records.metrics import METRICS, MetricValue, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import kind_of
 from zoo.core.json_reader import from_json, strict_json
+from zoo.deploy.runtime import OPTIMIZED
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
-OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision
-UNREDUCED = (DENSE, OPTIMIZED)
+UNREDUCED = (DENSE, OPTIMIZED)  # the latter is the dense tower by that runtime, in the precision of its settings
 RANDOM = "random"  # the control: a method that is no better than it does nothing
 SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"

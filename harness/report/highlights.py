@@ -8,10 +8,11 @@ from itertools import combinations, product
 from harness.base.table import UNMEASURED, Cell, Table, count_of, estimate_cell, figure
 from harness.records.averages import Average, Level, cost_of, fidelity_ps, labels, levels, tower_of
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, Record, differing
+from harness.records.record import DENSE, GOLDEN, RANDOM, UNREDUCED, Record, differing
 from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, together
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.tables import RATIO, Group, describe_optimized
+from zoo.deploy.runtime import OPTIMIZED
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
 # What the images of several datasets were judged under, by one tower.

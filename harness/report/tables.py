@@ -25,7 +25,8 @@ from harness.records.averages import (
     with_recovery,
 )
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import CONDITIONS, DENSE, MATCHED, OPTIMIZED, UNREDUCED, Record, Times, differing
+from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, Times, differing
+from zoo.deploy.runtime import OPTIMIZED
 
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")

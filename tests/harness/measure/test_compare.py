@@ -101,7 +101,7 @@ def test_records_by_hand(shipped, dense, parts, toy):
     assert ours.classes_judged == (3, 4)
     half = one_group(replace(PLAN, precision="bfloat16"), [])
     for whole, theirs in zip(found, half, strict=True):
-        assert (theirs.dtype, theirs.weights_sha256) == ("bfloat16", whole.weights_sha256)
+        assert (theirs.precision, theirs.weights_sha256) == ("bfloat16", whole.weights_sha256)
         assert (whole.correct == theirs.correct).mean() > 0.8
 
 
