@@ -84,7 +84,7 @@ def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
     judged = [record for table, _ in results.values() for row in table.rows[:3] for record in row.records]
     assert len({r.method_config["predictor"] for r in judged}) == 6  # three training sets, two seeds
     every = [record for _, records in results.values() for record in records]
-    assert {(r.dtype, r.weights_sha256) for r in every} == {("bfloat16", every[0].weights_sha256)}
+    assert {(r.precision, r.weights_sha256) for r in every} == {("bfloat16", every[0].weights_sha256)}
 
 
 @pytest.mark.usefixtures("quick_costs")
