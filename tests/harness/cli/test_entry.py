@@ -161,7 +161,7 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
 
 @pytest.mark.parametrize("command", [
     "choose --model clip_vit_s14 --dataset photos --min-cosine 0.9",
-    "export --model clip_vit_s14_tome50 --format exported-program --limit 2",
+    "export --model clip_vit_s14_tome50 --runtime exported-program --limit 2",
     "fit predictor --model clip_vit_s14 --dataset photos",
     "fit prompts --model clip_vit_s14 --dataset emoji --shots 1",
     "fit recovery --model clip_vit_s14_tome50 --dataset photos",
