@@ -162,7 +162,7 @@ def test_golden_rankings_agree_on_the_device_and_in_low_precision(device: str, p
 @no_context
 def test_recovery_learns_the_same(device: str, tiny: Build):
     vit, train, val = tiny("clip_vit_b16_evitfuse50"), torch.randn(12, 3, 64, 64), torch.randn(4, 3, 64, 64)
-    how = RecoveryConfig(what="head+norm", rounds=3, steps=4, batch=4, dtype="float32", learning_rate=3e-3)
+    how = RecoveryConfig(what="head+norm", rounds=3, steps=4, batch=4, precision="float32", learning_rate=3e-3)
     here, there = (recover(vit.to(place), [train], [val], how) for place in ("cpu", device))
     assert there.before == pytest.approx(here.before, rel=1e-3)
     assert there.after == pytest.approx(here.after, rel=1e-2)

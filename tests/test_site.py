@@ -122,7 +122,7 @@ def test_a_user_embeds_pictures_as_the_page_says():
 def test_a_user_compares_methods_as_the_page_says(monkeypatch):
     """Every command and the Python, in order, as it stands, on few images, with few methods of the main job."""
     monkeypatch.setattr(plan, "CALLS", 1)
-    few = ["--limit", "4", "--batches", "--match-batch", "1", "--dtype", "float32"]
+    few = ["--limit", "4", "--batches", "--match-batch", "1", "--precision", "float32"]
     text = text_of("compare.md").replace(
         "patchrank compare\n", "patchrank compare --methods rankmerge patchrank --dataset photos\n"
     )

@@ -32,7 +32,6 @@ from harness.records.record import (
     DENSE,
     GOLDEN,
     MATCHED,
-    OPTIMIZED,
     RECORDS,
     Record,
     Tuning,
@@ -54,6 +53,7 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.reducer import METHODS
 from zoo.core.settings import tower_name
+from zoo.deploy.runtime import OPTIMIZED
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import TIMM, Tower, load_tower, split_name
@@ -120,7 +120,7 @@ def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
             raise ValueError(
                 f"{where}: {record.model} on {record.dataset} is {what}; check measures by text, leave such rows out"
             )
-        shared = (tower_of(record), record.split, record.dtype, record.device, record.image_count)
+        shared = (tower_of(record), record.split, record.precision, record.device, record.image_count)
         rows, place = cases.setdefault(shared, {}), (record.dataset, record.method, record.keep)
         first = next((row.record for row in rows.values() if (row.dataset, row.method, row.keep) == place), None)
         options = {
@@ -131,15 +131,15 @@ def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
         row = CheckRow(dataset=record.dataset, method=record.method, keep=record.keep, options=options, record=record)
         rows[row.dataset, row.name] = row
     sorted_cases = []
-    for (tower, split, dtype, device, limit), rows in cases.items():
+    for (tower, split, precision, device, limit), rows in cases.items():
         datasets = tuple(dict.fromkeys(dataset for dataset, _ in rows))
         for dataset in datasets:
             if (dataset, DENSE) not in rows:
                 raise ValueError(f"{where}: no dense row of {tower} on {dataset}, which the others are compared with")
         batches = tuple(sorted({entry.batch for row in rows.values() if row.record for entry in row.record.latency}))
         plan = Plan(
-            models=(tower,), methods=(), datasets=datasets, split=split, dtype=dtype, device=device, limit=limit,
-            batches=batches,
+            models=(tower,), methods=(), datasets=datasets, split=split, precision=precision, device=device,
+            limit=limit, batches=batches,
         )  # fmt: skip
         sorted_cases.append(Case(tower, plan, sorted(rows.values(), key=lambda row: row.method != DENSE), file))
     return sorted_cases

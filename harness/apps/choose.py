@@ -169,8 +169,8 @@ class Lab:
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
         options = {} if one.method is None else {"keep": one.keep, **dict(one.rule)}
-        run = {"runtime": self.runtimes[one.precision], "precision": one.precision}
-        return Setup(model=self.model, method=one.method, options=options, **run)
+        runtime = self.runtimes[one.precision]
+        return Setup(model=self.model, method=one.method, options=options, runtime=runtime, precision=one.precision)
 
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""

@@ -41,7 +41,7 @@ def compare(
             f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
             "tower's without learned tokens"
         )
-    if plan.dtype == "bfloat16" != best_precision(plan.device):
+    if plan.precision == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
     done = 0
     with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:

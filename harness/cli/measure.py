@@ -102,8 +102,8 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
         yield f"{len(every) - len(left)} of {len(every)} methods; --methods takes the others, too: {' '.join(left)}"
     if plan.match == "gflops":
         words = [PROGRAM, *(word for word in args.argv if word != "--fresh"), "--match", "time"]
-        if (fast := best_precision(plan.device)) != plan.dtype:
-            words += ["--dtype", fast]
+        if (fast := best_precision(plan.device)) != plan.precision:
+            words += ["--precision", fast]
         yield f"next, at equal time: {shlex.join(words)}"
 
 

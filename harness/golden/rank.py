@@ -90,7 +90,7 @@ class ShardRanker:
 
     def configure(self, stored: Provenance | None) -> None:
         """Make the engine in the job's precision and batch, else the store's, else the device's best."""
-        job, source, dtype = self.job, self.job.source, self.job.dtype
+        job, source, dtype = self.job, self.job.source, self.job.precision
         if dtype == AUTO:
             dtype = stored.dtype if stored else precision_on(job.device, AUTO)
         batch = stored.batch if stored and job.batch is None else job.batch
@@ -112,7 +112,7 @@ class ShardRanker:
     def run(self, todo: Sequence[int]) -> Iterator[int]:
         """Make shards, here or by workers; yield numbers of images that are done."""
         wanted, folder = self.provenance, self.store.folder.absolute()
-        start = partial(_start, replace(self.job, dtype=wanted.dtype, batch=wanted.batch, out=folder), wanted)
+        start = partial(_start, replace(self.job, precision=wanted.dtype, batch=wanted.batch, out=folder), wanted)
         return make_shards(self.job, todo, self.make, start=start, release=self.tower.vit.cpu)
 
     def make(self, indices: Sequence[int]) -> Iterator[int]:

@@ -24,7 +24,7 @@ class RankJob(ShardJob):
     out: Path | None = None  # the store; None for the user's cache, where `compare` looks
     shard_size: int = 64  # images per shard
     batch: int | None = None  # sequences per pass; None: the store's, else by the free memory
-    dtype: str = "float32"  # or auto: that of the store, else the fastest of the device
+    precision: str = "float32"  # or auto: that of the store, else the fastest of the device
 
     def __post_init__(self) -> None:
         super().__post_init__()

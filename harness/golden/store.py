@@ -130,7 +130,7 @@ class Rankings:
         """Make rankings from exact importance, (n, N); ValueError if float16 can't hold it."""
         if not np.isfinite(importance).all():
             raise ValueError(
-                "the importance of a patch is no finite number: the tower overflowed; use --dtype bfloat16 or float32"
+                "the importance of a patch isn't finite: the tower overflowed; use --precision bfloat16 or float32"
             )
         # The distance to the image's least: cosines crowd below 1, where float16 is coarse.
         with np.errstate(over="ignore"):

@@ -96,7 +96,7 @@ class Tuner:
                 "a model with a full vocabulary"
             )
         like = next(rows[0].vit.block_modules.parameters())
-        config = replace(config, dtype=precision_on(like.device, config.dtype))
+        config = replace(config, precision=precision_on(like.device, config.precision))
         self.parts.model.text.to(like.device)
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
@@ -154,7 +154,7 @@ class Tuner:
         for index, name in enumerate(split.image_ids):
             if name not in self._pixels:
                 image: Tensor = self.parts.preprocess(split[index].image)
-                self._pixels[name] = image.bfloat16() if config.dtype == "bfloat16" else image
+                self._pixels[name] = image.bfloat16() if config.precision == "bfloat16" else image
         return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)
 
 

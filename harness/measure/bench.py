@@ -36,7 +36,6 @@ from harness.records.metrics import METRICS, Captions, MetricInput, measure
 from harness.records.record import (
     DENSE,
     GOLDEN,
-    OPTIMIZED,
     PROBE,
     Record,
     Tuning,
@@ -49,6 +48,7 @@ from harness.records.record import (
 )
 from zoo.core.digests import digest, fingerprint
 from zoo.core.settings import torch_dtype
+from zoo.deploy.runtime import OPTIMIZED
 from zoo.loading.towers import Tower, load_tower, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
@@ -77,7 +77,7 @@ class Bench:
         self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method != OPTIMIZED:  # which is in its place
-                row.vit.to(self.plan.device, torch_dtype(self.plan.dtype))
+                row.vit.to(self.plan.device, torch_dtype(self.plan.precision))
 
     @classmethod
     def build(
@@ -318,7 +318,7 @@ def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:
         "weights_sha256": weights,
         "device": plan.device,
         "device_name": device_name(plan.device),
-        "dtype": plan.dtype,
+        "precision": plan.precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": version("timm"),

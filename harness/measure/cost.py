@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from harness.base.terminal import Progress
-from harness.records.record import OPTIMIZED, lacking
+from harness.records.record import lacking
+from zoo.deploy.runtime import OPTIMIZED
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant

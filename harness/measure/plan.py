@@ -122,7 +122,7 @@ def equal_times(
     taken. A method further off than `CLOSE` there has no keep rate.
     """
     # A copy, as predictors know the tower by its weights.
-    dense = copy.deepcopy(dense).to(plan.device, torch_dtype(plan.dtype))
+    dense = copy.deepcopy(dense).to(plan.device, torch_dtype(plan.precision))
     done = itertools.count(1)
     counts, costs = (
         {key: solver.grid(1, solver.patches, GRID) for key, solver in solvers.items()},

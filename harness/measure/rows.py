@@ -25,14 +25,14 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
+from harness.records.record import DENSE, GOLDEN, RECOVERY
 from zoo.core.digests import digest
 from zoo.core.host import Host
 from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
-from zoo.deploy.optimized import optimize
+from zoo.deploy.runtime import OPTIMIZED, find_runtime
 from zoo.loading.adopt import add_prompts, reduce
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
@@ -193,9 +193,10 @@ def make_row(
 
 def optimized_row(dense: Variant) -> Variant:
     """Make a row of the dense tower by `zoo.optimize` in the fastest precision of its device; raise what that does."""
-    dtype = best_precision(next(dense.vit.parameters()).device)
-    vit = optimize(dense.vit, dtype=dtype)
-    return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
+    like = next(dense.vit.parameters())
+    precision, example = best_precision(like.device), torch.zeros(1, 3, *dense.vit.input_size).to(like)
+    vit: Any = find_runtime(OPTIMIZED).prepare(dense.vit, example, precision).call
+    return replace(dense, method=OPTIMIZED, vit=vit, config={"precision": precision}, what=OPTIMIZED)
 
 
 def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:

@@ -30,7 +30,7 @@ class Plan:
     split: "SplitName" = "test"
     seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"
-    dtype: str = "float32"  # of `PRECISIONS`
+    precision: str = "float32"  # of `PRECISIONS`
     batches: tuple[int, ...] = (8,)  # for latency, none to skip it
     rounds: int = 9  # calls of each model at each batch size; of fewer than 6 no median has a 95 % interval
     match: str = "keep"  # what rows have in common, of `MATCHES`
@@ -46,7 +46,7 @@ class Plan:
 
     def matched(self, *rates: float) -> dict[str, Any]:
         """Return the setting of a row whose time is that of the target at these keep rates."""
-        return {"time_of": self.match_to, "keeps": list(rates), "batch": self.match_batch, "dtype": self.dtype}
+        return {"time_of": self.match_to, "keeps": list(rates), "batch": self.match_batch, "precision": self.precision}
 
     def tunings(self, shots: int) -> "list[Tuning]":
         """Return one tuning per seed; at 0 shots one, since nothing is drawn."""

@@ -20,7 +20,7 @@ Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown
 NEIGHBOURS = 10  # nearest images that `neighbours` looks for
 LEAST_GALLERY = 500  # of fewer images the nearest say little about features
 RECALL_AT = (1, 5, 10)
-OVERFLOW = "image features overflowed; use --dtype bfloat16 or float32"
+OVERFLOW = "image features overflowed; use --precision bfloat16 or float32"
 _PART = 2048  # images at once, so that a matrix of all pairs is never held
 SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 _ROUNDING = 1e-4  # by which a mean of rounded values may leave its range

@@ -21,12 +21,12 @@ from harness.records.metrics import METRICS, MetricValue, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import kind_of
 from zoo.core.json_reader import from_json, strict_json
+from zoo.deploy.runtime import OPTIMIZED
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
-OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision
-UNREDUCED = (DENSE, OPTIMIZED)
+UNREDUCED = (DENSE, OPTIMIZED)  # the latter is the dense tower by that runtime, in the precision of its settings
 RANDOM = "random"  # the control: a method that is no better than it does nothing
-SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
+SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
@@ -36,7 +36,7 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
     "vt": "learned visual and text tokens",
 }
 TUNINGS = (*PROMPTS, PROBE)
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 RECORDS = "records.jsonl"  # in the folder of a run
 UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outputs whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
@@ -142,7 +142,7 @@ class Record(RowRecord):
     tau_undefined: int | None = None  # without a tau, as all patches scored alike
     device: str
     device_name: str
-    dtype: str
+    precision: str
     threads: int
     torch: str
     timm: str
@@ -177,7 +177,7 @@ class Record(RowRecord):
     def label(self) -> str:
         """The method, with what was added to it."""
         if self.method == OPTIMIZED:
-            return f"{DENSE}, {SHORT_DTYPES[self.method_config['dtype']]}"
+            return f"{DENSE}, {SHORT_PRECISIONS[self.method_config['precision']]}"
         return f"{self.method} + recovery" if self.recovered else self.method
 
     @property

@@ -26,10 +26,10 @@ ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't
 _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
 _TABLE = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
 _IMAGES = ("dataset_revision", "image_count")
-_MACHINE = ("device", "device_name", "dtype", "threads")
+_MACHINE = ("device", "device_name", "precision", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
 # Conditions that must agree for anything else to be comparable; all others are only told.
-FIXED = ("weights_sha256", "dtype", "image_size", "golden_images")
+FIXED = ("weights_sha256", "precision", "image_size", "golden_images")
 _HEADS = ("method", "quantity", "A", "B", "B - A")
 _CAPTION = (
     "what isn't the same in A and B; B - A on the same images with a 95 % paired bootstrap interval over images where "

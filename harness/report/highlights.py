@@ -8,15 +8,16 @@ from itertools import combinations, product
 from harness.base.table import UNMEASURED, Cell, Table, count_of, estimate_cell, figure
 from harness.records.averages import Average, Level, cost_of, fidelity_ps, labels, levels, tower_of
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, Record, differing
+from harness.records.record import DENSE, GOLDEN, RANDOM, UNREDUCED, Record, differing
 from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, together
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.tables import RATIO, Group, describe_optimized
+from zoo.deploy.runtime import OPTIMIZED
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
 # What the images of several datasets were judged under, by one tower.
 _ALIKE = (
-    *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
+    *("tag", "weights_sha256", "image_size", "device", "device_name", "precision", "threads"),
     *("torch", "timm", "version"),
 )
 
@@ -125,7 +126,7 @@ class Standing:
             f"{RATIO}: time by the dense model's" if batch else "",
             describe_optimized(rows),
             f"not at this cost, or not on every dataset: {missing}" if missing else "",
-            f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}",
+            f"{first.device_name}, {first.precision}, {count_of(first.threads, 'thread')}",
         ]
         return Table.of(
             f"{tower_of(first)} at {self.cost}",

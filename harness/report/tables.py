@@ -25,7 +25,8 @@ from harness.records.averages import (
     with_recovery,
 )
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import CONDITIONS, DENSE, MATCHED, OPTIMIZED, UNREDUCED, Record, Times, differing
+from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, Times, differing
+from zoo.deploy.runtime import OPTIMIZED
 
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
@@ -160,7 +161,7 @@ def _describe_group(group: Group) -> str:
     return (
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
         f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
-        f"{first.device_name}, {first.device}, {first.dtype}, "
+        f"{first.device_name}, {first.device}, {first.precision}, "
         f"{count_of(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
         f"weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images.{f' {unknown}.' if unknown else ''}"
@@ -203,7 +204,7 @@ def comparison_table(records: Sequence[Record], reference: str | None = None, ba
     seeds = f"; mean of {count} seeds" if (count := len(rows[0].records)) > 1 else ""
     title = (
         f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
-        f"{seeds}{with_recovery(rows)}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
+        f"{seeds}{with_recovery(rows)}), {tower_of(record)}, {record.precision}, {record.device_name}, "
         f"{count_of(record.threads, 'thread')}"
     )
     uncounted = describe_uncounted(*(row.first for row in rows))
@@ -215,7 +216,7 @@ def describe_optimized(rows: Sequence[Average]) -> str:
     fast = next((row for row in rows if row.method == OPTIMIZED), None)
     if fast is None:
         return ""
-    return f"{fast.first.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced"
+    return f"{fast.first.label}: the dense model by zoo.optimize in {fast.config['precision']}, nothing reduced"
 
 
 def _sort_rows(rows: Sequence[Average], reference: str | None) -> tuple[list[Average], frozenset[int], list[str]]:

@@ -131,7 +131,9 @@ class StudyTable:
         top1 = f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
         if (iou := dense.mean("foreground_iou")) is not None:
             top1 += f"; dense IoU {100 * iou:.1f} %"
-        return cls(title=f"{title}: {_images(dense)}, {tower_of(dense)}, {dense.dtype}{top1}", dense=dense, rows=rows)
+        return cls(
+            title=f"{title}: {_images(dense)}, {tower_of(dense)}, {dense.precision}{top1}", dense=dense, rows=rows
+        )
 
     def families(self) -> dict[str, Together[int]]:
         """Return the p-values of each column of differences, a family each, by row."""
@@ -195,7 +197,7 @@ class StudyTable:
         """
         families, lines = self.families(), []
         patches = any(row.average.mean("patch_distance") is not None for row in self.rows)
-        about = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "dtype")}
+        about = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "precision")}
         for at, row in enumerate(self.rows):
             match = row.average.measured("match_at_k")
             figures: dict[str, Any] = {"keep": row.average.keep} | {name: row.average.mean(name) for name in MEANS}
@@ -309,7 +311,7 @@ def _bench(
     config = case.config
     plan = Plan(
         models=(config.model,), methods=(), datasets=(case.dataset.name,), limit=config.limit, split=config.split,
-        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches,
+        seed=config.fit.seed, device=config.device, precision=config.precision, batches=config.batches,
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
@@ -332,6 +334,6 @@ def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
         bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, tuned in zip(line.rows, line.prompts, strict=True):
-        tuned.vit.to(bench.plan.device, torch_dtype(bench.plan.dtype))
+        tuned.vit.to(bench.plan.device, torch_dtype(bench.plan.precision))
         records += bench.judge(tuning_of(tuned.file), [row], {row.key: tuned})
     return records

@@ -205,7 +205,9 @@ class StudyCase:
 
         def make() -> Rankings:
             name, device = self.tower.name, self.config.device
-            job = RankJob(model=name, source=source, config=spec.golden, limit=spec.limit, dtype=AUTO, device=device)
+            job = RankJob(
+                model=name, source=source, config=spec.golden, limit=spec.limit, precision=AUTO, device=device
+            )
             return Rankings.read(rank(job, self.progress).path)
 
         whole = cached if count == len(image_ids) else None
@@ -237,8 +239,8 @@ class StudyCase:
     def _tune(self, row: Variant, recipe: TuneConfig) -> PromptFile | None:
         tuner = self._once(self.dataset.name, self._tuner)
         shots, seed = self.config.labelled, recipe.seed
-        dtype = precision_on(next(row.vit.parameters()).device, recipe.dtype)
-        path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(recipe, dtype=dtype))
+        precision = precision_on(next(row.vit.parameters()).device, recipe.precision)
+        path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(recipe, precision=precision))
         name = DENSE if row.method == DENSE else f"{row.method}{round(100 * row.keep)}"
         subject, cached = f"{recipe.tokens} for {name} on {self.dataset.name}", tuner.read_cached(path)
         make = lambda: tuner.tune([row], shots, seed, recipe)[row.key].file  # noqa: E731

@@ -47,7 +47,7 @@ class StudyConfig:
     own_predictors: bool = False
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
     device: str = "cpu"
-    dtype: str = "float32"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

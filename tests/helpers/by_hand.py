@@ -37,7 +37,7 @@ ANOTHER = {
     **{"version": "0.2.0", "model": "clip_vit_s14_random50", "method": "evit", "keep": 0.5},
     **{"method_config": {"keep": 0.5}, "tag": "other", "weights_sha256": "cd", "dataset": "emoji"},
     **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
-    **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
+    **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "precision": "bfloat16"},
     **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
     **{"image_size": (224, 224), "classes_judged": (4, 7), "caption_count": 3, "image_count": 8},
 }

@@ -34,7 +34,7 @@ from zoo.loading.recovery_file import (
 )
 
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
-QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, dtype="float32", learning_rate=3e-3)
+QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, precision="float32", learning_rate=3e-3)
 SIX = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 
 

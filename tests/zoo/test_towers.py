@@ -313,7 +313,7 @@ def test_recovery_of_other_towers(kind: str, what: str, tmp_path: Path):
         tower = reduced(build(kind), None) if kind == "coca" else build(kind)
     images = [images_of(tower, 6)]
     options = {"method": "rankmerge", "keep": 0.3, "reduce_at": 0}
-    config = RecoveryConfig(what=what, rounds=2, steps=8, batch=6, learning_rate=1e-3, crop=1, dtype="float32")
+    config = RecoveryConfig(what=what, rounds=2, steps=8, batch=6, learning_rate=1e-3, crop=1, precision="float32")
     student = zoo.reduce(tower, **options)
     recovered = zoo.recover(student, images, images, config)
     assert recovered.after[0] < recovered.before[0]

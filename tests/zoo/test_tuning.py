@@ -30,7 +30,7 @@ LENGTH = 14
 CLASSES = ("cat", "dog", "house")
 TEMPLATES = ("a photo of a {}.", "{}.")
 TOKENIZE = tokenizer(LENGTH)
-QUICK = {"count": 3, "rounds": 3, "steps": 4, "batch": 4, "dtype": "float32"}
+QUICK = {"count": 3, "rounds": 3, "steps": 4, "batch": 4, "precision": "float32"}
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ class TuneConfig:
         learning_rate: of text tokens, falls as a cosine to zero; ``visual_rate`` is of visual ones, or of the map
             from text tokens.
         augment: with visual tokens, mirror and shift the images to learn from at random.
-        dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
+        precision: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
     """
 
     tokens: str = "vt"
@@ -125,13 +125,13 @@ class TuneConfig:
     visual_rate: float = 3e-4
     seed: int = 0
     augment: bool = True
-    dtype: str = AUTO
+    precision: str = AUTO
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds and fields that contradict each other."""
         counts = dict.fromkeys(("count", "rounds", "steps", "patience", "batch"), "[1, inf)")
         counts |= {"anchor": "[0, inf)", "learning_rate": "(0, inf)", "visual_rate": "(0, inf)"}
-        check_fields(self, tokens=TOKENS, coupling=COUPLINGS, dtype=PRECISIONS, **counts)
+        check_fields(self, tokens=TOKENS, coupling=COUPLINGS, precision=PRECISIONS, **counts)
         if self.class_specific and self.tokens == "vt" and self.coupling != "none":
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of its class, which "
@@ -170,7 +170,7 @@ class RecoveryConfig:
         learning_rate: of AdamW; it rises for a tenth of the steps, then falls as a cosine to zero.
         crop: least area of a random crop, a share of the image; 1 takes images as they are, mirrored.
         seed: of initial values, order and augmentation.
-        dtype: of training's products, ``auto`` for the fastest of the device; all else, validation too, is float32.
+        precision: of training's products, ``auto`` for the fastest of the device; all else, validation too, is float32.
     """
 
     what: str = "norm"
@@ -182,9 +182,9 @@ class RecoveryConfig:
     learning_rate: float = 5e-4
     crop: float = 0.6
     seed: int = 0
-    dtype: str = AUTO
+    precision: str = AUTO
 
     def __post_init__(self) -> None:
         """Validate."""
         counts = dict.fromkeys(("rank", "rounds", "steps", "patience", "batch"), "[1, inf)")
-        check_fields(self, what=RECOVERIES, dtype=PRECISIONS, learning_rate="(0, inf)", crop="(0, 1]", **counts)
+        check_fields(self, what=RECOVERIES, precision=PRECISIONS, learning_rate="(0, inf)", crop="(0, 1]", **counts)

@@ -71,6 +71,6 @@ def best_precision(device: "str | torch.device") -> str:
     return "bfloat16" if fast else "float32"
 
 
-def precision_on(device: "str | torch.device", dtype: str) -> str:
-    """Return ``dtype`` itself, or the precision that is fastest on the device where it is ``auto``."""
-    return best_precision(device) if dtype == AUTO else dtype
+def precision_on(device: "str | torch.device", precision: str) -> str:
+    """Return ``precision`` itself, or the precision that is fastest on the device where it is ``auto``."""
+    return best_precision(device) if precision == AUTO else precision

@@ -216,7 +216,7 @@ class _Trainer:
             done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
             rate = config.learning_rate * min(1, (done + 1 / (config.rounds * config.steps)) / _WARM)
             images, scale = self._batch(state.generator)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 with torch.no_grad():
                     truth = self.teacher.features(images)
                 features = self._change(additions(changes.moving()), images)

@@ -264,7 +264,7 @@ def tune(
     if isinstance(tower.head, CosineHead) or tower.prompts is not None:
         raise ValueError("this tower is tuned already; take the one that it was made of")
     like = next(vit.block_modules.parameters())
-    config = replace(config, dtype=precision_on(like.device, config.dtype))
+    config = replace(config, precision=precision_on(like.device, config.precision))
     tower = type(tower).adopt(tower).eval()
     first = train.images[:CHUNK].to(like.device, like.dtype)
     patch = tower.mean_patch(first) if "v" in config.tokens else None
@@ -305,7 +305,7 @@ def _features(tower: Host, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
     like = next(tower.block_modules.parameters())
-    with torch.autocast(like.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         features = tower(images.to(like.device, like.dtype))
     return F.normalize(features.float(), dim=-1)
 

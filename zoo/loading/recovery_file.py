@@ -104,7 +104,7 @@ class Recovered(NamedTuple):
 def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
     """Return the recipe with a precision by name for ``auto``."""
     device = next(model.block_modules[0].parameters()).device
-    return replace(config, dtype=precision_on(device, config.dtype))
+    return replace(config, precision=precision_on(device, config.precision))
 
 
 def copy_tower(model: T, copied: Collection[str] = ()) -> T:

@@ -104,7 +104,7 @@ def timed(ratio: float, low: float, batch: int = 1) -> tuple[Times, ...]:
     ("gflops", math.nextafter(2.196547264, 3), pytest.approx(0)),
     *(("params", 16378625, 1), ("final_tokens", 58, -1), ("golden_images", 39, None)),
     *(("tokens_per_block", (182, 167, 60, 59), None), ("uncounted_operators", ("aten::x",), None)),
-    *(("dtype", "bfloat16", None), ("weights_sha256", "cd" * 8, None)),
+    *(("precision", "bfloat16", None), ("weights_sha256", "cd" * 8, None)),
 ])  # fmt: skip
 def test_what_is_counted_or_given_may_not_move_at_all(field: str, value: Any, by: Any):
     [one] = between(record(), record(**{field: value}))

@@ -130,7 +130,7 @@ def test_refusals_leave_no_folder(facts, match, run, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_workers_write_the_store_that_one_process_writes(tmp_path):
     images = "rank --model clip_vit_s14 --dataset emoji --split val --limit 6 --score label"
-    command = f"{images} --window 7 --stride 7 --shard-size 2 --batch 8 --dtype float32 --output".split()
+    command = f"{images} --window 7 --stride 7 --shard-size 2 --batch 8 --precision float32 --output".split()
     assert main([*command, str(tmp_path / "one")]) == 0
     assert main([*command, str(tmp_path / "many"), "--workers", "2"]) == 0
     parts = ((tmp_path / whose).rglob("part-*") for whose in ("one", "many"))

@@ -87,7 +87,7 @@ def test_exact_importance_ranks_and_what_float16_can_not_hold_is_refused():
     assert found.least.tolist() == [0.5]  # the score is -(importance + least)
     assert found.importance[0].tolist() == [0.5, 1.5, 1.5, 0.5, 0]
     assert found.ranking.tolist() == [[2, 1, 0, 3, 4]]  # of ties the lower position
-    for value, match in ((np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or"), (1e6, "above float16")):
+    for value, match in ((np.nan, "isn.t finite"), (np.inf, "--precision bfloat16 or"), (1e6, "above float16")):
         with pytest.raises(ValueError, match=match):
             made(0.0, value)
 

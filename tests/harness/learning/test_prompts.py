@@ -32,7 +32,7 @@ from zoo.loading.towers import Tower, load_tower
 
 ARCH = "clip_vit_b16"
 Command = Callable[..., int]
-QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}
+QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "precision": "float32"}
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from zoo.loading.recovery_file import RecoveryFile
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
 PLAN = Plan(models=(ARCH,), methods=("evit", "random"), keeps=(0.5,), datasets=("toy",), limit=None, batches=())
-RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
+RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, precision="float32")
 TOY = Sources(datasets=("toy",))
 QUIET = Progress()
 
@@ -100,7 +100,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")
     fit = f"fit recovery --model {NAME} --dataset emoji --validations 1 --steps 2 --batch 2".split()
-    assert main([*fit, "--dtype", "float32", "--output", path, "--json"]) == 0
+    assert main([*fit, "--precision", "float32", "--output", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == path
     assert main(["eval", "--model", NAME, "--dataset", "emoji", "--recovery", path]) == 0
     assert "with recovery, trained without labels" in capsys.readouterr().out

@@ -99,9 +99,9 @@ def test_records_by_hand(shipped, dense, parts, toy):
     assert [entry.batch for entry in evit.latency] == [1]
     assert (ours.dataset_revision, ours.weights_sha256) == (toy.revision, ranked_test.provenance.weights)
     assert ours.classes_judged == (3, 4)
-    half = one_group(replace(PLAN, dtype="bfloat16"), [])
+    half = one_group(replace(PLAN, precision="bfloat16"), [])
     for whole, theirs in zip(found, half, strict=True):
-        assert (theirs.dtype, theirs.weights_sha256) == ("bfloat16", whole.weights_sha256)
+        assert (theirs.precision, theirs.weights_sha256) == ("bfloat16", whole.weights_sha256)
         assert (whole.correct == theirs.correct).mean() > 0.8
 
 
@@ -113,7 +113,7 @@ def test_records_from_a_file_are_used_again(shipped, tmp_path, predictor_file, n
     no_run()
     assert one_group(plan, known) == known
     assert one_group(replace(PLAN, methods=("tome",)), known) == [known[0], known[-1]]
-    for change in ({"limit": 9}, {"keeps": (0.4,)}, {"batches": (1, 3)}, {"dtype": "bfloat16"}):
+    for change in ({"limit": 9}, {"keeps": (0.4,)}, {"batches": (1, 3)}, {"precision": "bfloat16"}):
         with pytest.raises(AssertionError, match="measured again"):
             one_group(replace(plan, **change), known)
 

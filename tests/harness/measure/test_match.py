@@ -113,7 +113,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_equal_time_is_met_or_the_nearest(tower, clock):
     """Every count tried in turn; where none takes that time, no other is nearer."""
     clock()
-    plan = replace(PLAN, match="time", dtype="bfloat16")
+    plan = replace(PLAN, match="time", precision="bfloat16")
     rows = matched_rows(tower, plan, Progress())
     assert rows[0].vit is tower.vit
     assert {value.dtype for value in tower.vit.parameters()} == {torch.float32}

@@ -99,7 +99,7 @@ def test_rows_at_equal_cost_by_hand():
     """A method's nearest row counts up to 5 % off the target's cost; rows found for a time count by time alone."""
     costs = {("patchrank", 0.6): 2.0, ("patchrank", 0.3): 1.0, ("evit", 0.5): 2.09, ("evit", 0.4): 1.95}
     costs |= {("tome", 0.6): 2.2, ("tome", 0.3): 1.04, ("random", 0.3): 0.9}
-    searched = {"time_of": "patchrank", "keeps": [0.3], "batch": 8, "dtype": "float32"}
+    searched = {"time_of": "patchrank", "keeps": [0.3], "batch": 8, "precision": "float32"}
 
     def made(method: str, keep: float, gflops: float, **more: Any) -> Record:
         own = BY_TEXT | {"keep": keep, "model": f"{method}{keep}"}

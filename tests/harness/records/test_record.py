@@ -101,7 +101,7 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
     (lambda values: values.pop("golden_images"), "missing field 'golden_images'"),
     (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
     (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
-    (changed(schema_version=6), "schema_version is 6, this version reads 8"),
+    (changed(schema_version=6), "schema_version is 6, this version reads 9"),
     (changed(shots=1.5), "shots must be int, got 1.5"),
     (metric("tau", mean="0.3"), "metric 'tau': mean must be .* got '0.3'"),
     (metric("top1", mean=0.6), "top1 is 0.6, but its values say 0.5"),

@@ -26,7 +26,7 @@ def make_row(method: str, keep: float, right: int, gflops: float | None = None, 
         "method": method, "keep": keep, "method_config": {"reduce_at": [3]}, "tag": "saliency",
         "weights_sha256": "ab" * 32, "dataset": "fashion", "dataset_revision": "12ab34cd",
         "split": "test", "shots": 16, "tuning": "probe", "seed": 0, "gflops": gflops, "threads": 2,
-        "device": "cpu", "device_name": "a processor", "dtype": "float32", "torch": "2.13.0", "timm": "1.0.31",
+        "device": "cpu", "device_name": "a processor", "precision": "float32", "torch": "2.13.0", "timm": "1.0.31",
     }  # fmt: skip
     return make(**(values | answers(np.arange(IMAGES) < right) | more))
 

@@ -108,7 +108,7 @@ ROW = ("dataset", "split", "tag", "method", "model", "keep", "shots", "tuning", 
 def test_another_row_is_no_partner_and_the_newest_of_a_row_is(name: str, tmp_path: Path):
     shown = compared([record()], [record(**{name: ANOTHER[name]})], tmp_path)
     assert (shown.data["rows"], len(shown.data["only_in_a"]), len(shown.data["only_in_b"])) == (0, 1, 1)
-    told = compared([record(B), record(B, dtype="bfloat16"), record()], [record()], tmp_path).data
+    told = compared([record(B), record(B, precision="bfloat16"), record()], [record()], tmp_path).data
     assert told["moved"] == []
     assert told["notes"] == ["left out of A: 1 older record of its rows, with other conditions or settings"]
 

@@ -68,7 +68,7 @@ def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: A
 
 def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any):
     dense, *rows = near(row, "photos", {"patchrank": 0.02, "tome": 0.01})
-    setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
+    setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "precision": "float32"}
     target, tome = (replace(record, latency=(timed(8, 8.0, 0.62),)) for record in rows)
     searched = replace(tome, keep=0.5, method_config={"matched": setting})
     [text] = headline(standings(group_records([dense, target, searched])))
@@ -131,5 +131,5 @@ def test_a_method_of_one_dataset_alone_has_its_row_and_precisions_have_their_nam
     assert "tome stays nearest to dense on fashion" in standing.sentence()
     assert standing.table().cells("Method")[-1] == "tome"
     assert [cell.value is None for cell in standing.table().rows[-1][2:4]] == [True, False]
-    both = standings(group_records([*records, *(replace(record, dtype="bfloat16") for record in records)]))
+    both = standings(group_records([*records, *(replace(record, precision="bfloat16") for record in records)]))
     assert [text.partition(": At ")[0] for text in headline(both)] == ["float32", "bfloat16"]

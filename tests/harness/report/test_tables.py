@@ -247,7 +247,7 @@ def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
 
 def test_rows_of_equal_time_stand_beside_the_method_whose_time_they_take(row: Any, dense: Record):
     """One that misses it by more than 5 % is named and left out."""
-    setting = {"matched": {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}}
+    setting = {"matched": {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "precision": "float32"}}
     target = row("patchrank", 0.6, 60, latency=(timed(8, 8.0, 0.7),))
     plain = row("evit", 0.6, 60)
     rows = [row("evit", 0.45, 50, latency=(timed(8, 8.0, 0.71),), method_config=setting)]

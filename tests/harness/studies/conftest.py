@@ -34,7 +34,7 @@ def tiny() -> StudyConfig:
         model=NAME, datasets=("plain", "other"), limit=7, train_limit=9, seeds=2, labelled=1,
         golden=GoldenConfig(block=2, window=4, stride=4),
         fit=FitConfig(arch="mlp", width=8, epochs=2, steps=2),
-        tune=TuneConfig(count=2, rounds=1, steps=2, batch=3, dtype="float32"),
+        tune=TuneConfig(count=2, rounds=1, steps=2, batch=3, precision="float32"),
     )  # fmt: skip
 
 

@@ -78,13 +78,13 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
 @pytest.mark.usefixtures("quick_costs")
 def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
     """The second dataset's predictors are loaded into the tower that the first was judged in, in half precision."""
-    results = studied("transfer", replace(tiny, dtype="bfloat16"))
+    results = studied("transfer", replace(tiny, precision="bfloat16"))
     rows = results["other"][0].rows
     assert [row.labels["fitted on"] for row in rows] == ["other", "plain", "plain + other", "(golden)"]
     judged = [record for table, _ in results.values() for row in table.rows[:3] for record in row.records]
     assert len({r.method_config["predictor"] for r in judged}) == 6  # three training sets, two seeds
     every = [record for _, records in results.values() for record in records]
-    assert {(r.dtype, r.weights_sha256) for r in every} == {("bfloat16", every[0].weights_sha256)}
+    assert {(r.precision, r.weights_sha256) for r in every} == {("bfloat16", every[0].weights_sha256)}
 
 
 @pytest.mark.usefixtures("quick_costs")
@@ -238,8 +238,8 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
 
 
 def test_lines_of_other_conditions_are_refused():
-    with pytest.raises(ValueError, match="dtype"):
-        make_table([make_record(3)], [make_record(3, dtype="bfloat16")])
+    with pytest.raises(ValueError, match="precision"):
+        make_table([make_record(3)], [make_record(3, precision="bfloat16")])
     tuned = [make_record(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
     assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
 
