@@ -95,7 +95,7 @@ def __dir__() -> list[str]:
 
 
 def register_open_clip() -> None:
-    """Make our models known to open_clip, which is imported; ``import zoo, open_clip`` in either order does so, too."""
+    """Import open_clip and register our models there, as ``import zoo, open_clip`` does in either order."""
     import_module("zoo.loading.open_clip")
 
 

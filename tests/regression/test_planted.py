@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -19,7 +20,6 @@ import baselines.tome
 import harness.measure.bench
 import harness.records.metrics
 import zoo.core.reducer
-import zoo.loading.clip
 import zoo.towers.vit
 from harness.apps.check import Case, CheckRow, measure
 from harness.apps.settings import CheckPlan
@@ -37,7 +37,7 @@ from zoo.towers.vit import ViTBlock
 pytestmark = pytest.mark.slow
 Seen = set[tuple[str, str]]
 FUSED, SPARSE = "evit30 fuse=true", "tome30 reduce_at=[2,4,6]"
-BENCH, CLIP = harness.measure.bench, zoo.loading.clip
+BENCH = harness.measure.bench
 ROWS = [
     CheckRow(dataset="fashion", method=name, keep=0.3, options=options)
     for name, options in (
@@ -150,7 +150,7 @@ def split_captions(real: Any, *args: Any) -> Any:
     return [texts[text] for text in pairs[:, 1]], np.stack([pairs[:, 0], np.arange(len(pairs))], axis=1)
 
 
-TRANSFORM, FUSE = ((CLIP, "image_transform_v2"),), ((baselines.evit, "append_fused"),)
+TRANSFORM, FUSE = ((open_clip.transform, "image_transform_v2"),), ((baselines.evit, "append_fused"),)
 RANK = ((PatchRank, "importance"),)
 PLANTS = {
     "one token less": Plant(
@@ -164,7 +164,8 @@ PLANTS = {
     ),
     "inverted oracle": Plant(((Oracle, "importance"),), invert, "golden", "golden30: tau, images right"),
     "text without causal mask": Plant(
-        ((CLIP, "TextTransformer"),), lambda real, *args, **options: real(*args, no_causal_mask=True, **options),
+        ((open_clip.transformer, "TextTransformer"),),
+        lambda real, *args, **options: real(*args, no_causal_mask=True, **options),
         "dense", "dense: margin",
     ),
     "merging blocks without bias": Plant(

@@ -15,7 +15,7 @@ from zoo.core.learned import Predictor
 from zoo.core.recipes import LOSSES, FitConfig
 from zoo.learning.fit import LOSS_FUNCTIONS, RankedTokens, fit_predictor, kept_share
 
-QUICK = FitConfig(width=32, epochs=30)
+QUICK = FitConfig(width=32, epochs=8)
 
 
 class Stopped(Exception):  # noqa: N818  (what happens to a run, no error of its own)
@@ -55,7 +55,7 @@ def same(first: Predictor, second: Predictor) -> bool:
 def test_a_planted_ranking_is_found(arch: str, loss: str):
     losses: list[float] = []
     config = replace(QUICK, arch=arch, loss=loss)
-    predictor = fit_predictor(planted(512, 0), planted(32, 1), config, on_epoch=lambda _, now, __: losses.append(now))
+    predictor = fit_predictor(planted(256, 0), planted(32, 1), config, on_epoch=lambda _, now, __: losses.append(now))
     assert not predictor.training
     assert losses[-1] < losses[0]
     data = planted(64, 2)
@@ -136,7 +136,7 @@ def test_bce_knows_the_order_alone_and_shares_ties():
     assert torch.allclose(kept_share(target.exp()), shares)
 
 
-CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)
+CONFIG = FitConfig(arch="mlp", width=16, epochs=4, patience=3, learning_rate=1e-2)
 TRAIN, VAL = planted(80, 0), planted(24, 1)
 
 
