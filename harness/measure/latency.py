@@ -4,9 +4,11 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,21 +17,24 @@ from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing
 from harness.measure.cost import count_costs
-from harness.measure.rows import MethodRate, Variant, require_rows, rows_of
+from harness.measure.rows import MethodRate, Variant, make_row, require_rows, rows_of
 from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import LatencyRecord, Load, Timing, describe_machine, fitting, read_gpu, time_fields
-from zoo.core.digests import fingerprint
+from zoo.core.digests import digest, fingerprint
 from zoo.core.errors import is_out_of_memory
 from zoo.core.host import Host
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected, torch_dtype
+from zoo.deploy.export import read_description
 from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision
+from zoo.deploy.setup import exported_file
 from zoo.loading import towers
 from zoo.loading.adopt import reduce
+from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
-from zoo.loading.towers import split_method, split_name
+from zoo.loading.towers import Tower, split_method, split_name
 from zoo.loading.weights import FOLDER, HUB
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
@@ -71,13 +76,30 @@ class LatencyPlan:
                 raise ValueError(f"--methods {name!r}: {expected(name, methods)}")
         if max(self.threads) > MOST_THREADS:
             raise ValueError(f"--threads {max(self.threads)}: expected a number from 1 to {MOST_THREADS}")
-        timing.require_runtimes(self.runtimes, self.precisions, torch.device(self.device))
+        for precisions, runtimes in [(self.precisions, self.runtimes), *(([p], [r]) for _, r, p in self.files)]:
+            timing.require_runtimes(runtimes, precisions, torch.device(self.device))
+        if self.random_weights and self.files:
+            raise ValueError("--random-weights with an exported file, which has weights: leave the flag out")
+
+    @property
+    def files(self) -> dict[tuple[str, str, str], list[Path]]:
+        """Exported files among the models, by dense tower, runtime and precision."""
+        files: dict[tuple[str, str, str], list[Path]] = {}
+        for path in filter(None, map(exported_file, self.models)):
+            description = read_description(path)
+            if description.tower is None:
+                raise ValueError(f"{str(path)!r} doesn't say its tower; write the file with `patchrank export`")
+            key = (description.tower, description.runtime, description.precision)
+            files.setdefault(key, []).append(path)
+        return files
 
     @property
     def groups(self) -> dict[str, list[MethodRate]]:
         """Methods with keep rates, by dense tower."""
         groups: dict[str, list[MethodRate]] = {}
         for name in self.models:
+            if exported_file(name) is not None:
+                continue
             dense, method, keep = split_method(name)
             if dense.partition(".")[0] in MODELS:
                 dense = ".".join(split_name(dense))
@@ -105,10 +127,13 @@ class Family:
     weights: str  # their fingerprint
     rows: list[Variant]  # the dense one first; all share its weights
     counts: dict[str, dict[str, Any]]  # see `count_costs`, by the row's key
+    files: dict[int, Path] = field(default_factory=dict)  # exported, by the row's place
 
 
-def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress) -> Family:
-    """Load a dense tower, or build it without weights, and reduce it."""
+def load_family(
+    dense: str, pairs: Sequence[MethodRate], files: Sequence[Path] = (), *, random_weights: bool, progress: Progress
+) -> Family:
+    """Load a dense tower, or build it without weights, and reduce it, also as each exported file was reduced."""
     if not random_weights:
         require_rows(dense, pairs)
     tower = towers.find_tower(dense, random_weights=random_weights)
@@ -121,12 +146,25 @@ def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool
             torch.manual_seed(0)
             rows.append(_row(tower.arch, reduce(vit, method=method, keep=keep)))
     # The model of a folder or the hub may have been saved with a reduction method.
-    saved = towers.create_pretrained(dense) if dense.startswith((FOLDER, HUB)) else None
+    saved = towers.create_pretrained(dense) if dense.startswith((FOLDER, HUB)) and not files else None
     if isinstance(saved, Host) and saved.reducer is not None:
         model = reduce(vit, method=None)
         model.reducer = saved.reducer
         rows.append(_row(tower.arch, model))
-    return Family(tag=tower.tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
+    places = dict(enumerate(files, start=len(rows)))
+    rows += [_file_row(tower, path) for path in files]
+    return Family(tag=tower.tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress), files=places)
+
+
+def _file_row(tower: Tower, path: Path) -> Variant:
+    """Return the model that a file was exported from; raise ValueError if that isn't the tower's or can't be told."""
+    description = read_description(path)
+    made = make_row(tower, description.method or DENSE, description.options)
+    vit = made.vit if description.recovery is None else add_recovery(made.vit, description.recovery).eval()
+    if description.weights_sha256 not in (None, fingerprint(vit)):
+        raise ValueError(f"{str(path)!r} was exported from other weights than those of {tower.name}: export it again")
+    config = {**made.config, "file": path.name, "file_sha256": digest(path, length=64)}
+    return replace(made, vit=vit, config=config, what=str(path))
 
 
 def _row(arch: str, vit: Host) -> Variant:
@@ -148,10 +186,13 @@ def measure_latency(
     dense one's once more, that are new. Where the machine was too busy, records say so and aren't among the new.
     """
     machine, patience = describe_machine(torch.device(plan.device)), timing.Patience(say=progress.say)
-    for dense, pairs in plan.groups.items():
-        family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
+    groups: list[tuple[Any, ...]] = [(*group, (), plan.precisions, plan.runtimes) for group in plan.groups.items()]
+    for (dense, runtime, precision), files in plan.files.items():
+        groups.append((dense, (), files, (precision,), (runtime,)))  # as the files are, whatever else the plan says
+    for dense, pairs, files, precisions, runtimes in groups:
+        family = load_family(dense, pairs, files, random_weights=plan.random_weights, progress=progress)
         vits: dict[str, list[Host]] = {}  # in the last precision; they go on sharing weights
-        for condition in product(plan.precisions, plan.threads, plan.runtimes, plan.batches, plan.rates or (None,)):
+        for condition in product(precisions, plan.threads, runtimes, plan.batches, plan.rates or (None,)):
             named = dict(zip(("precision", "threads", "runtime", "batch", "rate"), condition, strict=True))
             blanks = [_blank(plan, family, row, machine, named) for row in family.rows]
             old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
@@ -165,7 +206,7 @@ def measure_latency(
                 # The first, a dense model, is timed with whatever is missing.
                 runs = {i: (blanks[i], vits[weights][i]) for i in sorted(missing | {0})}
                 try:
-                    new = _time(plan, runs, progress, patience)
+                    new = _time(plan, runs, progress, patience, family.files)
                 except timing.BusyError as error:
                     shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
             shown |= new
@@ -219,6 +260,7 @@ def _time(
     runs: Mapping[int, tuple[LatencyRecord, Host]],
     progress: Progress,
     patience: timing.Patience,
+    files: Mapping[int, Path],
 ) -> dict[int, LatencyRecord]:
     """Time models under the conditions of their blank records, the dense one first, and complete these."""
     first, total = runs[0][0], len(runs) + plan.rounds
@@ -227,7 +269,7 @@ def _time(
         torch.set_num_threads(first.threads)
         try:
             models = {i: vit for i, (_, vit) in runs.items()}
-            ready, found = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)))
+            ready, found = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)), files)
         finally:
             torch.set_num_threads(threads)
     if "torch._dynamo" in sys.modules:
@@ -261,11 +303,12 @@ def time_in_turn(
     plan: LatencyPlan,
     patience: timing.Patience,
     tick: Callable[[int], object] = lambda _: None,
+    files: Mapping[int, Path] = MappingProxyType({}),
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
     """Make models ready for the conditions of a record and time them in turn on random images.
 
     Return how making each ready went, and what was measured of those that did not fail; ``tick`` takes models ready and
-    rounds done.
+    rounds done, and ``files`` are those that some models were exported to.
     """
     device = torch.device(plan.device)
     patience.wait(device)  # before models are made ready, which takes a while
@@ -275,7 +318,7 @@ def time_in_turn(
     try:
         images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, torch.float32)
         for done, (key, vit) in enumerate(models.items(), start=1):
-            ready[key] = prepare(vit, blank.runtime, images, blank.precision)
+            ready[key] = prepare(vit, blank.runtime, images, blank.precision, files.get(key))
             tick(done)
         calls = {key: one.call for key, one in ready.items() if one.prepared is not None}
         dtypes = {one.prepared.dtype for one in ready.values() if one.prepared is not None}

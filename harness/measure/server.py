@@ -12,6 +12,7 @@ import timeit
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -97,13 +98,15 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
     return low
 
 
-def prepare_server(vit: Host, runtime: str, images: Tensor, precision: str = "float32") -> timing.ReadyModel:
+def prepare_server(
+    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
+) -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
     Where sizes are fixed there is one for each power of two, and batches are filled up to the next.
     """
     most = len(images)
-    ready = {most: timing.prepare(vit, runtime, images, precision)}
+    ready = {most: timing.prepare(vit, runtime, images, precision, file)}
     if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
     sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})

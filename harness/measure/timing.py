@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.records.times import AGAIN, TOO_BUSY, Timing, cores
 from zoo.core.errors import is_out_of_memory
 from zoo.core.host import Host
+from zoo.deploy.export import load_exported
 from zoo.deploy.runtime import CUDA_GRAPHS, Prepared, Runtime, find_runtime
 
 MOST_ROUNDS = 200  # however short the calls are
@@ -274,8 +275,10 @@ def weights_precision(runtime: str, precision: str) -> str:
     return precision if find_runtime(runtime).rounds_weights else "float32"
 
 
-def prepare(vit: Host, runtime: str, images: Tensor, precision: str = "float32") -> ReadyModel:
-    """Prepare a model, call it, and compare its features with the eager model's.
+def prepare(
+    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
+) -> ReadyModel:
+    """Prepare a model, or load the file that it was exported to, call it, and compare its features with eager's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
     model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W), in
@@ -287,7 +290,7 @@ def prepare(vit: Host, runtime: str, images: Tensor, precision: str = "float32")
     reason = ""
     try:
         with torch.inference_mode():
-            ready = _first_call(vit, engine, images, precision)
+            ready = _first_call(vit, engine, images, precision, file)
             assert ready.prepared is not None
             apart = _compare_with_eager(ready.prepared, vit, images)
     except Exception as error:
@@ -310,12 +313,12 @@ def prepare(vit: Host, runtime: str, images: Tensor, precision: str = "float32")
     return ready
 
 
-def _first_call(vit: Host, runtime: Runtime, images: Tensor, precision: str) -> ReadyModel:
+def _first_call(vit: Host, runtime: Runtime, images: Tensor, precision: str, file: Path | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory and kernels of a call."""
     wait, made, peak = synchronizer(images.device), list[Prepared](), None
 
     def first(batch: Tensor) -> None:
-        made.append(runtime.prepare(vit, batch, precision))
+        made.append(load_exported(file).prepared if file else runtime.prepare(vit, batch, precision))
         made[0].call(batch.to(made[0].dtype))
         wait()
 

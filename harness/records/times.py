@@ -334,7 +334,9 @@ def table_of(row: LatencyRecord) -> str:
 
 
 def short_name(row: LatencyRecord) -> str:
-    """Return a model's name without its tower's, which the title has."""
+    """Return a model's name without its tower's, which the title has, or the name of its exported file."""
+    if "file" in row.method_config:
+        return str(row.method_config["file"])
     return row.method if row.method == DENSE else row.model.rpartition("_")[2]
 
 

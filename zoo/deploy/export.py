@@ -211,6 +211,9 @@ class ExportDescription:
     image_size: tuple[int, int] | None = None  # height and width
     model: str | None = None  # name, with method and keep rate
     tower: str | None = None  # name of the dense tower, whose text tower belongs to the features
+    method: str | None = None  # that reduces the tower; None of a dense one
+    options: dict[str, Any] = field(default_factory=dict)  # of the method
+    recovery: str | None = None  # file of ``zoo.recover``'s result
     preprocessing: dict[str, Any] | None = None  # from picture to image
     weights_sha256: str | None = None  # of the image tower
     text_weights: str | None = None  # digest of the text tower's weights, which aren't in the file; None without one

@@ -1,5 +1,6 @@
 """From a plan to records: whose dense tower is whose, what shares a round, what isn't redone; and the command."""
 
+import copy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -22,7 +23,18 @@ from harness.measure.timing import ReadyModel, Stopwatch
 from harness.records.times import LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import AOTI, EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, RUNTIMES, TOLERANCES, Prepared
+from zoo.deploy.export import export_model
+from zoo.deploy.runtime import (
+    AOTI,
+    EAGER,
+    EXPORTED_PROGRAM,
+    ONNXRUNTIME,
+    OPENVINO,
+    OPTIMIZED,
+    RUNTIMES,
+    TOLERANCES,
+    Prepared,
+)
 from zoo.loading import towers
 from zoo.loading.towers import Tower
 
@@ -240,6 +252,28 @@ def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, m
     monkeypatch.setattr(timing, "why_busy", lambda dense: "")
     assert main(argv) == 0
     assert len(read_latencies(file)) == 2
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_an_exported_file_is_timed_beside_its_tower_in_its_own_runtime(tower, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "why_busy", lambda _: "")
+    monkeypatch.setattr(timing, "why_crowded", lambda _: "")
+    path, images = tmp_path / "my_model.pt2", torch.randn(2, 3, 64, 64)
+    half = zoo.reduce(tower.vit, method="random", keep=0.5).eval()
+    export_model(half, path, images, runtime=EXPORTED_PROGRAM, facts={"tower": "clip_vit_b16"})
+    argv = ["latency", "--model", str(path), *RANDOM.split()[3:], "--output", str(tmp_path)]
+    assert main(argv) == 0
+    dense, file = read_latencies(tmp_path / "latency.jsonl")
+    assert (dense.method, file.method, file.final_tokens) == ("dense", "random", 32)
+    assert (dense.runtime, file.runtime, file.method_config["file"]) == (*[EXPORTED_PROGRAM] * 2, "my_model.pt2")
+    assert file.ratio is not None
+    assert file.deviation < 1e-5
+    assert "my_model.pt2" in capsys.readouterr().out
+    other = copy.deepcopy(half)
+    other.blocks[0].mlp.fc1.bias.data += 1
+    export_model(other, path, images, runtime=EXPORTED_PROGRAM, facts={"tower": "clip_vit_b16"})
+    assert main(argv) == 2
+    assert "other weights" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("benchmark")

@@ -135,7 +135,7 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
 def test_batches_of_fixed_sizes_are_filled_up(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     sizes = list[int]()
 
-    def prepare(vit: Any, runtime: str, images: Any, precision: Any) -> timing.ReadyModel:
+    def prepare(vit: Any, runtime: str, images: Any, *_: Any) -> timing.ReadyModel:
         def call(batch: Any) -> Any:
             assert len(batch) == len(images)
             sizes.append(len(batch))
