@@ -235,7 +235,7 @@ def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
         "tokens leaving each block": ", ".join(map(str, trace.tokens_per_block)),
         "GFLOPs per image": f"{cost.gflops:.2f}{dense}",
         "parameters": f"{cost.params:,}",
-        "output": f"logits of {classes} classes" if classes else f"{vit.feature_dim} features",
+        "output": f"logits of {classes} classes" if classes else f"{vit.output_dim} features",
     }
     return facts, lacking(cost.unsupported)
 

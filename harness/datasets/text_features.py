@@ -27,7 +27,7 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
             rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0].cpu())
         except UnseenWordsError as error:
             unseen[name] = error.words
-            rows.append(torch.full((parts.model.visual.feature_dim,), torch.nan))
+            rows.append(torch.full((parts.model.visual.output_dim,), torch.nan))
     if unseen and not dataset.skip_unknown:
         labels = np.concatenate([dataset.labels(name) for name in SPLITS])
         lost = np.isin(labels, [label for label, name in enumerate(dataset.classes) if name in unseen]).sum()

@@ -174,7 +174,7 @@ class Host(nn.Module):
 
     @property
     @abstractmethod
-    def feature_dim(self) -> int:
+    def output_dim(self) -> int:
         """Width of what ``finish`` gives."""
 
     @property

@@ -104,7 +104,7 @@ class SentenceTower(nn.Module):
 
     def get_embedding_dimension(self) -> int:
         """Return the number of a vector's components."""
-        return self.visual.feature_dim
+        return self.visual.output_dim
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its name in older releases
 

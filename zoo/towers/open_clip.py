@@ -73,7 +73,7 @@ class ReducedOpenClip(Host, VisionTransformer):
         return int(height), int(width)
 
     @property
-    def feature_dim(self) -> int:
+    def output_dim(self) -> int:
         return self.embed_dim if self.proj is None else self.proj.shape[1]
 
     @property

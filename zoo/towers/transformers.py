@@ -136,7 +136,7 @@ class TransformersHost(Host):
         return 1 + int(getattr(self.config, "num_register_tokens", 0))
 
     @property
-    def feature_dim(self) -> int:
+    def output_dim(self) -> int:
         return self.embed_dim
 
     @property
@@ -233,7 +233,7 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     projection = "visual_projection"
 
     @property
-    def feature_dim(self) -> int:
+    def output_dim(self) -> int:
         return self.visual_projection.out_features
 
     @property

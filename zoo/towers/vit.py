@@ -75,7 +75,7 @@ class TimmHost(Host):
         return int(self.num_prefix_tokens) + (0 if self.prompts is None else self.prompts.count)
 
     @property
-    def feature_dim(self) -> int:
+    def output_dim(self) -> int:
         return self.num_classes or self.num_features
 
     @property
