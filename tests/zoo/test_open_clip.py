@@ -68,6 +68,11 @@ import timm, torch, zoo
 tower = timm.create_model("vit_tiny_patch16_224", depth=4, img_size=64)
 print(*zoo.reduce(tower, method="rankmerge", keep=0.6)(torch.ones(2, 3, 64, 64)).shape)
 """
+TOWER = """
+import open_clip.transformer, zoo
+tower = open_clip.transformer.VisionTransformer(32, 8, 32, 2, 2, 2.0)
+print(type(zoo.reduce(tower, method="tome", keep=0.5)).__name__)
+"""
 BOTH = """
 print("{NAME}" in open_clip.list_models(), type(open_clip.get_tokenizer("clip_vit_s14")).__name__)
 """
@@ -77,6 +82,7 @@ print("{NAME}" in open_clip.list_models(), type(open_clip.get_tokenizer("clip_vi
     ("code", "printed"),
     [
         (ALONE, "2 1000"),
+        (TOWER, "ReducedOpenClip"),
         (f"import zoo, open_clip{BOTH}", "True EmbeddedTokenizer"),
         (f"import open_clip, zoo{BOTH}", "True EmbeddedTokenizer"),
         (f"import zoo; zoo.from_open_clip; import open_clip{BOTH}", "True EmbeddedTokenizer"),

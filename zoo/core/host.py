@@ -326,7 +326,8 @@ def share_weights(module: nn.Module, kind: type[M]) -> M:
 
 
 HOSTS: dict[type[nn.Module], type[Host]] = {}
-FAMILIES = {"transformers": "zoo.towers.transformers"}  # by library: imported when one of its towers comes along
+# By library: imported when one of its towers comes along.
+FAMILIES = {"open_clip": "zoo.towers.open_clip", "transformers": "zoo.towers.transformers"}
 
 
 def register_host(tower: type[nn.Module]) -> Callable[[H], H]:
@@ -350,7 +351,10 @@ def host_of(tower: nn.Module) -> type[Host]:
     names = {base: f"{base.__module__.partition('.')[0]}'s {base.__name__}" for base in towers}
     if known := [names[base] for base in kind.__mro__ if base in names]:
         raise ValueError(f"{kind.__name__} overrides parts of {known[0]}: unsupported")
-    raise ValueError(f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}")
+    raise ValueError(
+        f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}, "
+        f"or a tower of {' or '.join(FAMILIES)}"
+    )
 
 
 class FeatureTower(Host):
