@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 
 def digest(*parts: Any, length: int = 16) -> str:
@@ -19,17 +18,17 @@ def digest(*parts: Any, length: int = 16) -> str:
     return whole.hexdigest()[:length]
 
 
-def fingerprint(model: "nn.Module") -> str:
+def fingerprint(model: nn.Module) -> str:
     """Return ``weights_digest`` of a tower, without its reducer: the same in every lossless precision."""
     return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
 
 
-def blocks_fingerprint(tower: "Mapping[str, Tensor]", prefix: str = "blocks.") -> str:
+def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
     """Return ``weights_digest`` of a state dict's blocks: the same for every image size, head and ``prefix``."""
     return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
 
 
-def weights_digest(tensors: "Mapping[str, Tensor]") -> str:
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return 16 hex digits of the sha256 over named weights, as float32."""
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -3,10 +3,9 @@
 import dataclasses
 import difflib
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 AUTO = "auto"  # the precision that is fastest on the device
 PRECISIONS = ("float32", "bfloat16", "float16")  # that torch computes in; a runtime may have others
@@ -50,20 +49,16 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
             raise ValueError(f"{name}={value!r}: expected {'an integer' if whole else 'a number'} in {values}")
 
 
-def torch_dtype(precision: str) -> "torch.dtype":
+def torch_dtype(precision: str) -> torch.dtype:
     """Return torch's type of a precision; raise ValueError for a name that is not of ``PRECISIONS``."""
-    import torch
-
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: {expected(precision, PRECISIONS)}")
     dtype: torch.dtype = getattr(torch, precision)
     return dtype
 
 
-def best_precision(device: "str | torch.device") -> str:
+def best_precision(device: str | torch.device) -> str:
     """Return the precision that is fastest on a device: bfloat16 where its hardware has it."""
-    import torch
-
     kind = torch.device(device).type
     fast = kind == "cuda" and torch.cuda.is_bf16_supported()
     if kind == "cpu":
@@ -71,6 +66,6 @@ def best_precision(device: "str | torch.device") -> str:
     return "bfloat16" if fast else "float32"
 
 
-def precision_on(device: "str | torch.device", precision: str) -> str:
+def precision_on(device: str | torch.device, precision: str) -> str:
     """Return ``precision`` itself, or the precision that is fastest on the device where it is ``auto``."""
     return best_precision(device) if precision == AUTO else precision

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
 
 from zoo.core.settings import PRECISIONS, expected, torch_dtype
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+from zoo.deploy.graph import quiet, require_exportable
 
 EAGER, OPTIMIZED, COMPILE, CUDA_GRAPHS = "eager", "optimized", "compile", "cuda-graphs"
 ONNXRUNTIME, OPENVINO, EXPORTED_PROGRAM, AOTI = "onnxruntime", "openvino", "exported-program", "aoti"
@@ -24,10 +24,19 @@ ONNXRUNTIME, OPENVINO, EXPORTED_PROGRAM, AOTI = "onnxruntime", "openvino", "expo
 class Prepared:
     """A model ready to be run by a runtime."""
 
-    call: "Callable[[Tensor], Tensor]"  # from pictures (B, 3, H, W) to features (B, D)
-    dtype: "torch.dtype"  # of the pictures
+    call: Callable[[Tensor], Tensor]  # from pictures (B, 3, H, W) to features (B, D)
+    dtype: torch.dtype = torch.float32  # of the pictures
     file: Path | None = None  # that it was written to or loaded from
     batch: int | None = None  # the only B that the call takes without preparing anew; None for any
+
+
+class Target(NamedTuple):
+    """What a model is prepared for."""
+
+    example: Tensor  # pictures (B, 3, H, W), which give size and device, and B where the runtime's batches are fixed
+    precision: str  # of the runtime's
+    calibration: Tensor | None  # pictures (n, 3, H, W) for a precision that needs them
+    path: Path | None  # where a runtime with files writes; None writes to a folder that is removed
 
 
 @dataclass(frozen=True)
@@ -89,25 +98,26 @@ class Runtime(ABC):
         """Tell whether an error of ``prepare`` or of the first call means that the runtime can't run this model."""
         return False
 
-    @abstractmethod
     def prepare(
         self,
-        model: "nn.Module",
-        example: "Tensor",
+        model: nn.Module,
+        example: Tensor,
         precision: str,
-        calibration: "Tensor | None" = None,
+        calibration: Tensor | None = None,
         *,
         path: Path | None = None,
     ) -> Prepared:
-        """Return the model as the runtime runs it; compiling and capturing may wait for the first call.
+        """Return a model as the runtime runs it; compiling and capturing may wait for the first call.
 
-        Args:
-            model: in evaluation mode, in float32 on the device of ``example``; the model stays as it is.
-            example: pictures (B, 3, H, W), which give size and device, and B where the runtime's batches are fixed.
-            precision: of ``precisions``.
-            calibration: pictures (n, 3, H, W) for a precision that needs them.
-            path: where a runtime with files writes; None writes to a folder that is removed.
+        The model is in evaluation mode, in float32 on the device of ``example``, and stays as it is. All else is as in
+        ``Target``. Raise ValueError if the runtime can't be had here.
         """
+        self.require(precision, str(example.device))
+        return self.make(model, Target(example, precision, calibration, path))
+
+    @abstractmethod
+    def make(self, model: nn.Module, target: Target) -> Prepared:
+        """Do what ``prepare`` does, where the runtime can be had."""
 
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
         """Return the model of a file that ``prepare`` wrote; raise ValueError from a runtime without files."""
@@ -119,32 +129,19 @@ class FileRuntime(Runtime):
 
     devices = ("cpu",)
 
-    def prepare(
-        self,
-        model: "nn.Module",
-        example: "Tensor",
-        precision: str,
-        calibration: "Tensor | None" = None,
-        *,
-        path: Path | None = None,
-    ) -> Prepared:
-        """Write the model and load what was written; see `Runtime.prepare`."""
-        import torch
-
-        from zoo.deploy.graph import quiet, require_exportable
-
-        self.require(precision)
+    def make(self, model: nn.Module, target: Target) -> Prepared:
+        """Write the model and load what was written."""
         require_exportable(model)
-        if path is None:
+        if target.path is None:
             with tempfile.TemporaryDirectory() as folder:
                 place = Path(folder) / f"model{self.suffix}"
-                return replace(self.prepare(model, example, precision, calibration, path=place), file=None)
+                return replace(self.make(model, target._replace(path=place)), file=None)
         # What comes of inference mode can't be recorded; exporters can't undo views of what needs gradients. A batch
         # of one would be recorded as fixed.
         with quiet(), torch.inference_mode(mode=False), torch.no_grad():
-            pair = torch.cat([example, example])[:2].float() if len(example) < 2 else example[:2].float().clone()
-            self.write(model, path, pair, precision, calibration)
-            return self.load(path, precision, torch.get_num_threads())
+            pair = target.example[[0, -1]].float()
+            self.write(model, target.path, target._replace(example=pair))
+            return self.load(target.path, target.precision, torch.get_num_threads())
 
     def bytes_per_weight(self, precision: str) -> int:
         """Return how much room on the disk a weight takes while a file is written."""
@@ -155,10 +152,8 @@ class FileRuntime(Runtime):
         return True
 
     @abstractmethod
-    def write(
-        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
-    ) -> None:
-        """Write a model to a file; ``example`` is two pictures."""
+    def write(self, model: nn.Module, path: Path, target: Target) -> None:
+        """Write a model to a file; the target's ``example`` is two pictures."""
 
     @abstractmethod
     def load(self, path: Path, precision: str, threads: int) -> Prepared:

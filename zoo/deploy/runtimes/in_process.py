@@ -1,68 +1,44 @@
 """Runtimes of torch in the process: eager, `zoo.optimize`, torch.compile, and the eager launches in a CUDA graph."""
 
 import copy
-from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
 
 from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import COMPILE, CUDA_GRAPHS, EAGER, OPTIMIZED, Prepared, Runtime, register_runtime
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from zoo.deploy.runtime import COMPILE, CUDA_GRAPHS, EAGER, OPTIMIZED, Prepared, Runtime, Target, register_runtime
 
 
-def round_weights(model: "nn.Module", precision: str) -> "nn.Module":
+def round_weights(model: nn.Module, precision: str) -> nn.Module:
     """Return the model itself if its weights are in the precision, and a rounded copy otherwise."""
     weight, dtype = next(model.parameters(), None), torch_dtype(precision)
     return model if weight is None or weight.dtype == dtype else copy.deepcopy(model).to(dtype).eval()
 
 
-class InProcess(Runtime):
-    """A runtime without files, whose precisions need no calibration."""
-
-    def prepare(
-        self,
-        model: "nn.Module",
-        example: "Tensor",
-        precision: str,
-        calibration: "Tensor | None" = None,
-        *,
-        path: Path | None = None,
-    ) -> Prepared:
-        """Check that the runtime can be had, and make the call; see `Runtime.prepare`."""
-        self.require(precision, str(example.device))
-        return self.make(model, example, precision)
-
-    @abstractmethod
-    def make(self, model: "nn.Module", example: "Tensor", precision: str) -> Prepared:
-        """Return the model as the runtime runs it."""
-
-
 @register_runtime
-class Eager(InProcess):
+class Eager(Runtime):
     """The model as it is, its weights rounded to the precision."""
 
     name = EAGER
     rounds_weights = True
 
-    def make(self, model: "nn.Module", example: "Tensor", precision: str) -> Prepared:
+    def make(self, model: nn.Module, target: Target) -> Prepared:
         """Return the model with rounded weights."""
-        return Prepared(call=round_weights(model, precision), dtype=torch_dtype(precision))
+        return Prepared(call=round_weights(model, target.precision), dtype=torch_dtype(target.precision))
 
 
 @register_runtime
-class Optimized(InProcess):
+class Optimized(Runtime):
     """What `zoo.optimize` makes of the model; not of every tower."""
 
     name = OPTIMIZED
 
-    def make(self, model: "nn.Module", example: "Tensor", precision: str) -> Prepared:
+    def make(self, model: nn.Module, target: Target) -> Prepared:
         """Return the optimised model; raise ValueError for a tower that can't be."""
         from zoo.deploy.optimized import optimize
 
-        return Prepared(call=optimize(model, dtype=precision), dtype=torch_dtype("float32"))
+        return Prepared(call=optimize(model, dtype=target.precision))
 
     def is_refusal(self, error: Exception) -> bool:
         """Tell whether `zoo.optimize` refuses the tower or the precision."""
@@ -70,19 +46,17 @@ class Optimized(InProcess):
 
 
 @register_runtime
-class Compile(InProcess):
+class Compile(Runtime):
     """The model with rounded weights by torch.compile, in one graph for each size of a batch."""
 
     name = COMPILE
     rounds_weights = True
 
-    def make(self, model: "nn.Module", example: "Tensor", precision: str) -> Prepared:
+    def make(self, model: nn.Module, target: Target) -> Prepared:
         """Return the model, which the first call compiles."""
-        import torch
-
-        code = _own_code(round_weights(model, precision))
-        call: Any = torch.compile(code, dynamic=False, fullgraph=True)
-        return Prepared(call=call, dtype=torch_dtype(precision), batch=len(example))
+        code = _own_code(round_weights(model, target.precision))
+        call = torch.compile(code, dynamic=False, fullgraph=True)
+        return Prepared(call=call, dtype=torch_dtype(target.precision), batch=len(target.example))
 
     def is_refusal(self, error: Exception) -> bool:
         """Tell whether the compiler can't do it."""
@@ -90,42 +64,40 @@ class Compile(InProcess):
 
 
 @register_runtime
-class CudaGraphs(InProcess):
+class CudaGraphs(Runtime):
     """The eager launches of a model with rounded weights, captured once and replayed."""
 
     name = CUDA_GRAPHS
     devices = ("cuda",)
     rounds_weights = True
 
-    def make(self, model: "nn.Module", example: "Tensor", precision: str) -> Prepared:
+    def make(self, model: nn.Module, target: Target) -> Prepared:
         """Capture a call on pictures like the example."""
-        dtype = torch_dtype(precision)
-        call = capture(round_weights(model, precision), example.to(dtype))
-        return Prepared(call=call, dtype=dtype, batch=len(example))
+        dtype = torch_dtype(target.precision)
+        call = capture(round_weights(model, target.precision), target.example.to(dtype))
+        return Prepared(call=call, dtype=dtype, batch=len(target.example))
 
     def is_refusal(self, error: Exception) -> bool:
         """Tell whether CUDA can't capture the model."""
         return "captur" in str(error)
 
 
-def _own_code(model: "nn.Module") -> "Callable[[Tensor], Any]":
+def _own_code(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a function that calls the model, with a code object of its own.
 
     Dynamo keeps what it compiled by code object: models of one class would share one list, each call would look through
     it, and the ninth model would be refused.
     """
 
-    def forward(images: "Tensor") -> Any:
+    def forward(images: Tensor) -> Tensor:
         return model(images)
 
     forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(model)}")
     return forward
 
 
-def capture(model: "Callable[[Tensor], Tensor]", images: "Tensor") -> "Callable[[Tensor], Tensor]":
+def capture(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[Tensor], Tensor]:
     """Capture a model's call; what is returned copies images to the graph's and replays it."""
-    import torch
-
     inside = images.clone()
     graph = torch.cuda.CUDAGraph()
     # The images' device needn't be the current one, on which streams would be made. Nothing can be copied to it, so
@@ -142,7 +114,7 @@ def capture(model: "Callable[[Tensor], Tensor]", images: "Tensor") -> "Callable[
             features = model(inside)
 
     @torch.inference_mode()
-    def replay(batch: "Tensor") -> "Tensor":
+    def replay(batch: Tensor) -> Tensor:
         inside.copy_(batch)
         graph.replay()
         return features

@@ -1,13 +1,13 @@
 """ONNX Runtime: a file of ONNX, which other runtimes read, too."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import ONNXRUNTIME, FileRuntime, Prepared, register_runtime
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from zoo.deploy.graph import record_graph
+from zoo.deploy.runtime import ONNXRUNTIME, FileRuntime, Prepared, Target, register_runtime
 
 WRITERS = ("onnx", "onnxscript")
 _IN, _OUT = "images", "features"
@@ -20,34 +20,28 @@ class OnnxRuntime(FileRuntime):
     name, suffix, precisions = ONNXRUNTIME, ".onnx", ("float32",)
     packages, writers = ("onnxruntime",), WRITERS
 
-    def write(
-        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
-    ) -> None:
+    def write(self, model: nn.Module, path: Path, target: Target) -> None:
         """Write a file of ONNX."""
-        write_onnx(model, path, example)
+        write_onnx(model, path, target.example)
 
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
         """Return the model of a file, which is data alone."""
         import onnxruntime
-        import torch
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-        def call(images: "Tensor") -> "Tensor":
+        def call(images: Tensor) -> Tensor:
             return torch.from_numpy(session.run([_OUT], {_IN: images.contiguous().numpy()})[0])
 
-        return Prepared(call=call, dtype=torch_dtype("float32"), file=path)
+        return Prepared(call=call, file=path)
 
 
-def write_onnx(model: "nn.Module", path: Path, example: "Tensor") -> None:
+def write_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
     """Write a float32 model as ONNX; weights lie beside it where a file can't hold them."""
-    import torch
     from onnxscript import opset18 as op
-
-    from zoo.deploy.graph import record_graph
 
     # ONNX has no stable sort, but TopK, which breaks ties by the lower index as we do.
     def stable_sort(x: Any, dim: int = -1, descending: bool = False, **_stable: Any) -> Any:

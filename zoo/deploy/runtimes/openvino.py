@@ -2,14 +2,12 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import OPENVINO, FileRuntime, Prepared, register_runtime
+import torch
+from torch import Tensor, nn
+
+from zoo.deploy.runtime import OPENVINO, FileRuntime, Prepared, Target, register_runtime
 from zoo.deploy.runtimes.onnxruntime import WRITERS, write_onnx
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _ABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}  # of a CPU, as OpenVINO names them
 
@@ -36,16 +34,14 @@ class OpenVino(FileRuntime):
         """Count float32 twice, as a file of ONNX lies beside what is made of it."""
         return 8
 
-    def write(
-        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
-    ) -> None:
+    def write(self, model: nn.Module, path: Path, target: Target) -> None:
         """Translate a file of ONNX; weights go into a ``.bin`` beside the graph."""
         import openvino
         from openvino import opset11
 
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / "model.onnx"
-            write_onnx(model, whole, example)
+            write_onnx(model, whole, target.example)
             graph = openvino.Core().read_model(whole)
             # All sorts break ties by the lower index, which OpenVINO's reading of ONNX leaves open.
             for node in [node for node in graph.get_ops() if node.get_type_name() == "TopK"]:
@@ -59,7 +55,6 @@ class OpenVino(FileRuntime):
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
         """Return the model of a file, which is data alone."""
         import openvino
-        import torch
 
         self.require(precision, loading=True)
         core = openvino.Core()
@@ -67,7 +62,7 @@ class OpenVino(FileRuntime):
         hints = {"INFERENCE_PRECISION_HINT": precision.replace("float", "f"), "INFERENCE_NUM_THREADS": threads}
         compiled = core.compile_model(core.read_model(path), "CPU", hints)
 
-        def call(images: "Tensor") -> "Tensor":
+        def call(images: Tensor) -> Tensor:
             return torch.from_numpy(compiled([images.contiguous().numpy()])[0])
 
-        return Prepared(call=call, dtype=torch_dtype("float32"), file=path)
+        return Prepared(call=call, file=path)

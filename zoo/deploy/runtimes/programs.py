@@ -3,13 +3,12 @@
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, FileRuntime, Prepared, register_runtime
+import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from zoo.deploy.graph import record_graph
+from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, FileRuntime, Prepared, Target, register_runtime
 
 
 @register_runtime
@@ -18,25 +17,16 @@ class ExportedProgram(FileRuntime):
 
     name, suffix = EXPORTED_PROGRAM, ".pt2"
 
-    def write(
-        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
-    ) -> None:
+    def write(self, model: nn.Module, path: Path, target: Target) -> None:
         """Record the model and write its graph."""
-        import torch
-
-        from zoo.deploy.graph import record_graph
-
-        program = record_graph(model, example, precision)
+        program = record_graph(model, target.example, target.precision)
         program._example_inputs = None  # else they are pickled into the file
         torch.export.save(program, path)
 
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
         """Return the model of a file; raise ValueError for one that torch would unpickle."""
-        import torch
-
         _refuse_pickles(path)
-        call = torch.no_grad()(torch.export.load(path).module())
-        return Prepared(call=call, dtype=torch_dtype("float32"), file=path)
+        return Prepared(call=torch.no_grad()(torch.export.load(path).module()), file=path)
 
 
 @register_runtime
@@ -45,22 +35,17 @@ class AOTInductor(FileRuntime):
 
     name, suffix = AOTI, ".pt2"
 
-    def write(
-        self, model: "nn.Module", path: Path, example: "Tensor", precision: str, calibration: "Tensor | None"
-    ) -> None:
+    def write(self, model: nn.Module, path: Path, target: Target) -> None:
         """Record the model and compile its graph."""
         from torch._inductor import aoti_compile_and_package
 
-        from zoo.deploy.graph import record_graph
-
-        aoti_compile_and_package(record_graph(model, example, precision), package_path=str(path))
+        aoti_compile_and_package(record_graph(model, target.example, target.precision), package_path=str(path))
 
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
         """Return the model of a package, whose code is run: trust who wrote it."""
-        import torch
         from torch._inductor import aoti_load_package
 
-        return Prepared(call=torch.no_grad()(aoti_load_package(str(path))), dtype=torch_dtype("float32"), file=path)
+        return Prepared(call=torch.no_grad()(aoti_load_package(str(path))), file=path)
 
 
 def _refuse_pickles(path: Path) -> None:
