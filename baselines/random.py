@@ -20,8 +20,7 @@ class RandomConfig(ReducerConfig):
 class RandomPrune(Pruner):
     """Importance = a pseudo-random number of the grid position, the same on every device.
 
-    Free of state and of the batch: it compiles, exports, and gives an image the same result alone
-    and in company.
+    Free of state and of the batch: it compiles, exports, and gives an image the same result alone and in company.
     """
 
     Config = RandomConfig

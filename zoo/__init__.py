@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.core.recipes import GoldenConfig, RecoveryConfig, TuneConfig
 from zoo.core.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.core.tokens import Reduction, Tokens, Trace
-from zoo.loading.adopt import add_prompts, reduce, reduced_vit
+from zoo.loading.adopt import add_prompts, add_recovery, reduce, reduced_vit
 from zoo.loading.learned_files import read_schedule
-from zoo.loading.recovery_file import add_recovery, save_recovery
 from zoo.loading.registry import load_methods
 from zoo.loading.sizes import MODELS
 from zoo.loading.weights import read_weights
@@ -25,7 +24,7 @@ from zoo.towers.vit import ReducedViT
 if TYPE_CHECKING:
     from zoo.deploy.export import export_model, load_exported
     from zoo.deploy.optimized import optimize
-    from zoo.learning.recovery import recover
+    from zoo.learning.recovery import recover, save_recovery
     from zoo.learning.tuning import Labelled, tune
     from zoo.loading.clip import Clip, create_clip
     from zoo.loading.open_clip import from_open_clip
@@ -74,12 +73,12 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("export_model", "load_exported"), "zoo.deploy.export"),
     **dict.fromkeys(("Labelled", "tune"), "zoo.learning.tuning"),
+    **dict.fromkeys(("recover", "save_recovery"), "zoo.learning.recovery"),
     **dict.fromkeys(("Clip", "create_clip"), "zoo.loading.clip"),
     **dict.fromkeys(("GoldenEngine", "golden_importance"), "zoo.ranking.golden"),
     "ReducedOpenClip": "zoo.towers.open_clip",
     "from_open_clip": "zoo.loading.open_clip",
     "optimize": "zoo.deploy.optimized",
-    "recover": "zoo.learning.recovery",
 }
 
 

@@ -17,8 +17,7 @@ from harness.measure.settings import Plan
 from harness.records.record import GOLDEN, PROMPTS, Record
 from zoo.core.recipes import TuneConfig
 from zoo.core.settings import best_precision, tower_name
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.learned_files import PromptFile, RecoveryFile
 from zoo.loading.towers import split_method, without_folders
 
 

@@ -23,10 +23,9 @@ from zoo.core.digests import digest, fingerprint
 from zoo.core.files import write_whole
 from zoo.core.learned import CosineHead
 from zoo.deploy.sentence_tower import CODE, SENTENCE_CODE, TEXT, SentenceTower
-from zoo.loading.adopt import reduce
-from zoo.loading.learned_files import find_predictor, read_facts
+from zoo.loading.adopt import add_recovery, reduce
+from zoo.loading.learned_files import RecoveryFile, find_predictor, read_facts
 from zoo.loading.open_clip import CONFIG, save_open_clip
-from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.towers import (
     OPEN_CLIP,

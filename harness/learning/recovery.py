@@ -18,8 +18,8 @@ from harness.learning.sources import checkpoint_of, learning_sets
 from harness.measure.rows import make_row, require_rows
 from zoo.core.files import cache_file
 from zoo.core.recipes import RecoveryConfig
-from zoo.learning.recovery import recover
-from zoo.loading.recovery_file import RecoveryFile, save_recovery
+from zoo.learning.recovery import recover, save_recovery
+from zoo.loading.learned_files import RecoveryFile
 from zoo.loading.towers import load_tower
 
 

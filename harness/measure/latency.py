@@ -31,8 +31,7 @@ from zoo.deploy.export import read_description
 from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision
 from zoo.deploy.setup import exported_file
 from zoo.loading import towers
-from zoo.loading.adopt import reduce
-from zoo.loading.recovery_file import add_recovery
+from zoo.loading.adopt import add_recovery, reduce
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import Tower, split_method, split_name
 from zoo.loading.weights import FOLDER, HUB

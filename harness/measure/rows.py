@@ -33,9 +33,8 @@ from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.runtime import OPTIMIZED, find_runtime
-from zoo.loading.adopt import add_prompts, reduce
-from zoo.loading.learned_files import PromptFile
-from zoo.loading.recovery_file import RecoveryFile, add_recovery
+from zoo.loading.adopt import add_prompts, add_recovery, reduce
+from zoo.loading.learned_files import PromptFile, RecoveryFile
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
 
 if TYPE_CHECKING:

@@ -18,20 +18,9 @@ from torch import Tensor
 import zoo
 from zoo.core.digests import fingerprint
 from zoo.core.recipes import RECOVERIES, RecoveryConfig
-from zoo.learning.recovery import STRENGTHS, WeightChanges, distance, recover
-from zoo.loading.learned_files import read_facts, write_learned
-from zoo.loading.recovery_file import (
-    DOWN,
-    HEAD,
-    UP,
-    Recovered,
-    RecoveryFile,
-    add_recovery,
-    additions,
-    save_recovery,
-    trainable,
-    with_head,
-)
+from zoo.learning.recovery import STRENGTHS, Recovered, WeightChanges, distance, recover, save_recovery
+from zoo.loading.adopt import DOWN, HEAD, UP, add_recovery, additions, trainable, with_head
+from zoo.loading.learned_files import RecoveryFile, read_facts, write_learned
 
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
 QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, precision="float32", learning_rate=3e-3)

@@ -14,8 +14,9 @@ from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
 from zoo.deploy.setup import Setup
 from zoo.learning.fit import save_predictor
+from zoo.learning.recovery import Recovered
+from zoo.loading.adopt import trainable
 from zoo.loading.learned_files import predictor_name
-from zoo.loading.recovery_file import Recovered, trainable
 from zoo.loading.towers import load_tower
 
 NAME = "clip_vit_s14_rankmerge50"

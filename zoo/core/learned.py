@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from zoo.core.settings import expected
-
 
 class TokenLinear(nn.Module):
     """Score each token by one linear function of it; the floor for all others."""
@@ -152,20 +150,13 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
-def architecture(arch: str) -> type[nn.Module]:
-    """Return the network called ``arch``; raise ValueError if there is none."""
-    if arch not in list(ARCHITECTURES):  # of JSON, which may be a list itself
-        raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")
-    return ARCHITECTURES[arch]
-
-
 class Predictor(nn.Module):
     """Normalise the tokens that enter the reduction point and score the patches."""
 
     def __init__(self, arch: str, dim: int, width: int, grid: tuple[int, int], device: Any, dtype: Any) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.net = architecture(arch)(dim, width, grid, device=device, dtype=dtype)
+        self.net = ARCHITECTURES[arch](dim, width, grid, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
         """Map tokens x (B, prefix + n, D), class token first, to importance (B, n) float32.

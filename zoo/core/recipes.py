@@ -1,12 +1,10 @@
-"""Recipes: how golden rankings are made, and how predictors, prompts and recoveries are learned from images.
-
-Without torch, so that a command line can show their fields at once.
-"""
+"""Recipes: how golden rankings are made, and how predictors, prompts and recoveries are learned from images."""
 
 import math
 import re
 from dataclasses import asdict, dataclass
 
+from zoo.core.learned import ARCHITECTURES
 from zoo.core.settings import AUTO, check_fields
 
 SCORES = ("preservation", "label", "confidence")
@@ -16,6 +14,11 @@ TOKENS = ("t", "v", "vt")
 COUPLINGS = ("offset", "printed", "none")
 RECOVERIES = ("head", "norm", "lora", "head+norm", "head+lora")
 PRECISIONS = (AUTO, "float32", "bfloat16")
+_TRAINING = {  # what fields of prompts' and recoveries' recipes may be
+    **dict.fromkeys(("rounds", "steps", "patience", "batch"), "[1, inf)"),
+    "learning_rate": "(0, inf)",
+    "precision": PRECISIONS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ def patches_to_follow(spec: str) -> int:
 class FitConfig:
     """Recipe of a predictor, by AdamW."""
 
-    arch: str = "conv"  # of ``zoo.core.learned.ARCHITECTURES``
+    arch: str = "conv"  # of ``ARCHITECTURES``
     width: int = 64
     loss: str = "bce"  # of ``LOSSES``
     epochs: int = 40
@@ -86,11 +89,9 @@ class FitConfig:
     seed: int = 0  # of initial weights and order
 
     def __post_init__(self) -> None:
-        from zoo.core.learned import architecture  # torch's
-
-        architecture(self.arch)
         counts = dict.fromkeys(("width", "epochs", "steps", "patience", "batch"), "[1, inf)")
-        check_fields(self, loss=LOSSES, learning_rate="(0, inf)", weight_decay="[0, inf)", **counts)
+        positive = {"learning_rate": "(0, inf)", "weight_decay": "[0, inf)"}
+        check_fields(self, arch=tuple(ARCHITECTURES), loss=LOSSES, **positive, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +129,8 @@ class TuneConfig:
     precision: str = AUTO
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds and fields that contradict each other."""
-        counts = dict.fromkeys(("count", "rounds", "steps", "patience", "batch"), "[1, inf)")
-        counts |= {"anchor": "[0, inf)", "learning_rate": "(0, inf)", "visual_rate": "(0, inf)"}
-        check_fields(self, tokens=TOKENS, coupling=COUPLINGS, precision=PRECISIONS, **counts)
+        numbers = {"count": "[1, inf)", "anchor": "[0, inf)", "visual_rate": "(0, inf)"}
+        check_fields(self, tokens=TOKENS, coupling=COUPLINGS, **numbers, **_TRAINING)
         if self.class_specific and self.tokens == "vt" and self.coupling != "none":
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of its class, which "
@@ -185,6 +184,4 @@ class RecoveryConfig:
     precision: str = AUTO
 
     def __post_init__(self) -> None:
-        """Validate."""
-        counts = dict.fromkeys(("rank", "rounds", "steps", "patience", "batch"), "[1, inf)")
-        check_fields(self, what=RECOVERIES, precision=PRECISIONS, learning_rate="(0, inf)", crop="(0, 1]", **counts)
+        check_fields(self, what=RECOVERIES, rank="[1, inf)", crop="(0, 1]", **_TRAINING)

@@ -17,8 +17,8 @@ from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected
 from zoo.deploy.export import load_exported, read_description
 from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, find_runtime
+from zoo.loading.adopt import add_recovery
 from zoo.loading.learned_files import check_settings
-from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import (
     OPEN_CLIP,

@@ -6,9 +6,9 @@ image. The changes are added to the tower's weights, so that inference costs not
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +19,21 @@ from zoo.core.digests import digest, weights_digest
 from zoo.core.host import Host, give_features, share_weights
 from zoo.core.learned import CosineHead
 from zoo.core.recipes import RecoveryConfig
+from zoo.core.settings import precision_on
 from zoo.learning.fit import FitState
-from zoo.loading.recovery_file import (
+from zoo.loading.adopt import (
     DOWN,
-    FORMAT,
     HEAD,
     UP,
-    Recovered,
     add_changes,
     additions,
     copy_tower,
     last_map,
+    reduction_marks,
     trainable,
     with_head,
-    with_precision,
 )
+from zoo.loading.learned_files import RECOVERY_FORMAT, RecoveryFile, write_learned
 
 CHUNK = 16  # images at a time where nothing is learnt
 STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 7))  # of the ridge, times the mean square of an input
@@ -48,6 +48,14 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+class Recovered(NamedTuple):
+    """What training gave; no tensors where no change was better than none on every set."""
+
+    tensors: dict[str, Tensor]
+    before: tuple[float, ...]  # 1 - cosine to dense on the held-out images, mean of each set
+    after: tuple[float, ...]  # the same with the changes; none is higher
 
 
 class WeightChanges(nn.Module):
@@ -152,6 +160,44 @@ def recover(
         return Recovered(head, before, start)
     tensors = {name: value.detach().cpu().clone() for name, value in changes.tensors().items()}
     return Recovered(head | tensors, before, trainer.held_out(additions(changes.tensors())))
+
+
+def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
+    """Return the recipe with a precision by name for ``auto``."""
+    device = next(model.block_modules[0].parameters()).device
+    return replace(config, precision=precision_on(device, config.precision))
+
+
+def save_recovery(
+    path: Path,
+    model: Host,
+    recovered: Recovered,
+    config: RecoveryConfig,
+    *,
+    name: str,
+    tag: str,
+    datasets: Sequence[Mapping[str, Any]],
+    commit: str | None = None,
+) -> RecoveryFile:
+    """Write a recovery whole or not at all.
+
+    ``model`` is the reduced tower that it was trained on, of dense name ``name``; ``datasets`` are facts about its sets
+    of images, ``name`` first of all.
+    """
+    losses, patches = zip(recovered.before, recovered.after, strict=True), math.prod(model.grid)
+    fields: dict[str, Any] = {
+        "format": RECOVERY_FORMAT,
+        "model": name,
+        "tag": tag,
+        **reduction_marks(with_head(model, config.what), config.what, patches),
+        "patches": patches,
+        "datasets": [{**each, "before": a, "after": b} for each, (a, b) in zip(datasets, losses, strict=True)],
+        "recipe": asdict(with_precision(config, model)),
+        "parameters": sum(value.numel() for value in recovered.tensors.values()),
+        "commit": commit,
+    }
+    write_learned(path, "recovery", recovered.tensors, fields)
+    return RecoveryFile(path=path, **fields)
 
 
 class _Trainer:
@@ -286,7 +332,13 @@ def view(images: Tensor, crop: float, generator: torch.Generator) -> Tensor:
 
 
 def _mark(model: Host, config: RecoveryConfig, *sets: Images) -> str:
-    recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
+    recipe = [
+        RECOVERY_FORMAT,
+        asdict(config),
+        weights_digest(model.state_dict()),
+        repr(model.reducer),
+        torch.__version__,
+    ]
     every = (images[rows] for images in sets for rows in _chunks(images))
     sums = (each.flatten(1).double().sum(dim=1).cpu().numpy().tobytes() for each in every)
     return digest(recipe, *sums, length=64)

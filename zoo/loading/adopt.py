@@ -1,21 +1,23 @@
-"""Give a model that exists a reduction method or prompts, keeping its modules and weights."""
+"""Give a model that exists a reduction method, prompts or a recovery, keeping its modules and weights."""
 
+import copy
 import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import timm
+import torch
 from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint, digest, weights_digest
 from zoo.core.files import EMBEDDED
 from zoo.core.host import Host, host_of, share_weights
 from zoo.core.learned import for_head
 from zoo.core.reducer import build_reducer
-from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile
-from zoo.loading.recovery_file import add_recovery
+from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile, RecoveryFile
 from zoo.towers.vit import TimmHost
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
@@ -34,6 +36,8 @@ CONTAINERS = {
     "sentence_transformers.base.modules.transformer.Transformer": "model",
     "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
 }
+HEAD = "head.weight"  # of the linear map that gives the features, in files of recoveries
+UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 H = TypeVar("H", bound=Host)
 
@@ -153,6 +157,133 @@ def require_promptable(model: nn.Module) -> TimmHost:
         kind = type(model).__name__
         raise ValueError(f"{kind} takes no learned tokens and no tuned classes: expected a tower of timm's")
     return model
+
+
+def trainable(vit: Host, what: str) -> dict[str, str]:
+    """Return the weights that a recovery of this kind changes: of the head, or of the blocks and norms beside them.
+
+    Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
+    """
+    if "+" in what:
+        return {name: weight for part in what.split("+") for name, weight in trainable(vit, part).items()}
+    if what == "head":
+        return {HEAD: f"{vit.projection}.weight" if isinstance(last_map(vit), nn.Linear) else f"{vit.projection}"}
+    prefix = vit.blocks_prefix
+    # Of what holds the blocks.
+    around = {"", *(prefix[: at + 1] for at, letter in enumerate(prefix[:-1]) if letter == ".")}
+    norms = [
+        f"{name}."
+        for name, module in vit.named_modules()
+        if "Norm" in type(module).__name__ and name[: name.rfind(".") + 1] in around
+    ]
+    linear = {id(module.weight) for module in vit.modules() if isinstance(module, nn.Linear)}
+    linear |= {id(module.in_proj_weight) for module in vit.modules() if isinstance(module, nn.MultiheadAttention)}
+    names = {}
+    for name, value in vit.named_parameters():
+        norm = next((norm for norm in norms if name.startswith(norm)), None)
+        if id(value) not in linear if what == "lora" else value.ndim != 1:
+            continue
+        if norm is not None:
+            names[name[norm[:-1].rfind(".") + 1 :]] = name
+        elif name.startswith(prefix):
+            names[f"blocks.{name.removeprefix(prefix)}"] = name
+    return names
+
+
+def last_map(vit: Host) -> Any:
+    """Return the linear map that gives a tower's features: a layer, or open_clip's weight (in, out), or raise."""
+    layer = getattr(vit, vit.projection or "", None)
+    if not isinstance(layer, (nn.Linear, nn.Parameter)):
+        raise ValueError(
+            f"what='head': the features of this {type(vit).__name__} come from no linear map; expected a tower of "
+            "timm's, open_clip's with a projection, or transformers' CLIPVisionModelWithProjection; or take what='norm'"
+        )
+    return layer
+
+
+def with_head(vit: H, what: str) -> H:
+    """Return a tower whose features leave through a linear map, the identity of a new one if it has a place for it."""
+    if not what.startswith("head") or not isinstance(getattr(vit, vit.projection or "", None), nn.Identity):
+        return vit
+    other, like = share_weights(vit, type(vit)), next(vit.block_modules[0].parameters())
+    other.head = nn.Linear(vit.embed_dim, vit.embed_dim, device=like.device, dtype=like.dtype)
+    nn.init.eye_(other.head.weight)
+    nn.init.zeros_(other.head.bias)
+    other.__dict__["num_classes"] = vit.embed_dim
+    return other
+
+
+@torch.no_grad()
+def add_changes(vit: Host, added: Mapping[str, Tensor]) -> None:
+    """Add to each weight named, in place, in the wider type of the two, rounded once."""
+    for name, value in added.items():
+        weight = vit.get_parameter(name)
+        weight.copy_(weight + value.to(weight.device))
+
+
+def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is added to each weight, by its name: ``tensors``, or products of two with ``.up`` and ``.down``."""
+    products = {name.removesuffix(UP): value for name, value in tensors.items() if name.endswith(UP)}
+    added = {name: value for name, value in tensors.items() if not name.endswith((UP, DOWN))}
+    return added | {name: value @ tensors[name + DOWN] for name, value in products.items()}
+
+
+def copy_tower(model: H, copied: Collection[str] = ()) -> H:
+    """Return a copy with modules of its own that shares the weights, all but those named in ``copied``."""
+    return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in copied})
+
+
+def reduction_marks(model: Host, what: str, patches: int) -> dict[str, Any]:
+    """Return what a recovery of this kind depends on in a reduced tower, as fields of ``RecoveryFile``."""
+    weights, reducer = blocks_fingerprint(model.state_dict(), model.blocks_prefix), model.reducer
+    if what.startswith("head"):
+        weights = digest(weights, weights_digest({HEAD: model.get_parameter(trainable(model, "head")[HEAD])}))
+    if reducer is None:
+        return {"weights": weights}
+    state = reducer.state_dict()
+    return {
+        "weights": weights,
+        "method": reducer.method,
+        "options": reducer.config.plain(),
+        "counts": {str(index): count for index, count in reducer.counts(patches).items()},  # as JSON has it
+        "reducer": weights_digest(state) if state else None,
+    }
+
+
+def add_recovery(model: H, recovery: str | Path | RecoveryFile) -> H:
+    """Add the changes of a recovery to the weights of the reduced tower that it was trained on.
+
+    The new model shares the weights that stay the same with ``model``, which stays as it is. Its fingerprint is another
+    one: load a predictor or prompts of the tower before.
+
+    Raises:
+        ValueError: a recovery of another tower, method, setting or predictor, or a damaged file.
+        FileNotFoundError: no such file.
+    """
+    file = recovery if isinstance(recovery, RecoveryFile) else RecoveryFile.read(recovery)
+    what = file.recipe["what"]
+    headed = with_head(model, what)
+    file.require(reduction_marks(headed, what, file.patches), tokens_learned=headed.prompts is not None)
+    names, weights = trainable(headed, what), dict(headed.named_parameters())
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in names.items():
+        shape = tuple(weights[parameter].shape)
+        shapes |= {
+            name: shape,
+            name + UP: (shape[0], file.recipe["rank"]),
+            name + DOWN: (file.recipe["rank"], shape[-1]),
+        }
+    tensors = file.load()
+    for name, value in tensors.items():
+        if shapes.get(name) != tuple(value.shape):
+            raise file.refusal(f"has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower")
+        for end, other_end in ((UP, DOWN), (DOWN, UP)):
+            if name.endswith(end) and (lacking := name.removesuffix(end) + other_end) not in tensors:
+                raise file.refusal(f"has {name!r} without {lacking!r}")
+    added = {names[name]: value for name, value in additions(tensors).items()}
+    recovered = copy_tower(headed if added else model, added)
+    add_changes(recovered, added)
+    return recovered
 
 
 def _describe(model: Host, method: str | None) -> None:

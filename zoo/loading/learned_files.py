@@ -1,4 +1,4 @@
-"""Files of what was learned for a tower: predictors, learned tokens and schedules. Each refuses other towers."""
+"""Files of what was learned for a tower: predictors, tokens, recoveries and schedules. Each refuses other towers."""
 
 import json
 import logging
@@ -19,12 +19,14 @@ from zoo.core.errors import add_remedy
 from zoo.core.files import EMBEDDED, cache_folder, write_whole
 from zoo.core.json_reader import from_json, strict_json
 from zoo.core.learned import PromptShape
+from zoo.core.recipes import RecoveryConfig
 from zoo.core.reducer import METHODS, ReducerConfig, configure, token_counts
 from zoo.core.settings import tower_name
 
 PredictorPath = str | Path | None
 PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict
 FORMAT = 1  # of a schedule
+RECOVERY_FORMAT = 3  # of a recovery
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -289,6 +291,41 @@ def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> Prompt
     plain = {k: v.to("cpu", torch.float32) for k, v in tensors.items()}
     write_learned(path, "prompts", plain, {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()})
     return PromptFile.read(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryFile(LearnedFile):
+    """A saved recovery, with float32 tensors, which ``zoo.add_recovery`` adds to a tower."""
+
+    weights: str  # the tower's ``blocks_fingerprint``, for a head with that of the map's weight
+    method: str
+    options: dict[str, Any]  # the method's settings, as JSON values
+    patches: int  # patch tokens of an image in training
+    counts: dict[str, int]  # of these, how many were left after each reduction point: settings may leave it to a rule
+    reducer: str | None  # digest of the reducer's own weights, such as a predictor's
+    datasets: list[dict[str, Any]]  # name, revision, images, and 1 - cosine before and after, of each
+    recipe: dict[str, Any]  # fields of ``RecoveryConfig``
+    parameters: int  # learned
+    format: int = RECOVERY_FORMAT
+    commit: str | None = None  # of the code
+
+    kind, verb = "recovery", "trained on"
+    mends = ("datasets",)
+
+    def __post_init__(self) -> None:
+        check_settings(self.method, self.options)
+        dataset_names(self.datasets)
+        from_json(RecoveryConfig, self.recipe, "recipe", complete=True)
+
+    def require(self, marks: Mapping[str, Any], *, tokens_learned: bool) -> None:
+        """Raise ValueError unless a tower has these ``marks``, see ``reduction_marks``, and no learned tokens."""
+        self.compare(_named_marks(vars(self), False), _named_marks(marks, tokens_learned))
+
+
+def _named_marks(marks: Mapping[str, Any], tokens_learned: bool) -> dict[str, Any]:
+    """Return the marks of a recovery's tower by the names, and in the order, in which a refusal quotes them."""
+    first = {"weights": marks["weights"], "tokens learned": tokens_learned, "method": marks.get("method")}
+    return {**first, **marks.get("options", {}), "counts": marks.get("counts"), "predictor": marks.get("reducer")}
 
 
 @dataclass(frozen=True, kw_only=True)

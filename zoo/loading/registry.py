@@ -15,9 +15,8 @@ from timm.models._builder import resolve_pretrained_cfg
 
 import zoo.methods
 from zoo.core.reducer import configure, on_method
-from zoo.loading.adopt import add_prompts, filter_weights
+from zoo.loading.adopt import add_prompts, add_recovery, filter_weights
 from zoo.loading.learned_files import PredictorFile, PromptFile, with_predictor
-from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
 from zoo.loading.weights import SAVED, image_side, loading, own_path, own_weights, read_weights, timm_source
 from zoo.towers.vit import ReducedViT, TimmHost

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zoo.core.learned import Predictor, architecture
+from zoo.core.learned import ARCHITECTURES, Predictor
 from zoo.core.reducer import HostSpec, PoolingBlock, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
@@ -13,12 +13,8 @@ from zoo.core.tokens import Tokens
 class PatchRankConfig(ReducerConfig):
     """Settings of Patch Ranking."""
 
-    arch: str = "conv"
+    arch: str = limit("conv", tuple(ARCHITECTURES))
     width: int = limit(64, "[1, inf)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        architecture(self.arch)
 
     def predictor_block(self, depth: int) -> int:
         """Return the first reduction point."""

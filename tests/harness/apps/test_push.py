@@ -25,8 +25,9 @@ from harness.records.record import read_records
 from harness.report.folder import markdown
 from harness.report.tables import group_records, sections
 from zoo.core.digests import blocks_fingerprint
+from zoo.learning.recovery import Recovered
+from zoo.loading.adopt import trainable
 from zoo.loading.learned_files import save_prompts
-from zoo.loading.recovery_file import Recovered, trainable
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from zoo.core.digests import digest
 from zoo.core.files import cache_folder
 from zoo.core.recipes import RecoveryConfig
 from zoo.learning.recovery import distance
-from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.learned_files import RecoveryFile
 
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
