@@ -46,7 +46,6 @@ class ATC(Merger):
         return Reducer.counts(self, patches)
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
-        """Merge clusters of patch tokens, each into its first one."""
         metric = F.normalize(metric.float(), dim=-1)
         distance = 1 - (metric @ metric.transpose(1, 2)).float()
         gone, into, height = cluster(distance, r, self.config.linkage)

@@ -41,7 +41,6 @@ class AViTConfig(ReducerConfig):
             raise ValueError("reduce_at=0: no block has scored the tokens by then; expected blocks from 1")
 
     def points(self, depth: int) -> tuple[int, ...]:
-        """Return the reduction points; None stands for every block but the first."""
         if self.reduce_at is not None:
             return super().points(depth)
         if depth < 2:
@@ -68,7 +67,6 @@ class AViT(Pruner):
         return 1
 
     def before_block(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tokens:
-        """Add the scores that the block before gave, then prune."""
         if 0 < index <= self.points[-1]:
             channel = tokens.patches[:, :, self.config.channel].float()
             score = (self.config.gamma * channel + self.config.beta).sigmoid()
@@ -77,6 +75,5 @@ class AViT(Pruner):
         return super().before_block(index, tokens, block)
 
     def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
-        """Return what has been summed up, minus, (B, n) float32."""
         assert tokens.importance is not None
         return tokens.importance

@@ -28,5 +28,4 @@ class ClsAttention(Pruner):
     Config = ClsAttentionConfig
 
     def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
-        """Compute the attention of the query that pools."""
         return block.pooling_attention(tokens)

@@ -34,7 +34,6 @@ class DiffRateConfig(ReducerConfig):
     needs_query = True
 
     def points(self, depth: int) -> tuple[int, ...]:
-        """Return the reduction points; None stands for every block but the first."""
         return super().points(depth)[(self.reduce_at is None and depth > 1) :]
 
 
@@ -48,11 +47,9 @@ class DiffRate(Reducer):
     in_block = True
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
-        """Attend in proportion to size."""
         return tokens.size_bias()
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Prune and merge to the scheduled count; with all tokens kept nothing is computed."""
         count = self.count_after(index, tokens)
         r = tokens.patch_count - count
         if r <= 0:

@@ -50,7 +50,6 @@ class EViT(Reducer):
         return counts
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Keep the most attended tokens, and fuse the others if asked to."""
         count = self.count_after(index, tokens)
         if count >= tokens.patch_count:
             return tokens

@@ -43,7 +43,6 @@ class TCA(Reducer):
     in_block = True
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Condense to the scheduled count; with all tokens kept nothing is computed."""
         count, arrived = self.count_after(index, tokens), tokens.patch_count
         if count >= arrived:
             return tokens

@@ -41,7 +41,6 @@ class ToFu(Merger):
     ordered = True
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
-        """Drop or merge one token of each of the most similar pairs."""
         gone, into, similarity, stay = bipartite(metric, r)
         if index < (self.depth // 2 + 1 if self.config.merge_from is None else self.config.merge_from):
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)

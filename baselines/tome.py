@@ -34,7 +34,6 @@ class ToMe(Merger):
     ordered = True
 
     def counts(self, patches: int) -> dict[int, int]:
-        """Return how many patch tokens leave each merging block."""
         if self.config.r is None:
             return super().counts(patches)
         counts: dict[int, int] = {}
@@ -44,7 +43,6 @@ class ToMe(Merger):
         return counts
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
-        """Merge the most similar pairs; similarity is the cosine of keys averaged over heads."""
         return merge(index, tokens, metric, r)
 
 

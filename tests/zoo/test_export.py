@@ -17,14 +17,11 @@ from lively import Build
 from torch import Tensor, nn
 
 import zoo
+from zoo.core import attention
 from zoo.core.errors import NoRoomError
 from zoo.deploy import export
-from zoo.deploy.export import (
-    DisagreementError,
-    FeatureAgreement,
-    export_model,
-    load_exported,
-)
+from zoo.deploy.export import DisagreementError, FeatureAgreement, export_model, load_exported
+from zoo.deploy.graph import record_graph
 from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -110,6 +107,12 @@ def test_merging_is_recorded_without_scattered_sums(make: Build, images: Tensor)
     program = torch.export.export(make("tome"), (images,))
     sums = [node.name for node in program.graph.nodes if re.search("scatter_[ar]|index_[ap]", str(node.target))]
     assert sums == []
+
+
+def test_a_graph_of_many_keys_has_a_free_batch_size(make: Build, images: Tensor, monkeypatch):
+    monkeypatch.setattr(attention, "LONG", 8)
+    model = make("rankmerge")
+    check_same(record_graph(model, images[:2], "float32").module(), model)
 
 
 def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tmp_path: Path):

@@ -98,9 +98,9 @@ def _prefers_channels(query: Tensor, key: Tensor, bias: Tensor) -> bool:
 
     Flash kernels take no mask. A rule and no timing, which would give the same images other features now and then.
     """
-    low = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    fits = key.shape[2] >= LONG and bias.shape == (len(key), 1, 1, key.shape[2])
-    return low and fits and not torch.compiler.is_compiling()
+    if query.dtype not in (torch.bfloat16, torch.float16) or not query.is_cuda or torch.compiler.is_compiling():
+        return False  # first, as a graph that compares the shapes below would have one batch size
+    return key.shape[2] >= LONG and bias.shape == (key.shape[0], 1, 1, key.shape[2])
 
 
 def split_heads(shape: tuple[int, int], *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,6 @@ class TokenLinear(nn.Module):
         self.score = nn.Linear(dim, 1, **dd)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Score the patches."""
         return self.score(patches).squeeze(-1)
 
 
@@ -32,7 +31,6 @@ class TokenMlp(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Score the patches."""
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         return self.score(self.act(self.hidden(x))).squeeze(-1)
@@ -56,7 +54,6 @@ class TokenTransformer(nn.Module):
         self.score = nn.Linear(width, 1, **dd)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Score the patches."""
         x = self.token(torch.cat((cls, patches), dim=1))
         x = x + self.attn(self.norm1(x))
         x = x + self.mlp(self.norm2(x))

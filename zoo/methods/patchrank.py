@@ -17,7 +17,6 @@ class PatchRankConfig(ReducerConfig):
     width: int = limit(64, "[1, inf)")
 
     def predictor_block(self, depth: int) -> int:
-        """Return the first reduction point."""
         return self.points(depth)[0]
 
 
@@ -36,7 +35,6 @@ class PatchRank(Pruner):
         self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
 
     def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
-        """Predict once; later the same ranking is taken along."""
         if tokens.importance is not None:
             return tokens.importance
         scores: Tensor = self.predictor(tokens.x, tokens.prefix, tokens.grid)

@@ -42,7 +42,6 @@ class RankMergeConfig(ReducerConfig):
 
     @property
     def needs_query(self) -> bool:
-        """For ranks by attention."""
         return self.rank == "cls"
 
     def points(self, depth: int) -> tuple[int, ...]:
@@ -75,11 +74,9 @@ class RankMerge(Reducer):
     ordered = True
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
-        """Attend in proportion to size."""
         return tokens.size_bias()
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Merge down to the scheduled count, at most half of the tokens at a time."""
         count = self.count_after(index, tokens)
         ranked = self.config.rank != "none" and index >= self.config.rank_at and tokens.patch_count > count
         if ranked and attended.pooling is not None:

@@ -24,7 +24,6 @@ class Eager(Runtime):
     rounds_weights = True
 
     def make(self, model: nn.Module, target: Target) -> Prepared:
-        """Return the model with rounded weights."""
         return Prepared(call=round_weights(model, target.precision), dtype=torch_dtype(target.precision))
 
 
@@ -35,13 +34,11 @@ class Optimized(Runtime):
     name = OPTIMIZED
 
     def make(self, model: nn.Module, target: Target) -> Prepared:
-        """Return the optimised model; raise ValueError for a tower that can't be."""
         from zoo.deploy.optimized import optimize
 
         return Prepared(call=optimize(model, dtype=target.precision))
 
     def is_refusal(self, error: Exception) -> bool:
-        """Tell whether `zoo.optimize` refuses the tower or the precision."""
         return isinstance(error, ValueError)
 
 
@@ -53,13 +50,11 @@ class Compile(Runtime):
     rounds_weights = True
 
     def make(self, model: nn.Module, target: Target) -> Prepared:
-        """Return the model, which the first call compiles."""
         code = _own_code(round_weights(model, target.precision))
         call = torch.compile(code, dynamic=False, fullgraph=True)
         return Prepared(call=call, dtype=torch_dtype(target.precision), batch=len(target.example))
 
     def is_refusal(self, error: Exception) -> bool:
-        """Tell whether the compiler can't do it."""
         return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
@@ -72,13 +67,11 @@ class CudaGraphs(Runtime):
     rounds_weights = True
 
     def make(self, model: nn.Module, target: Target) -> Prepared:
-        """Capture a call on pictures like the example."""
         dtype = torch_dtype(target.precision)
         call = capture(round_weights(model, target.precision), target.example.to(dtype))
         return Prepared(call=call, dtype=dtype, batch=len(target.example))
 
     def is_refusal(self, error: Exception) -> bool:
-        """Tell whether CUDA can't capture the model."""
         return "captur" in str(error)
 
 

@@ -21,11 +21,9 @@ class OnnxRuntime(FileRuntime):
     packages, writers = ("onnxruntime",), WRITERS
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
-        """Write a file of ONNX."""
         write_onnx(model, path, target.example)
 
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
-        """Return the model of a file, which is data alone."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -53,7 +53,6 @@ class OpenVino(FileRuntime):
             openvino.save_model(graph, path, compress_to_fp16=False)
 
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
-        """Return the model of a file, which is data alone."""
         import openvino
 
         self.require(precision, loading=True)

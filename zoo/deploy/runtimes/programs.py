@@ -18,7 +18,6 @@ class ExportedProgram(FileRuntime):
     name, suffix = EXPORTED_PROGRAM, ".pt2"
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
-        """Record the model and write its graph."""
         program = record_graph(model, target.example, target.precision)
         program._example_inputs = None  # else they are pickled into the file
         torch.export.save(program, path)
@@ -36,7 +35,6 @@ class AOTInductor(FileRuntime):
     name, suffix = AOTI, ".pt2"
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
-        """Record the model and compile its graph."""
         from torch._inductor import aoti_compile_and_package
 
         aoti_compile_and_package(record_graph(model, target.example, target.precision), package_path=str(path))
