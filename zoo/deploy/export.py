@@ -124,7 +124,8 @@ def export_model(
     path = Path(path)
     maker = find_file_runtime(runtime, precision, path=path)
     require_exportable(model)
-    _require_images(images)
+    if images.ndim != 4 or images.dtype != torch.float32 or len(images) < 2:
+        raise ValueError(f"images {tuple(images.shape)} of {images.dtype}: expected (n, 3, H, W) float32 with n from 2")
     if maker.needs_calibration(precision) and calibration is None:
         raise ValueError(f"{precision} of {runtime} needs pictures to calibrate with: give calibration=")
     with torch.no_grad():
@@ -181,11 +182,6 @@ def find_file_runtime(name: str, precision: str, *, path: Path | None = None, lo
     if path is not None and path.suffix != runtime.suffix:
         raise ValueError(f"{str(path)!r}: a file of {name} ends with {runtime.suffix!r}")
     return runtime
-
-
-def _require_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.dtype != torch.float32 or len(images) < 2:
-        raise ValueError(f"images {tuple(images.shape)} of {images.dtype}: expected (n, 3, H, W) float32 with n from 2")
 
 
 def _require_room(path: Path, size: int) -> None:

@@ -4,10 +4,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,7 +28,6 @@ PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dic
 FORMAT = 1  # of a schedule
 RECOVERY_FORMAT = 3  # of a recovery
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -38,47 +37,6 @@ def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict
     content = json.dumps(facts | {"hash": _hash(facts, plain)}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save(plain, {kind: content}))
-
-
-def read_learned(path: Path, kind: str, what: type[T], *, format: int | None = None) -> T:
-    """Read the metadata ``kind`` of a file of ours as the dataclass ``what``, whose ``path`` becomes the file's.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another kind or ``format``, or a field is missing, unknown or of another type.
-    """
-    facts = read_facts(path, kind)
-    if format is not None and (have := facts.get("format")) != format:
-        raise add_remedy(ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {format}"), kind)
-    facts.pop("hash", None)
-    try:
-        return from_json(what, facts, kind, path=path)
-    except ValueError as error:
-        raise add_remedy(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
-
-
-def load_learned(path: Path, kind: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
-    """Load the tensors of a file that ``write_learned`` wrote; of ``gaps`` whole rows, but not all, may be NaN.
-
-    Raises:
-        ValueError: facts or tensors aren't those that were written, or a value isn't finite.
-    """
-    facts = read_facts(path, kind)
-    written = facts.pop("hash", None)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-        if _hash(facts, tensors) != written:
-            raise ValueError("is damaged: its content is not what was written")
-        for name, value in tensors.items():
-            finite = value.isfinite()
-            if name in gaps and finite.any():
-                finite = finite | value.isnan().all(dim=-1, keepdim=True)
-            if not finite.all():
-                raise ValueError(f"has values that aren't finite in {name!r}")
-    except (SafetensorError, ValueError) as error:
-        reason = f"is damaged ({error})" if isinstance(error, SafetensorError) else error
-        raise add_remedy(ValueError(f"{kind} {str(path)!r} {reason}"), kind, **facts) from error
-    return tensors
 
 
 def _hash(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -134,16 +92,44 @@ class LearnedFile:
     # Unannotated, these are no fields.
     kind = verb = ""  # a verb for how such a thing gets to its tower
     mends = tuple[str, ...]()  # fields that say how another one is made
-    gaps = tuple[str, ...]()  # tensors with rows of NaN, see ``load_learned``
+    gaps = tuple[str, ...]()  # tensors of which whole rows, but not all, may be NaN
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read the facts of ``path``; raise as ``read_learned`` does."""
-        return read_learned(Path(path), cls.kind, cls, format=getattr(cls, "format", None))
+        """Read the facts of a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file of another kind or format, or a field is missing, unknown or of another type.
+        """
+        path, kind, wanted = Path(path), cls.kind, getattr(cls, "format", None)
+        facts = read_facts(path, kind)
+        if wanted is not None and (have := facts.get("format")) != wanted:
+            raise add_remedy(ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {wanted}"), kind)
+        facts.pop("hash", None)
+        try:
+            return from_json(cls, facts, kind, path=path)
+        except ValueError as error:
+            raise add_remedy(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
 
     def load(self) -> dict[str, Tensor]:
-        """Load all tensors; raise as ``load_learned`` does."""
-        return load_learned(self.path, self.kind, gaps=self.gaps)
+        """Load all tensors; ValueError if they or the facts aren't those that were written, or aren't finite."""
+        facts = read_facts(self.path, self.kind)
+        written = facts.pop("hash", None)
+        try:
+            tensors: dict[str, Tensor] = load_file(self.path)
+            if _hash(facts, tensors) != written:
+                raise ValueError("is damaged: its content is not what was written")
+            for name, value in tensors.items():
+                finite = value.isfinite()
+                if name in self.gaps and finite.any():
+                    finite = finite | value.isnan().all(dim=-1, keepdim=True)
+                if not finite.all():
+                    raise ValueError(f"has values that aren't finite in {name!r}")
+        except (SafetensorError, ValueError) as error:
+            reason = f"is damaged ({error})" if isinstance(error, SafetensorError) else error
+            raise add_remedy(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **facts) from error
+        return tensors
 
     def refusal(self, reason: str, **other: Any) -> ValueError:
         """Make an error that one like this, but for ``other`` facts, would mend."""
