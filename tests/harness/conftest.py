@@ -158,7 +158,7 @@ def dense(parts: ClipParts) -> zoo.ReducedViT:
 def predictor_file() -> Path:
     """A random predictor for the tiny tower, in the user's cache."""
     torch.manual_seed(15)
-    predictor = Predictor("conv", 48, 16, (8, 8), None, None)
+    predictor = Predictor("conv", 48, 16, (8, 8))
     path = cache_folder() / "predictors" / predictor_name(ARCH, TAG, 3)
     config = FitConfig(arch="conv", width=16)
     options: dict[str, Any] = {"model": ARCH, "tag": TAG, "block": 3, "provenance": {}}

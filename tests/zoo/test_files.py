@@ -100,7 +100,7 @@ def make(kind: str, folder: Path) -> Path:
     path = folder / "learned.safetensors"
     if kind == "predictor":
         config = FitConfig(arch="mlp", width=8)
-        save_predictor(Predictor("mlp", 48, 8, (8, 8), None, None), path, config=config, block=3, **MADE)
+        save_predictor(Predictor("mlp", 48, 8, (8, 8)), path, config=config, block=3, **MADE)
     else:
         tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(2, 48)}
         save_prompts(path, tensors, **MADE, **TUNED)

@@ -36,7 +36,7 @@ GRID = (2, 3)
 
 
 def predictor(arch: str) -> Predictor:
-    return lively(Predictor(arch, 12, 8, (4, 4), None, None), 0.3)
+    return lively(Predictor(arch, 12, 8, (4, 4)), 0.3)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -163,7 +163,7 @@ def save(path: Path, seed: int = 0, arch: str = "conv", **facts: Any) -> Predict
     """Save a random predictor for the tiny tower; return it in the precision of the file."""
     torch.manual_seed(seed)
     config = FitConfig(arch=arch, width=24)
-    predictor = Predictor(arch, 48, 24, (8, 8), None, None)
+    predictor = Predictor(arch, 48, 24, (8, 8))
     named = {"model": NAME, "tag": TAG, "block": 3, "provenance": {"images": 9}} | facts
     save_predictor(predictor, path, config=config, **named)
     return copy.deepcopy(predictor).half().float()

@@ -45,7 +45,7 @@ def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, 
     path = cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, 3)
     facts: dict[str, Any] = {"model": tower.arch, "tag": tower.tag, "block": 3, "provenance": {}}
     facts |= {"config": FitConfig(arch="conv", width=16), "weights": blocks_fingerprint(tower.vit.state_dict())}
-    save_predictor(Predictor("conv", 48, 16, (4, 4), None, None), path, **facts)
+    save_predictor(Predictor("conv", 48, 16, (4, 4)), path, **facts)
     vit = setup.load().vit
     tensors = {n: 0.1 * torch.randn(vit.get_parameter(own).shape) for n, own in trainable(vit, "norm").items()}
     origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": [{"name": "toy"}]}

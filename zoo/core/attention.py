@@ -1,11 +1,10 @@
 """What attention hands out, the query that pools, and what attention layers of several libraries share.
 
-Layers are typed Any: torch types their attributes as Tensor | Module.
 Shapes: B images, T tokens of width D, H heads of d channels.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,14 +108,14 @@ def split_heads(shape: tuple[int, int], *parts: Tensor) -> tuple[Tensor, Tensor,
     return query, key, value
 
 
-def is_plain(layer: Any) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Tell whether a layer computes what its weights say, unlike LoRA's, quantized and parametrized ones."""
     return type(layer) is nn.Linear and "weight" in layer._parameters
 
 
-def torch_projections(layer: Any, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def torch_projections(layer: nn.MultiheadAttention, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries (B, H, Q, d), keys and values (B, H, T, d) of ``nn.MultiheadAttention``, see `torch_attention`."""
-    weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+    weights: Sequence[Tensor] = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
     if layer.in_proj_weight is not None:
         weights = layer.in_proj_weight.chunk(3)
     biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
@@ -124,7 +123,7 @@ def torch_projections(layer: Any, query: Tensor, x: Tensor) -> tuple[Tensor, Ten
     return split_heads((layer.num_heads, -1), *parts)
 
 
-def torch_attention(layer: Any, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+def torch_attention(layer: nn.MultiheadAttention, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     """Attend by ``nn.MultiheadAttention`` from ``query`` (B, Q, D) to ``x`` (B, T, D), with a bias (B, 1, 1, T).
 
     Its own forward takes no mask that is the same for all heads of an image.

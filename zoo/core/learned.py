@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class TokenLinear(nn.Module):
     """Score each token by one linear function of it; the floor for all others."""
 
-    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.score = nn.Linear(dim, 1, **dd)
+        self.score = nn.Linear(dim, 1)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.score(patches).squeeze(-1)
@@ -22,12 +22,12 @@ class TokenLinear(nn.Module):
 class TokenMlp(nn.Module):
     """Score each token from itself, the class token and the mean token."""
 
-    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.token = nn.Linear(dim, width, **dd)
-        self.context = nn.Linear(2 * dim, width, **dd)
-        self.hidden = nn.Linear(width, width, **dd)
-        self.score = nn.Linear(width, 1, **dd)
+        self.token = nn.Linear(dim, width)
+        self.context = nn.Linear(2 * dim, width)
+        self.hidden = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
         self.act = nn.GELU()
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -42,16 +42,16 @@ class TokenTransformer(nn.Module):
     Its heads are 32 channels wide if that divides ``width``, else it has one.
     """
 
-    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
         heads = width // 32 if width % 32 == 0 else 1
-        self.token = nn.Linear(dim, width, **dd)
-        self.norm1 = nn.LayerNorm(width, **dd)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True, **dd)
-        self.norm2 = nn.LayerNorm(width, **dd)
-        self.mlp = Mlp(width, 4 * width, **dd)
-        self.norm = nn.LayerNorm(width, **dd)
-        self.score = nn.Linear(width, 1, **dd)
+        self.token = nn.Linear(dim, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, 4 * width)
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, 1)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         x = self.token(torch.cat((cls, patches), dim=1))
@@ -63,14 +63,14 @@ class TokenTransformer(nn.Module):
 class GridConv(nn.Module):
     """Score each token from itself, the class token, the mean token and its neighbours."""
 
-    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.token = nn.Linear(dim, width, **dd)
-        self.context = nn.Linear(2 * dim, width, **dd)
-        self.mix1 = nn.Conv2d(width, width, 5, padding=2, groups=width, **dd)
-        self.hidden = nn.Linear(width, width, **dd)
-        self.mix2 = nn.Conv2d(width, width, 5, padding=2, groups=width, **dd)
-        self.score = nn.Linear(width, 1, **dd)
+        self.token = nn.Linear(dim, width)
+        self.context = nn.Linear(2 * dim, width)
+        self.mix1 = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.hidden = nn.Linear(width, width)
+        self.mix2 = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.score = nn.Linear(width, 1)
         self.act = nn.GELU()
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -95,12 +95,12 @@ class Mixer(nn.Module):
     that gives the paper's 4.9M parameters. The token MLP is made for the N of ``grid``.
     """
 
-    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.patches = grid[0] * grid[1]
-        self.token: nn.Module = nn.Identity() if width == dim else nn.Linear(dim, width, **dd)
-        self.channel_mlp = _mlp(width, 4 * width, **dd)
-        self.token_mlp = _mlp(self.patches, max(1, width // 2), **dd)
+        self.token: nn.Module = nn.Identity() if width == dim else nn.Linear(dim, width)
+        self.channel_mlp = _mlp(width, 4 * width)
+        self.token_mlp = _mlp(self.patches, max(1, width // 2))
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches, all N of them in grid order."""
@@ -121,18 +121,18 @@ class Mixer(nn.Module):
 class PooledMixer(Mixer):
     """The form of the authors' released script: channels averaged to ``width``, linear score."""
 
-    def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        super().__init__(width, width, grid, **dd)
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]) -> None:
+        super().__init__(width, width, grid)
         self.token = nn.AdaptiveAvgPool1d(width)
-        self.score = nn.Linear(width, 1, **dd)
+        self.score = nn.Linear(width, 1)
 
     def _score(self, x: Tensor) -> Tensor:
         return self.score(x).squeeze(-1)
 
 
-def _mlp(width: int, hidden: int, **dd: Any) -> nn.Sequential:
-    first, last = nn.Linear(width, hidden, **dd), nn.Linear(hidden, width, **dd)
-    return nn.Sequential(first, nn.LayerNorm(hidden, **dd), nn.GELU(), last)
+def _mlp(width: int, hidden: int) -> nn.Sequential:
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    return nn.Sequential(first, nn.LayerNorm(hidden), nn.GELU(), last)
 
 
 # Each maps normalised patches (B, n, D), class token (B, 1, D) and grid to importance (B, n). It is built from the
@@ -150,10 +150,19 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 class Predictor(nn.Module):
     """Normalise the tokens that enter the reduction point and score the patches."""
 
-    def __init__(self, arch: str, dim: int, width: int, grid: tuple[int, int], device: Any, dtype: Any) -> None:
+    def __init__(
+        self,
+        arch: str,
+        dim: int,
+        width: int,
+        grid: tuple[int, int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.net = ARCHITECTURES[arch](dim, width, grid, device=device, dtype=dtype)
+        with torch.device(device or torch.get_default_device()):
+            self.net = ARCHITECTURES[arch](dim, width, grid).to(dtype)
 
     def forward(self, x: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
         """Map tokens x (B, prefix + n, D), class token first, to importance (B, n) float32.
@@ -196,7 +205,7 @@ class LearnedTokens(nn.Module):
 class VisualPrompts(LearnedTokens):
     """Learned tokens as they are, zeros at first."""
 
-    def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
+    def __init__(self, count: int, dim: int, *, device: torch.device | None, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.count = count
         self.tokens = nn.Parameter(torch.zeros(count, dim, device=device, dtype=dtype))
@@ -209,11 +218,10 @@ class VisualPrompts(LearnedTokens):
 class CosineHead(nn.Module):
     """Classify as CLIP does: by the scaled cosine of image and text features."""
 
-    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
+    def __init__(self, projection: nn.Module, classes: nn.Linear) -> None:
         super().__init__()
         self.projection = projection  # from pooled tokens to the joint space, the dense tower's head
-        # Its weights (classes, D) are unit text features times the logit scale.
-        self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
+        self.classes = classes  # its weights (classes, D) are unit text features times the logit scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled tokens (B, D) to logits (B, classes)."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ AUTO = "auto"  # the precision that is fastest on the device
 PRECISIONS = ("float32", "bfloat16", "float16")  # that torch computes in; a runtime may have others
 
 
-def expected(value: str, allowed: Any) -> str:
+def expected(value: str, allowed: Iterable[str]) -> str:
     """Phrase what was allowed instead of ``value``, the nearest first."""
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ class Served(nn.Module):
         return features.float()
 
 
-def record_graph(model: nn.Module, images: Tensor, precision: str) -> Any:
+def record_graph(model: nn.Module, images: Tensor, precision: str) -> torch.export.ExportedProgram:
     """Record a model as a graph of a free batch size; ``images`` are an example of two."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     return torch.export.export(Served(model, precision).eval(), (images,), dynamic_shapes=({0: batch},))

@@ -189,7 +189,7 @@ def fit_predictor(
         raise ValueError("nothing to fit: no images to learn from, or none for early stopping")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
         torch.manual_seed(config.seed)
-        predictor = Predictor(config.arch, train.tokens.shape[-1], config.width, train.grid, None, None)
+        predictor = Predictor(config.arch, train.tokens.shape[-1], config.width, train.grid)
     # What its scale and shift could do, the linear layer behind it can, in up to 39 % less time.
     predictor.norm.requires_grad_(False)
     rate, decay = config.learning_rate, config.weight_decay

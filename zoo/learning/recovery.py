@@ -229,7 +229,7 @@ class _Trainer:
         """
         layer = last_map(self.student)
         turned, bias = isinstance(layer, nn.Linear), getattr(layer, "bias", None)
-        weight = (layer.weight.T if turned else layer).double().cpu()  # (in, out)
+        weight = (layer.weight.T if isinstance(layer, nn.Linear) else layer).double().cpu()  # (in, out)
         shift = 0.0 if bias is None else bias.double().cpu()
         inputs, missing = [], []
         for images, start in zip(self.train, self.start, strict=True):

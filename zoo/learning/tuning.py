@@ -20,7 +20,7 @@ from zoo.core.recipes import TuneConfig
 from zoo.core.settings import precision_on
 from zoo.learning.fit import FitState
 from zoo.loading.adopt import require_promptable
-from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
+from zoo.loading.clip import ClipParts, CompactText, OpenClipText, Tokenize, class_features
 from zoo.loading.learned_files import PromptFile, save_prompts
 
 CHUNK = 32  # images at a time where nothing is learnt
@@ -68,7 +68,12 @@ class PromptedText(nn.Module):
     ends: Tensor
 
     def __init__(
-        self, text: nn.Module, tokenize: Any, classes: Sequence[str], config: TuneConfig, generator: torch.Generator
+        self,
+        text: nn.Module,
+        tokenize: Tokenize,
+        classes: Sequence[str],
+        config: TuneConfig,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.parts = text_parts(text)
@@ -90,7 +95,7 @@ class PromptedText(nn.Module):
         self.register_buffer("ends", ends + count, persistent=False)
         self.register_buffer("positions", torch.tensor(places, device=device), persistent=False)
 
-    def _embed(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+    def _embed(self, tokenize: SimpleTokenizer, texts: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return embeddings (B, L, D) up to the longest text's end, and the place of each end."""
         length = len(self.parts.tower.positional_embedding)
         if long := [text for text in texts if len(tokenize.encode(text)) + 2 > length]:

@@ -190,7 +190,7 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
     return names
 
 
-def last_map(vit: Host) -> Any:
+def last_map(vit: Host) -> nn.Linear | nn.Parameter:
     """Return the linear map that gives a tower's features: a layer, or open_clip's weight (in, out), or raise."""
     layer = getattr(vit, vit.projection or "", None)
     if not isinstance(layer, (nn.Linear, nn.Parameter)):
@@ -309,9 +309,8 @@ def filter_weights(
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``, with its predictor."""
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     weights = type(model).filter_fn({k: v for k, v in state_dict.items() if k not in reducer}, model)
-    facts: Any = model.pretrained_cfg
     headless = not any(name.startswith("head.") for name in weights)
-    if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
+    if headless and model.num_classes > 0 and str(model.pretrained_cfg.get("architecture")).startswith("clip_vit_s14"):
         text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
         weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
     if model.reducer is None:

@@ -4,13 +4,14 @@ open_clip is imported where it is used: with ``zoo`` it imports ``zoo.loading.op
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
@@ -22,8 +23,10 @@ from zoo.core.settings import expected
 from zoo.loading.learned_files import with_predictor
 from zoo.loading.sizes import MODELS, SIZES, ModelName, split_options, unknown_model
 from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
-from zoo.towers.vit import ReducedViT
+from zoo.towers.vit import ReducedViT, TimmHost
 
+Preprocess = Callable[[Image], Tensor]  # to (C, H, W)
+Tokenize = Callable[[list[str]], Tensor]  # to token ids (B, L)
 TextSide = tuple[nn.Module, float, int]  # the tower, the log of the logit scale, the context in tokens
 TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
 VOCABULARY = 49408  # its word pieces
@@ -131,7 +134,7 @@ def load_text() -> tuple[CompactText, float, int]:
     return text.eval(), float(tensors["logit_scale"]), geometry["context_length"]
 
 
-def tokenizer(context_length: int) -> Any:
+def tokenizer(context_length: int) -> Tokenize:
     """Return open_clip's tokenizer: a callable from texts to (B, context_length) int64 ids."""
     from open_clip import get_tokenizer
 
@@ -166,8 +169,8 @@ class ClipParts(NamedTuple):
     """What ``create_clip`` returns: model, image preprocessing, tokenizer."""
 
     model: Clip
-    preprocess: Any
-    tokenizer: Any
+    preprocess: Preprocess
+    tokenizer: Tokenize
 
 
 def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) -> ClipParts:
@@ -243,24 +246,23 @@ def _create_pretrained(
     return visual, text
 
 
-def clip_transform(visual: nn.Module) -> Any:
+def clip_transform(visual: TimmHost) -> Preprocess:
     """Return open_clip's preprocessing of an image tower of ours: from PIL image to (C, H, W)."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    facts: Any = visual.pretrained_cfg
-    patches: Any = visual.patch_embed
-    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    settings["size"] = patches.img_size or facts["input_size"][1:]
+    cfg = visual.pretrained_cfg
+    settings = {name: cfg[name] for name in ("mean", "std", "interpolation")}
+    settings["size"] = visual.patch_embed.img_size or cfg["input_size"][1:]
     return image_transform_v2(PreprocessCfg(**settings), is_train=False)
 
 
-def image_transform(visual: nn.Module) -> Any:
+def image_transform(visual: nn.Module) -> Preprocess:
     """Return timm's preprocessing of any image tower: from PIL image to (C, H, W)."""
     return create_transform(**resolve_data_config({}, model=visual))
 
 
 @torch.inference_mode()
-def class_features(model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+def class_features(model: Clip, tokenize: Tokenize, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Encode class names by the unit mean over templates with one ``{}``, (classes, D), or raise UnseenWordsError."""
     rows = []
     for name in classes:

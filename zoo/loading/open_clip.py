@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from zoo.core.digests import digest
 from zoo.core.files import EMBEDDED, cache_file, write_whole
-from zoo.core.host import give_features
+from zoo.core.host import Host, give_features
 from zoo.core.reducer import on_method
 from zoo.core.settings import expected
 from zoo.loading.adopt import reduce
@@ -135,7 +135,7 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
     return tower
 
 
-def _activation(module: nn.Module) -> Any:
+def _activation(module: nn.Module) -> Callable[..., nn.Module]:
     if isinstance(module, QuickGELU):
         return TimmQuickGELU
     if type(module) is nn.GELU:
@@ -184,7 +184,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         tokenizer = open_clip.get_tokenizer(arch, **({"trust_remote_code": False} if by_transformers else {}))
     pools = isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None
     try:  # timm has no pool such as CoCa's
-        visual: Any = give_features(reduce(model.visual, method=None)) if pools else from_open_clip(model)
+        visual: Host = give_features(reduce(model.visual, method=None)) if pools else from_open_clip(model)
         visual.spec()
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
@@ -296,7 +296,7 @@ def describe_model(name: ModelName, tag: str) -> tuple[dict[str, Any], dict[str,
     return config, {key: cfg[key] for key in ("mean", "std", "interpolation")} | {"resize_mode": "shortest"}
 
 
-def save_open_clip(folder: Path, visual: Any, name: ModelName, tag: str) -> None:
+def save_open_clip(folder: Path, visual: TimmHost, name: ModelName, tag: str) -> None:
     """Write an image tower of ours with its text tower so that open_clip loads ``local-dir:FOLDER`` after `import zoo`.
 
     Raises:
@@ -312,7 +312,7 @@ def save_open_clip(folder: Path, visual: Any, name: ModelName, tag: str) -> None
     write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
 
 
-def _describe_build(visual: Any) -> Any:
+def _describe_build(visual: Any) -> tuple[object, object]:
     """Return a tower's settings of reduction and the shapes of its weights."""
     shapes = {key: value.shape for key, value in visual.state_dict().items()}
     return visual.reducer and visual.reducer.config.plain(), shapes

@@ -15,7 +15,7 @@ from zoo.core.host import Host
 from zoo.core.learned import CosineHead
 from zoo.core.settings import expected, tower_name
 from zoo.loading.adopt import load_predictor, reduce
-from zoo.loading.clip import Clip, ClipParts, create_clip, image_transform
+from zoo.loading.clip import Clip, ClipParts, Preprocess, create_clip, image_transform
 from zoo.loading.learned_files import PredictorFile, with_predictor
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import FOLDER, HUB, loading, timm_source
@@ -32,7 +32,7 @@ class Tower(NamedTuple):
     """A dense image tower, in evaluation mode and float32, and what belongs to it."""
 
     vit: Host  # what its head gives is compared by golden scores
-    preprocess: Any  # from PIL image to (C, H, W)
+    preprocess: Preprocess
     name: str  # with its weight tag; free of folders
     clip: ClipParts | None = None  # None without a text tower
 
@@ -112,8 +112,8 @@ def load_tower(name: str) -> Tower:
         from zoo.loading.transformers_clip import load_transformers
 
         folder = Path(name.removeprefix(TRANSFORMERS))
-        transformed: tuple[Any, Any, ClipParts | None] = load_transformers(folder)
-        return Tower(transformed[0], transformed[1], without_folders(name), transformed[2])
+        visual, preprocess, parts = load_transformers(folder)
+        return Tower(visual, preprocess, without_folders(name), parts)
     name = name.removeprefix(TIMM)
     if not name.startswith((FOLDER, HUB)):
         name = _full_name(name)

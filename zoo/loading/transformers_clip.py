@@ -101,7 +101,7 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
     elif isinstance(model, (transformers.SiglipModel, transformers.Siglip2Model)):
         tower = model.vision_model
     try:
-        visual: Any = give_features(reduce(tower.eval(), method=None)).eval()
+        visual = give_features(reduce(tower.eval(), method=None)).eval()
         visual.spec()
     except ValueError as error:
         raise ValueError(f"{named}: {error}") from error

@@ -29,13 +29,13 @@ TAIL = 16
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-def is_fusible(block: Any) -> bool:
+def is_fusible(block: nn.Module) -> bool:
     """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``FusedBlock`` stands for."""
     kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
     return kinds == (Block, Attention, Mlp)
 
 
-def special_layer(block: Any) -> str | None:
+def special_layer(block: nn.Module) -> str | None:
     """Return the class of a layer whose weights don't say what it computes, see ``is_plain``; None if all do."""
     for name, layer in block.named_modules():
         if name.endswith(LINEAR) and not is_plain(layer):
@@ -205,13 +205,13 @@ class Weights:
         self.out = Product((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
 
 
-def _scale_layer(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _scale_layer(layer: nn.Linear, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a linear layer, each output times its ``rows``; without these no copy."""
-    weight, bias = layer.weight, layer.bias
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if rows is not None:
         weight = weight * rows.unsqueeze(1)
         bias = None if bias is None else bias * rows
-    return weight.detach().to(dtype), None if bias is None else bias.detach()
+    return weight.to(dtype), bias
 
 
 class Product:

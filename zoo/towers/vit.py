@@ -136,7 +136,7 @@ class TimmHost(Host):
         self.prompts = VisualPrompts(shape.tokens, self.embed_dim, **new) if shape.tokens else None
         if classify:
             projection = self.head.projection if isinstance(self.head, CosineHead) else self.head
-            self.head = CosineHead(projection, shape.features, shape.classes, **new)
+            self.head = CosineHead(projection, nn.Linear(shape.features, shape.classes, bias=False, **new))
             self.num_classes = shape.classes
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:

@@ -101,7 +101,7 @@ class OnTokens(nn.Module):
 
     def __init__(self, arch: str, width: int) -> None:
         super().__init__()
-        self.predictor = Predictor(arch, 768, width, (14, 14), None, None)
+        self.predictor = Predictor(arch, 768, width, (14, 14))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.predictor(tokens.flatten(2).transpose(1, 2), 1, (14, 14))
