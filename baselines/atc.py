@@ -68,8 +68,8 @@ def cluster(distance: Tensor, r: int, linkage: str) -> tuple[Tensor, Tensor, Ten
     """
     with torch.no_grad():
         count = distance.shape[1]
-        own = torch.arange(count, device=distance.device)
-        between = distance.masked_fill(own == own.unsqueeze(1), math.inf)
+        positions = torch.arange(count, device=distance.device)
+        between = distance.masked_fill(positions == positions.unsqueeze(1), math.inf)
         first = every_position(distance, count)
         members = torch.ones_like(distance[:, 0])
         gone, heights = [], []
@@ -84,7 +84,7 @@ def cluster(distance: Tensor, r: int, linkage: str) -> tuple[Tensor, Tensor, Ten
                 joined = torch.maximum(left, right)
             else:
                 joined = torch.minimum(left, right).masked_fill((left == math.inf) | (right == math.inf), math.inf)
-            is_low, is_high = own == low, own == high
+            is_low, is_high = positions == low, positions == high
             between = between.where(~is_low.unsqueeze(2), joined).where(~is_low.unsqueeze(1), joined.transpose(1, 2))
             between = between.masked_fill(is_high.unsqueeze(2) | is_high.unsqueeze(1), math.inf)
             members = members + is_low * members.gather(1, high)

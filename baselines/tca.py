@@ -84,6 +84,6 @@ def clusters(x: Tensor, between: Tensor, count: int, centers: int) -> tuple[Tens
         columns.append(distance.gather(2, farthest.unsqueeze(1).expand(-1, count, -1)).squeeze(2))
         chosen = torch.cat((chosen, farthest), dim=1)
         nearest = torch.minimum(nearest, columns[-1]).scatter(1, chosen, -1.0)
-    others = torch.zeros_like(between).scatter(1, chosen, 1).argsort(dim=1, stable=True)[:, : count - centers]
-    goal = torch.stack(columns, dim=2).argmin(dim=2).gather(1, others)
-    return between.gather(1, others), between.gather(1, chosen.gather(1, goal)), nearest.gather(1, others)
+    rest = torch.zeros_like(between).scatter(1, chosen, 1).argsort(dim=1, stable=True)[:, : count - centers]
+    goal = torch.stack(columns, dim=2).argmin(dim=2).gather(1, rest)
+    return between.gather(1, rest), between.gather(1, chosen.gather(1, goal)), nearest.gather(1, rest)

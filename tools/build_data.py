@@ -84,8 +84,8 @@ def build_emoji(folder: Path) -> dict[str, bytes]:
     """
     packages = []
     for (archive, sha256), prefix in zip(EMOJI["sha256"].items(), EMOJI_FOLDERS, strict=True):
-        found = read_package(folder / archive, (prefix,), sha256)
-        packages.append({name.removeprefix(prefix): image for name, image in found.items()})
+        content = read_package(folder / archive, (prefix,), sha256)
+        packages.append({name.removeprefix(prefix): image for name, image in content.items()})
     noto, fluent = packages
     names = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack")
     packs: dict[str, list[bytes]] = {name: [] for name in names}

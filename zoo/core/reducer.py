@@ -109,7 +109,7 @@ class ReducerConfig:
         flags = [name for name, kind in get_type_hints(type(self)).items() if kind is bool]
         if wrong := next((name for name in flags if not isinstance(getattr(self, name), bool)), None):
             raise ValueError(f"{wrong}={getattr(self, wrong)!r}: expected true or false")
-        check_fields(self, **{one.name: one.metadata["allowed"] for one in fields(self) if one.metadata})
+        check_fields(self, **{each.name: each.metadata["allowed"] for each in fields(self) if each.metadata})
         names = ("keep", *self.instead_of_keep)
         rates = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) is not None]
         if len(rates) != 1:
@@ -277,7 +277,7 @@ def configure(method: str, options: dict[str, Any], depth: int) -> ReducerConfig
     if method not in METHODS:
         raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
     config = METHODS[method].Config
-    names = [one.name for one in fields(config)]
+    names = [each.name for each in fields(config)]
     for option in options:
         if option not in names:
             raise ValueError(f"{method} has no option {option!r}: {expected(option, names)}")

@@ -37,9 +37,9 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
         if value is None and field.default is None:
             continue
         if not isinstance(values, str):
-            for one in value if isinstance(value, tuple) else (value,):
-                if one not in values:
-                    raise ValueError(f"{name}={one!r}: {expected(one, values)}")
+            for entry in value if isinstance(value, tuple) else (value,):
+                if entry not in values:
+                    raise ValueError(f"{name}={entry!r}: {expected(entry, values)}")
             continue
         whole = field.type in (int, int | None, "int", "int | None")
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)

@@ -198,8 +198,8 @@ def nearest_known(known: Tensor, grid: tuple[int, int]) -> Tensor:
     cost = position.where(known, far).unflatten(1, grid)  # squared distance times N, plus the position
     for side in grid:
         line = torch.arange(side, device=known.device)
-        apart = (line.unsqueeze(1) - line).square() * count
-        cost = (cost.unsqueeze(1) + apart.unsqueeze(2)).amin(dim=2).transpose(1, 2)
+        distance = (line.unsqueeze(1) - line).square() * count
+        cost = (cost.unsqueeze(1) + distance.unsqueeze(2)).amin(dim=2).transpose(1, 2)
     return cost.flatten(1) % count
 
 

@@ -54,9 +54,9 @@ class FeatureAgreement:
         cosine = F.cosine_similarity(ours, wanted, dim=2).flatten()
         # An image's nearest other one by our features has to be the nearest by the eager ones, or to tie with it.
         theirs, mine = (F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).mT for x in (wanted, ours))
-        own = torch.eye(len(eager), dtype=torch.bool)
-        nearest = mine.masked_fill(own, -2.0).argmax(dim=2, keepdim=True)
-        best = theirs.masked_fill_(own, -2.0).amax(dim=1)
+        itself = torch.eye(len(eager), dtype=torch.bool)
+        nearest = mine.masked_fill(itself, -2.0).argmax(dim=2, keepdim=True)
+        best = theirs.masked_fill_(itself, -2.0).amax(dim=1)
         same = theirs.expand_as(mine).gather(2, nearest).squeeze(2) >= best - TIED
         return cls(
             images=len(eager),

@@ -136,18 +136,18 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
     """
     file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(prompts)
     vit = require_promptable(model if isinstance(model, Host) else reduce(model, method=None))
-    own = {"width": file.width, "weights": file.weights}
-    file.compare(own, {"width": vit.embed_dim, "weights": blocks_fingerprint(vit.state_dict())})
+    served = {"width": vit.embed_dim, "weights": blocks_fingerprint(vit.state_dict())}
+    file.compare({name: getattr(file, name) for name in served}, served)
     tuned, shape = type(vit).adopt(vit), file.shape
     like = next(tuned.block_modules.parameters())
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
     tuned.load_state_dict(file.tensors(classify=classify), strict=False)
     tuned.train(vit.training)
-    facts = tuned.__dict__
-    facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
-    if classify and facts.get("pretrained_cfg"):
+    attributes = tuned.__dict__
+    attributes["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
+    if classify and attributes.get("pretrained_cfg"):
         classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
-        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
+        attributes["pretrained_cfg"] = attributes["default_cfg"] = {**attributes["pretrained_cfg"], **classes}
     return tuned
 
 
@@ -288,19 +288,19 @@ def add_recovery(model: H, recovery: str | Path | RecoveryFile) -> H:
 
 def _describe(model: Host, method: str | None) -> None:
     """Tell timm how to build the model again."""
-    facts = model.__dict__
-    cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
+    attributes = model.__dict__
+    cfg, args = attributes.get("pretrained_cfg"), attributes.get("_model_args", {})
     if not cfg or not cfg.get("architecture"):
         return
     tag = f".{cfg['tag']}" if cfg.get("tag") else ""
     reduction = {} if model.reducer is None else dataclasses.asdict(model.reducer.config)
     # Without options that a name was built with: `reduced_vit` takes each once.
-    facts["_model_args"] = {name: value for name, value in args.items() if name not in reduction} | {
+    attributes["_model_args"] = {name: value for name, value in args.items() if name not in reduction} | {
         "base": args.get("base", cfg["architecture"] + tag),
         "method": method,
         "reduction": reduction,
     }
-    facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
+    attributes["pretrained_cfg"] = attributes["default_cfg"] = {**cfg, "architecture": REBUILT}
 
 
 def filter_weights(

@@ -31,16 +31,16 @@ OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
 _log = logging.getLogger(__name__)
 
 
-def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write what was learned as safetensors, with ``facts`` and a hash of all as its metadata ``kind``."""
+def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write what was learned as safetensors, with ``metadata`` and a hash of all under the name ``kind``."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    content = json.dumps(facts | {"hash": _hash(facts, plain)}, sort_keys=True)
+    content = json.dumps(metadata | {"hash": _hash(metadata, plain)}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save(plain, {kind: content}))
 
 
-def _hash(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    parts: list[Any] = [facts]
+def _hash(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    parts: list[Any] = [metadata]
     for name, value in sorted(tensors.items()):
         parts.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         parts.append(value.flatten().view(torch.uint8).numpy().tobytes())
@@ -61,18 +61,18 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
             text = (file.metadata() or {}).get(kind)
         if text is None:
             raise ValueError(f"it lacks the {kind!r} metadata")
-        facts = strict_json(text)
-        if not isinstance(facts, dict):
-            raise ValueError(f"its {kind!r} metadata is a {type(facts).__name__}")
+        metadata = strict_json(text)
+        if not isinstance(metadata, dict):
+            raise ValueError(f"its {kind!r} metadata is a {type(metadata).__name__}")
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
-    return facts
+    return metadata
 
 
-def dataset_names(facts: Any, field: str = "name") -> list[str]:
+def dataset_names(datasets: Any, field: str = "name") -> list[str]:
     """Return what a file calls its data sets, a list of objects; ValueError unless each has its name in ``field``."""
-    sets = from_json(list[dict[str, Any]], facts, "data sets")
-    return [from_json(str, one.get(field), f"{field!r} of a data set") for one in sets]
+    sets = from_json(list[dict[str, Any]], datasets, "data sets")
+    return [from_json(str, each.get(field), f"{field!r} of a data set") for each in sets]
 
 
 def check_settings(method: str, options: Mapping[str, Any]) -> None:
@@ -103,22 +103,22 @@ class LearnedFile:
             ValueError: a file of another kind or format, or a field is missing, unknown or of another type.
         """
         path, kind, wanted = Path(path), cls.kind, getattr(cls, "format", None)
-        facts = read_facts(path, kind)
-        if wanted is not None and (have := facts.get("format")) != wanted:
+        metadata = read_facts(path, kind)
+        if wanted is not None and (have := metadata.get("format")) != wanted:
             raise add_remedy(ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {wanted}"), kind)
-        facts.pop("hash", None)
+        metadata.pop("hash", None)
         try:
-            return from_json(cls, facts, kind, path=path)
+            return from_json(cls, metadata, kind, path=path)
         except ValueError as error:
             raise add_remedy(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
 
     def load(self) -> dict[str, Tensor]:
         """Load all tensors; ValueError if they or the facts aren't those that were written, or aren't finite."""
-        facts = read_facts(self.path, self.kind)
-        written = facts.pop("hash", None)
+        metadata = read_facts(self.path, self.kind)
+        written = metadata.pop("hash", None)
         try:
             tensors: dict[str, Tensor] = load_file(self.path)
-            if _hash(facts, tensors) != written:
+            if _hash(metadata, tensors) != written:
                 raise ValueError("is damaged: its content is not what was written")
             for name, value in tensors.items():
                 finite = value.isfinite()
@@ -128,23 +128,23 @@ class LearnedFile:
                     raise ValueError(f"has values that aren't finite in {name!r}")
         except (SafetensorError, ValueError) as error:
             reason = f"is damaged ({error})" if isinstance(error, SafetensorError) else error
-            raise add_remedy(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **facts) from error
+            raise add_remedy(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **metadata) from error
         return tensors
 
     def refusal(self, reason: str, **other: Any) -> ValueError:
-        """Make an error that one like this, but for ``other`` facts, would mend."""
-        facts = {name: getattr(self, name) for name in self.mends}
-        return add_remedy(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **facts | other)
+        """Make an error that a file like this, but for ``other`` fields, would mend."""
+        metadata = {name: getattr(self, name) for name in self.mends}
+        return add_remedy(ValueError(f"{self.kind} {str(self.path)!r} {reason}"), self.kind, **metadata | other)
 
-    def compare(self, own: Mapping[str, Any], other: Mapping[str, Any], **facts: Any) -> None:
-        """Raise ValueError if what it was learned for differs from what it is to serve; quote the first difference."""
-        for name in (*own, *other):
-            if own.get(name) != other.get(name):
-                raise self.refusal(
-                    f"was {self.verb} {tower_name(self.model, self.tag)} with {name}={own.get(name)!r}, this model has "
-                    f"{name}={other.get(name)!r}",
-                    **facts,
-                )
+    def compare(self, source: Mapping[str, Any], target: Mapping[str, Any], **other: Any) -> None:
+        """Raise ValueError if what it was learned for differs from what it is to serve; quote the first difference.
+
+        ``other`` are fields for ``refusal``.
+        """
+        for name in (*source, *target):
+            if source.get(name) != target.get(name):
+                tower = f"{tower_name(self.model, self.tag)} with {name}={source.get(name)!r}"
+                raise self.refusal(f"was {self.verb} {tower}, this model has {name}={target.get(name)!r}", **other)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +170,8 @@ class PredictorFile(LearnedFile):
     def require(self, **other: Any) -> None:
         """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``block`` or ``weights``."""
         weights = other.pop("weights", self.weights)
-        own = {name: getattr(self, name) for name in other}
-        self.compare({**own, "weights": self.weights or weights}, {**other, "weights": weights}, **other)
+        fitted = {name: getattr(self, name) for name in other}
+        self.compare({**fitted, "weights": self.weights or weights}, {**other, "weights": weights}, **other)
 
     def tensors(self) -> dict[str, Tensor]:
         """Load the weights, named as in a model's state dict."""
@@ -203,19 +203,19 @@ def find_predictor(model: str, tag: str, block: int, *, shape: Mapping[str, Any]
     ``shape`` holds ``arch`` and ``width`` of the one that is wanted.
     """
     name = predictor_name(model, tag, block)
-    found = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
-    if not found:
-        others = ", ".join(map(str, find_fitted(model, tag)))
-        there = f" (fitted so far: block {others})" if others else ""
+    files = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
+    if not files:
+        blocks = ", ".join(map(str, find_fitted(model, tag)))
+        there = f" (fitted so far: block {blocks})" if blocks else ""
         message = (
             f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in the user's "
             f"cache{there}; pass predictor=PATH, or use pretrained=False"
         )
-        facts = {"model": model, "tag": tag, "block": block, "options": dict(shape or {})}
-        raise add_remedy(FileNotFoundError(message), "predictor", **facts)
-    if len(found) > 1:
-        _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
-    return PredictorFile.read(found[0])
+        wanted = {"model": model, "tag": tag, "block": block, "options": dict(shape or {})}
+        raise add_remedy(FileNotFoundError(message), "predictor", **wanted)
+    if len(files) > 1:
+        _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", files[0])
+    return PredictorFile.read(files[0])
 
 
 def with_predictor(
@@ -269,13 +269,13 @@ class PromptFile(LearnedFile):
         return state
 
 
-def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> PromptFile:
-    """Write prompts whole or not at all; ``facts`` are the fields of ``PromptFile`` but shape."""
+def save_prompts(path: Path, tensors: dict[str, Tensor], **fields: Any) -> PromptFile:
+    """Write prompts whole or not at all; ``fields`` are those of ``PromptFile`` but shape."""
     visual, classifier = tensors.get("visual"), tensors["classifier"]
     count = 0 if visual is None else len(visual)
     shape = PromptShape(tokens=count, classes=len(classifier), features=classifier.shape[1])
     plain = {k: v.to("cpu", torch.float32) for k, v in tensors.items()}
-    write_learned(path, "prompts", plain, {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()})
+    write_learned(path, "prompts", plain, {**fields, "classes": list(fields["classes"]), "shape": shape._asdict()})
     return PromptFile.read(path)
 
 
@@ -348,10 +348,10 @@ class ScheduleFile:
         if not path.is_file():
             raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
         try:
-            facts = strict_json(path.read_bytes())
-            if isinstance(facts, dict) and (have := facts.get("format")) != FORMAT:
+            values = strict_json(path.read_bytes())
+            if isinstance(values, dict) and (have := values.get("format")) != FORMAT:
                 raise ValueError(f"it has format {have!r}, this version reads {FORMAT}")
-            file: ScheduleFile = from_json(cls, facts, "schedule")
+            file: ScheduleFile = from_json(cls, values, "schedule")
         except ValueError as error:
             raise add_remedy(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
         return file

@@ -145,7 +145,7 @@ def _activation(module: nn.Module) -> Callable[..., nn.Module]:
 
 def _describe(tower: TimmHost, preprocess: dict[str, Any]) -> None:
     """Tell timm the preprocessing, for ``timm.data.resolve_data_config``."""
-    facts = {
+    cfg = {
         **{"first_conv": "patch_embed.proj", "classifier": "head", "crop_pct": 1.0},
         **{"mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])},
         "input_size": (3, *to_2tuple(preprocess["size"])),
@@ -153,7 +153,7 @@ def _describe(tower: TimmHost, preprocess: dict[str, Any]) -> None:
         "crop_mode": _CROPS[preprocess["resize_mode"]],
         "num_classes": tower.num_classes,
     }
-    tower.__dict__["pretrained_cfg"] = tower.__dict__["default_cfg"] = facts
+    tower.__dict__["pretrained_cfg"] = tower.__dict__["default_cfg"] = cfg
 
 
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
@@ -234,8 +234,8 @@ class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has
 class Checkpoint(dict[str, Any]):
     """An entry of open_clip's list of weights, whose file ``make`` creates on the first access."""
 
-    def __init__(self, make: Callable[[], str], **facts: Any) -> None:
-        super().__init__(facts, file=None)
+    def __init__(self, make: Callable[[], str], **settings: Any) -> None:
+        super().__init__(settings, file=None)
         self._make = make
 
     def __getitem__(self, key: str) -> Any:
@@ -256,8 +256,8 @@ def offer_models() -> None:
 
     @wraps(theirs)
     def get(model_name: str = "", context_length: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        own = MODELS.get(model_name.partition(".")[0])
-        if own is None or SIZES[own.size].open_clip is not None:
+        name = MODELS.get(model_name.partition(".")[0])
+        if name is None or SIZES[name.size].open_clip is not None:
             return theirs(model_name, context_length, *args, **kwargs)
         return EmbeddedTokenizer(context_length=context_length or read_geometry()["context_length"])
 
@@ -337,11 +337,11 @@ def checkpoint(name: ModelName, tag: str) -> str:
     spec = SIZES[name.size]
     embedded = EMBEDDED / f"{name.dense}.safetensors"
     source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
-    facts, learned = source.stat(), list[Path]()
+    status, learned = source.stat(), list[Path]()
     if name.method is not None:
         _, predictor = with_predictor(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
         learned = [] if predictor is None else [predictor.path]
-    mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *learned)
+    mark = digest([source.name, status.st_size, status.st_mtime_ns], *learned)
     path = cache_file("open_clip", f"{name.dense}.{tag}.{mark}.safetensors")
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model

@@ -61,10 +61,12 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> TimmHost:
     return model if recovery is None else add_recovery(model, recovery)
 
 
-def _loading(name: str, cfg: PretrainedCfg, own: str) -> AbstractContextManager[None]:
+def _loading(name: str, cfg: PretrainedCfg, place: str) -> AbstractContextManager[None]:
     if cfg.source in ("hf-hub", "local-dir"):
         name = f"{cfg.source}:{cfg.hf_hub_id if cfg.source == 'hf-hub' else cfg.file}"
-    otherwise = f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass {SAVED}"
+    otherwise = (
+        f"put a file of these weights at {place}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass {SAVED}"
+    )
     return loading(name, otherwise, timm_source(cfg), arguments=True)
 
 
@@ -84,8 +86,8 @@ def _require_block(
     name: ModelName, method: str, before: dict[str, Any], options: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
     """Refuse, by ValueError, a saved model that is to score at another block than it did ``before``."""
-    depth, own = name.depth(arguments), split_options(name, before)[0]
-    was, now = (configure(method, each, depth).predictor_block(depth) for each in (own, options))
+    depth, saved = name.depth(arguments), split_options(name, before)[0]
+    was, now = (configure(method, each, depth).predictor_block(depth) for each in (saved, options))
     if was != now:
         raise ValueError(
             f"{name}: the predictor in this saved model was fitted at block {was}, these options score at block {now}; "

@@ -147,19 +147,19 @@ class UnknownArgumentError(TypeError, ValueError):
 def split_options(name: ModelName, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a model's keyword arguments into its method's options and all others; refuse unknown ones."""
     options: dict[str, Any] = {}
-    own: list[str] = []
+    ours: list[str] = []
     if name.method is not None:
         config = METHODS[name.method].Config
-        own = [field.name for field in fields(config)]
-        options = {key: value for key, value in kwargs.items() if key in own}
+        ours = [field.name for field in fields(config)]
+        options = {key: value for key, value in kwargs.items() if key in ours}
         if not options.keys() & {"keep", *config.instead_of_keep}:
             options |= name.options
-        own.append("recovery")
+        ours.append("recovery")
         depth = name.depth(kwargs)
         if configure(name.method, options, depth).predictor_block(depth) is not None:
-            own.append("predictor")
+            ours.append("predictor")
     arguments = {key: value for key, value in kwargs.items() if key not in options}
-    shown = [*own, *inspect.signature(VisionTransformer).parameters]
+    shown = [*ours, *inspect.signature(VisionTransformer).parameters]
     # What timm takes through its own **kwargs doesn't show in a signature.
     known = {*shown, *inspect.signature(build_model_with_cfg).parameters}
     known |= {"prompts", "features_only", "out_indices", "feature_cls"}
@@ -175,10 +175,10 @@ def unknown_model(name: str, more: str = "") -> ValueError:
     arch, dot, tag = name.partition(".")
     form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
     dense, method, percent = ("", "", 0) if form is None else (form[1], form[2], int(form[3]))
-    known = {own.percent: model for model, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
+    known = {parts.percent: model for model, parts in MODELS.items() if (parts.dense, parts.method) == (dense, method)}
     if not known or not 0 < percent <= 100:
         return add_remedy(ValueError(f"model {name!r}: {expected(arch, MODELS)}{more}"), "model")
-    nearest, keep = known[min(sorted(known), key=lambda one: abs(one - percent))], percent / 100
+    nearest, keep = known[min(sorted(known), key=lambda number: abs(number - percent))], percent / 100
     message = (
         f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(known)))} %; for another one use "
         f"timm.create_model({nearest + dot + tag!r}, keep={keep:g}) in Python{more}"

@@ -150,8 +150,8 @@ def _has_projection(model: TimmHost) -> bool:
     Our names have a projection of known width. For timm's ``_clip_`` names and Perception Encoder's core the bias
     decides: a projection has none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have one.
     """
-    facts = model.__dict__
-    arch = facts.get("_model_args", {}).get("base") or facts["pretrained_cfg"]["architecture"]
+    attributes = model.__dict__
+    arch = attributes.get("_model_args", {}).get("base") or attributes["pretrained_cfg"]["architecture"]
     arch = arch.partition(".")[0]
     if arch in MODELS:
         return bool(model.num_classes == SIZES[MODELS[arch].size].features)

@@ -87,9 +87,9 @@ def _content(path: Path) -> Any:
 def _unloadable(path: Path, reason: str) -> ValueError:
     if "TorchScript" in reason:
         return ValueError(_CONVERT.format(path=quote(str(path)), new=quote(str(path.with_suffix(".safetensors")))))
-    if found := re.search(r"GLOBAL ([\w.]+)", reason):
+    if match := re.search(r"GLOBAL ([\w.]+)", reason):
         return ValueError(
-            f"names {found[1]!r}, which holds no weights and could run code; nothing of it was run. Where you "
+            f"names {match[1]!r}, which holds no weights and could run code; nothing of it was run. Where you "
             "trust the file, save its state dict as safetensors"
         )
     return ValueError(f"can't be read ({reason.partition(chr(10))[0]}); get it again: {_KNOWN}")

@@ -66,16 +66,16 @@ def rotation(tokens: Tokens, index: int) -> Tensor:
     table = tokens.positional
     assert table is not None
     table = table.unsqueeze(0) if table.ndim == 2 else table[index]
-    own = table[:, tokens.patch_idx.clamp(min=0)].transpose(0, 1)
+    rope = table[:, tokens.patch_idx.clamp(min=0)].transpose(0, 1)
     if tokens.place is None:
-        return own
+        return rope
     columns = tokens.grid[1]
     first = tokens._replace(patch_idx=tokens.patch_idx.clamp(min=0), place=None).places()
     rows, across = (tokens.place - first).to(table.dtype)[:, None].unbind(dim=-1)
     down = _angle(table, columns) if tokens.grid[0] > 1 else 0.0
     right = _angle(table, 1) if columns > 1 else 0.0
     turn = rows.unsqueeze(-1) * down + across.unsqueeze(-1) * right  # 0 for a token that stands for itself alone
-    (sine, cosine), (further, rest) = own.chunk(2, dim=-1), (turn.sin(), turn.cos())
+    (sine, cosine), (further, rest) = rope.chunk(2, dim=-1), (turn.sin(), turn.cos())
     return torch.cat((sine * rest + cosine * further, cosine * rest - sine * further), dim=-1)
 
 

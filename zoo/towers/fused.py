@@ -84,8 +84,8 @@ class FusedBlock(ViTBlock):
         cls = x[:, 0].clone() if self.low is not None and self.cls else None
         attended = []
         for part in parts(x, self.weights.dtype):
-            one = bias[part] if bias is not None and bias.ndim == 4 and len(bias) == len(x) else bias
-            attended.append(self._attention(x[part], one)[3])
+            part_bias = bias[part] if bias is not None and bias.ndim == 4 and len(bias) == len(x) else bias
+            attended.append(self._attention(x[part], part_bias)[3])
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
         if cls is not None:
             self.fp32.proj.add_to(cls, torch.cat(attended).float())

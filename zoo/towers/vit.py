@@ -118,7 +118,7 @@ class TimmHost(Host):
         block = self.blocks[0]
         kind = (type(block), type(getattr(block, "attn", None)))
         if kind not in self.kinds:
-            known = " or ".join(f"{one.__name__} with {attn.__name__}" for one, attn in self.kinds)
+            known = " or ".join(f"{block_kind.__name__} with {attn.__name__}" for block_kind, attn in self.kinds)
             have = f"{kind[0].__name__} with {kind[1].__name__}"
             raise ValueError(f"this tower's blocks are {have}; expected timm's {known}")
         if isinstance(getattr(self, "patch_drop", None), (PatchDropout, PatchDropoutWithIndices)):

@@ -53,7 +53,7 @@ def _refuse_pickles(path: Path) -> None:
             for file in archive.infolist():
                 if file.filename.endswith("_config.json"):
                     entries = json.loads(archive.read(file))["config"].values()
-                    odd = any(one["use_pickle"] or "obj" in one["path_name"] for one in entries)
+                    odd = any(entry["use_pickle"] or "obj" in entry["path_name"] for entry in entries)
                 else:
                     odd = file.filename.endswith(".pt") and file.file_size > 0
                 if odd:
