@@ -119,10 +119,6 @@ class Runtime(ABC):
     def make(self, model: nn.Module, target: Target) -> Prepared:
         """Do what ``prepare`` does, where the runtime can be had."""
 
-    def load(self, path: Path, precision: str, threads: int) -> Prepared:
-        """Return the model of a file that ``prepare`` wrote; raise ValueError from a runtime without files."""
-        raise ValueError(f"runtime {self.name!r} has no files: {path}")
-
 
 class FileRuntime(Runtime):
     """A runtime that runs files: float32 pictures in, float32 features out, for any batch, on the CPU."""
@@ -157,7 +153,7 @@ class FileRuntime(Runtime):
 
     @abstractmethod
     def load(self, path: Path, precision: str, threads: int) -> Prepared:
-        """Return the model of a file; ``threads`` are for runtimes that don't go by torch's number."""
+        """Return the model of a file that was written; ``threads`` are for runtimes that don't go by torch's number."""
 
 
 RUNTIMES: dict[str, Runtime] = {}

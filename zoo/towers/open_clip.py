@@ -55,7 +55,7 @@ class ReducedOpenClip(Host, VisionTransformer):
     _embeds: Callable[[Tensor], Tensor]
     _global_pool: Callable[[Tensor], tuple[Tensor, Tensor]]
     _pool: Callable[[Tensor], tuple[Tensor, Tensor]]
-    attn_pool: Any
+    attn_pool: AttentionalPooler | None
     conv1: nn.Conv2d
     grid_size: tuple[int, int]
     image_size: tuple[int, int]
@@ -121,7 +121,7 @@ class ReducedOpenClip(Host, VisionTransformer):
         return left.mean(patches), patches
 
     @property
-    def _second_pool(self) -> Any:
+    def _second_pool(self) -> AttentionalPooler | None:
         return None if self.attn_pool is None else self.attn_pool_contrastive
 
     def forward(self, x: Tensor) -> Any:
