@@ -1,12 +1,12 @@
-"""Rows of one run or many that may stand in one table, and these tables. Their columns are `metrics.METRICS`."""
+"""Tables of accuracy and cost, with a column for each of `metrics.METRICS`, and tables of latency."""
 
 import functools
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, count_of, estimate_cell, figure
+from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Table, count_of, estimate_cell, figure
 from harness.records.averages import (
     CLOSE,
     Average,
@@ -26,7 +26,9 @@ from harness.records.averages import (
 )
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, Times, differing
-from zoo.deploy.runtime import OPTIMIZED
+from harness.records.statistics import Interval
+from harness.records.times import LEAST_QUERIES, OPEN, LatencyRecord, Load, Percentiles
+from zoo.deploy.runtime import EAGER, OPTIMIZED
 
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
@@ -290,3 +292,114 @@ def _show_metric(row: Average, metric: Metric, family: Judgement | None, *, ends
     if own.chance is not None:
         words += f" ({metric.text(own.chance)})"
     return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
+
+
+_CALLS_LEGEND = "ratio: to the time of the dense model in the same round, with its 95 % interval"
+_SERVER_LEGEND = "verdict: whether p99 stays within {:g} ms, by its 95 % interval over runs of {} queries or more"
+_WORDS = ("model", "verdict")
+_NARROW = ("batch", "ms", "ratio", "queries/s", "x dense", "p99, ms")  # figures that a narrow terminal shows
+_ABOUT_LATENCY = {  # columns, for captions
+    "ms": "ms: median [quartiles] of whole calls",
+    "p99": "p90, p99: ms that 90 and 99 % of the calls did not exceed",
+    "MiB": "MiB: the most that a call holds beside weights and images",
+    "first, s": "first: preparing, compiling and the first call",
+    "off": "off: largest difference of features from eager's, by their length",
+    "queries/s": "queries/s: arrivals per second; batch: queries that share a call, at most",
+    "p99, ms": "p50, p90, p99: ms from the scheduled arrival, medians over runs",
+    "a call": "a call: queries that shared a call, on average",
+}
+
+
+def latency_title(row: LatencyRecord) -> str:
+    """Return the title of the table that a record belongs to."""
+    weights = "random weights" if row.random_weights else row.tag or "its own weights"
+    side = "x".join(map(str, row.image_size))
+    server = "" if row.bound_ms is None else f", server with p99 within {row.bound_ms:g} ms"
+    dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
+    return (
+        f"{dense} ({weights}, {side} px), {row.precision}, {row.runtime}{server}, {row.device}: "
+        f"{row.machine['device_name']}, threads: {row.threads}, by {row.stopwatch}"
+    )
+
+
+def latency_table(rows: Sequence[LatencyRecord]) -> Table:
+    """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
+    bound_ms = rows[0].bound_ms
+    legend = _CALLS_LEGEND if bound_ms is None else _SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
+    dense = {row.cell: row.load for row in reversed(rows) if row.method == DENSE}
+    cells = [_latency_cells(row, dense.get(row.cell)) for row in rows]
+    columns = []
+    for heading in cells[0]:
+        forms = FORMS if heading in (*_WORDS, *_NARROW) else FORMS[:1]
+        about = _ABOUT_LATENCY.get(heading, "")
+        columns.append(Column(heading=heading, left=heading in _WORDS, forms=forms, about=about))
+    return Table(
+        title=latency_title(rows[0]),
+        legend=legend,
+        caption=legend,
+        columns=columns,
+        rows=[list(row.values()) for row in cells],
+        models=[row.model for row in rows],
+        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.cell != b.cell),
+        notes=_latency_notes(rows),
+    )
+
+
+def _latency_notes(rows: Sequence[LatencyRecord]) -> list[str]:
+    notes = []
+    for cell, group in groupby(rows, key=lambda row: row.cell):
+        together = list(group)
+        for reason in dict.fromkeys(row.failed for row in together if row.failed):
+            names = [_short_name(row) for row in together if row.failed == reason]
+            models = "" if len(names) == len(together) else f", {', '.join(names)}"
+            notes.append(f"{cell}{models}: {reason}")
+    if unclear := [f"{_short_name(row)} at {row.cell}" for row in rows if row.verdict == OPEN]:
+        conclusion, interval = ("no difference to dense", "the ratio includes 1")
+        if rows[0].bound_ms is not None:
+            conclusion, interval = ("nothing about the bound", "p99 includes it")
+        notes.append(f"{conclusion} can be concluded, as the interval of {interval}: {', '.join(unclear)}")
+    return notes
+
+
+def _short_name(row: LatencyRecord) -> str:
+    """Return a model's name without its tower's, which the title has, or the name of its exported file."""
+    if "file" in row.method_config:
+        return str(row.method_config["file"])
+    return row.method if row.method == DENSE else row.model.rpartition("_")[2]
+
+
+def _latency_cells(row: LatencyRecord, dense: Load | None) -> dict[str, Cell]:
+    """Fill a row by heading: how long calls took, or how a server fared, beside the load of the dense model's."""
+    times, load = row.times, row.load
+    cells = {
+        "batch": figure(row.batch, "d"),
+        "model": Cell(_short_name(row)),
+        "tokens": figure(row.final_tokens, "d"),
+        "GFLOPs": figure(row.gflops, ".2f"),
+    }
+    verdict = Cell("not timed" if row.failed else row.verdict or NOT_MEASURED)
+    if row.bound_ms is None:
+        spread = None if times is None else Interval(times.median_ms, times.q1_ms, times.q3_ms)
+        cells |= {
+            "ms": estimate_cell(spread, ("{:.2f}" if times and times.median_ms < 100 else "{:.0f}").format),
+            "p90": figure(row.percentile_ms(90), ".2f"),
+            "p99": figure(row.percentile_ms(99), ".2f"),
+            "images/s": figure(None if times is None else times.images_per_s, ".1f"),
+            "ratio": estimate_cell(row.ratio, "{:.3f}".format),
+            "verdict": verdict,
+            "MiB": figure(row.peak_mib, ".1f"),
+        }
+        if row.runtime != EAGER:
+            cells |= {"first, s": figure(row.first_call_s, ".1f"), "off": figure(row.deviation, ".0e")}
+        return cells
+    cells["queries/s"] = figure(None if load is None else load.rate, ".1f")
+    if row.rate is None:
+        cells["x dense"] = figure(None if load is None or dense is None else load.rate / dense.rate, ".2f")
+    p50, p90, p99 = map(load.summary, Percentiles._fields) if load else (None, None, None)
+    return cells | {
+        "p50": figure(p50 and p50.estimate, ".1f"),
+        "p90": figure(p90 and p90.estimate, ".1f"),
+        "p99, ms": estimate_cell(p99, "{:.1f}".format),
+        "a call": figure(None if load is None else load.batch_mean, ".1f"),
+        "verdict": verdict,
+    }
