@@ -1,4 +1,4 @@
-"""Classes and captions of a dataset, as a text tower encodes them."""
+"""Features of a dataset's classes and captions by a text tower."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ TEXTS = 256  # captions that are encoded at once
 
 
 def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-    """Encode the dataset's classes; those with words the text tower never saw are refused, unless it does without them.
+    """Encode a dataset's classes; ValueError for words that the text tower never saw, unless ``skip_unknown``.
 
     Returns:
         (classes, D) unit features with a row of NaN for a class left out, and the names left out.
@@ -43,7 +43,7 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
 
 @torch.inference_mode()
 def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device: str = "cpu") -> Tensor:
-    """Encode texts of ``where``, as they are, in batches on a device, (m, D) unit features on the CPU."""
+    """Encode texts without templates in batches on a device, (m, D) unit features on the CPU; errors name ``where``."""
     text, rows = parts.model.text, []
     text.to(device)
     for start in range(0, len(texts), TEXTS):

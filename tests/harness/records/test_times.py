@@ -111,23 +111,3 @@ def test_another_condition_does_not_fit(latency_record: Make, name: str):
     new = values[type(old)]
     blank = latency_record(samples=(), failed="not timed", **{name: new})
     assert times.fitting(blank, [known], 6) is None
-
-
-def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(latency_record: Make):
-    dense = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
-
-    def row(method: str, factor: float, **facts: Any) -> times.LatencyRecord:
-        names = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
-        costs = {"gflops": 1.5, "final_tokens": 32}
-        samples = () if facts.get("failed") else tuple(factor * time for time in dense)
-        return latency_record(samples, dense, **(names | costs | facts))
-
-    late = row("evit", 1.0, batch=8, failed="out of memory")
-    table = times.latency_table([latency_record(dense), row("tome", 0.8), row("evit", 1.0), late])
-    ratio, unknown = "0.800 [0.800, 0.800]", ["–"] * 5
-    assert table.rows[1] == ["1", "tome50", "32", "1.50", "8.12 [8.08, 8.16]", "–", "–", "123.2", ratio, "faster", "–"]
-    assert table.rows[3] == ["8", "evit50", "32", "1.50", *unknown, "not timed", "–"]
-    assert table.notes == [
-        "batch 8: out of memory",
-        "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
-    ]
