@@ -10,7 +10,7 @@ import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from ray import serve
 from starlette.exceptions import HTTPException
 
-from harness.apps.settings import ServeConfig
 from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
-from harness.base.workers import cluster_address, ray_running
+from harness.base.workers import cluster_address, ray_running, require_actors
+from harness.records.times import cores
 from zoo.core.errors import is_out_of_memory
 from zoo.core.json_reader import strict_json
+from zoo.core.settings import check_fields
 from zoo.deploy.export import read_description
 from zoo.deploy.setup import Setup
 
@@ -43,6 +44,34 @@ async def refuse(_: Request, error: HTTPException) -> JSONResponse:
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     body = {"message": error.detail, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": body}, error.status_code, error.headers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a model is served."""
+
+    replicas: int = 1  # Ray actors with the model each
+    threads: int | None = None  # of each replica; None: this machine's cores shared among them
+    batch: int = 16  # pictures and texts that the model takes at once
+    wait_ms: float = 5.0  # that a batch waits for more
+    queue: int = 128  # requests that wait for a replica; more get 503
+    host: str = "127.0.0.1"
+    port: int = 8000
+    route: str = "/"  # what paths begin with
+    device: str = "cpu"
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("replicas", "threads", "batch", "queue"), "[1, inf)")
+        check_fields(self, **counts, wait_ms="[0, inf)", port="[1, 65535]")
+        if not self.route.startswith("/"):
+            raise ValueError(f"--route {self.route!r}: expected a path that starts with '/'")
+        require_actors("--replicas", self.replicas, self.device)
+
+    @property
+    def cores(self) -> int:
+        """Threads of each replica."""
+        return self.threads or max(1, cores() // self.replicas)
 
 
 def read_query(content: bytes, kind: str, model: str, width: int) -> tuple[list[PictureFile | str], bool]:

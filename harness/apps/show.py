@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from harness.apps.settings import ShowConfig
 from harness.base.hints import describe_error
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
@@ -24,7 +24,9 @@ from harness.measure.settings import Plan
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
+from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, final_count
+from zoo.core.settings import check_fields, expected
 from zoo.core.tokens import top
 from zoo.loading.towers import Tower, load_tower, without_folders
 from zoo.ranking.golden import golden_importance
@@ -33,6 +35,24 @@ PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*
 PREDICTOR = "patchrank"
 NAMES = {GOLDEN: "golden\nranking", PREDICTOR: "predictor", "clsattn": "CLS\nattention"}  # titles of rankings
 FEW, GALLERY_SCALE = 4, 0.62  # images of a gallery, and its size as a share of a sheet's 2000 pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Configure what is shown beside an image."""
+
+    keeps: tuple[float, ...] = (0.6,)  # in (0, 1); a column for each of what the predictor, or a golden ranking, keeps
+    left: tuple[str, ...] = ()  # methods or ``golden``: what each leaves, without rankings
+    golden: GoldenConfig = field(default_factory=GoldenConfig)  # of a score that needs no classes
+    scale: float = 1.0  # of the figure, 1 for about 2000 pixels of width
+
+    def __post_init__(self) -> None:
+        if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):
+            raise ValueError(f"--keeps {self.keeps}: expected fractions in (0, 1), such as 0.6, each once")
+        for name in self.left:
+            if name not in (known := [*sorted(METHODS), GOLDEN]):
+                raise ValueError(f"--left {name!r}: {expected(name, known)}")
+        check_fields(self, scale="[0.25, 8]")
 
 
 class Subject(NamedTuple):
@@ -136,7 +156,7 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
         sheet.notes[0] += " Colours show the rank of a patch within its image and ranking; they don't compare images."
         sheet.columns, sheet.panels = {name: NAMES[name] for name in rankings}, dict(rankings)
         left = (PREDICTOR if PREDICTOR in rankings else GOLDEN,)
-    patches, merges = sheet.grid[0] * sheet.grid[1], False
+    patches, merges = grid[0] * grid[1], False
     for keep, method in product(config.keeps, left):
         if method == GOLDEN:
             tokens, count = find_kept(rankings[GOLDEN], keep), final_count(patches, keep)
@@ -183,10 +203,8 @@ def _rank_by_methods(tower: Tower, images: Tensor, block: int, notes: list[str])
     """Return the importance by predictor and CLS attention at a block, where there are any."""
     rankings = dict[str, NDArray[np.floating]]()
     for method in (PREDICTOR, "clsattn"):
-        try:
-            output = _run_method(tower, images, method, 0.5, block)  # in the same order at any keep rate
+        try:  # at any keep rate, as all rank in the same order
+            rankings[method] = _run_method(tower, images, method, 0.5, block).per_image["scores"]
         except (FileNotFoundError, ValueError) as error:
             notes.append(f"Left out: {method}: {describe_error(error)}.")
-        else:
-            rankings[method] = output.per_image["scores"]
     return rankings

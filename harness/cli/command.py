@@ -60,11 +60,7 @@ class Command:
         return "\n".join([*lines, "", f"output: {self.output}", "", f"exit codes: {meanings}"])
 
 
-def command(
-    path: str,
-    run: Run,
-    arguments: Callable[["CommandParser"], None] = lambda _parser: None,
-) -> Command:
+def command(path: str, run: Run, arguments: Callable[["CommandParser"], None] = lambda _: None) -> Command:
     """Return a subcommand that ``commands.toml`` describes but for some arguments, which stand before its flags."""
     text = dict(TEXTS[path])
     groups = text.pop("flags", {})
@@ -89,11 +85,11 @@ class CommandParser(argparse.ArgumentParser):
         )  # fmt: skip
         self._positionals.title, self._optionals.title = "arguments", "flags"
         command.flags(self)
-        places = [action for action in self._actions if action.required or not action.option_strings]
-        names = [
-            " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())]) for action in places
-        ]
-        words = [name if action.required else f"[{name}]" for action, name in zip(places, names, strict=True)]
+        words = []
+        for action in self._actions:
+            if action.required or not action.option_strings:
+                name = " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
+                words.append(name if action.required else f"[{name}]")
         self.usage = " ".join([self.prog, *words, "[flags]"])
         add_shared(self.add_argument_group("every command"))
         self.set_defaults(command=command.path, run=command.run)
@@ -177,13 +173,13 @@ def add_shared(group: Any) -> None:
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     group.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     group.add_argument("--explain", action="store_true", help="explain each table's columns below it")
-    text = "print results and errors only, no progress and no notes"
-    group.add_argument("--quiet", "-q", action="store_true", help=text)
+    quiet = "print results and errors only, no progress and no notes"
+    group.add_argument("--quiet", "-q", action="store_true", help=quiet)
 
 
 def describe_versions() -> str:
     """Return the versions of the package and of what its figures depend on."""
-    commit = git_commit()
-    package = f"{PACKAGE} {metadata.version(PACKAGE)}" + (f", commit {commit}" if commit else "")
+    commit = f", commit {git_commit()}" if git_commit() else ""
+    package = f"{PACKAGE} {metadata.version(PACKAGE)}{commit}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))
     return f"{package}\npython {platform.python_version()}, {versions}"

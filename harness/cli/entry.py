@@ -65,8 +65,7 @@ def list_commands(first: str) -> dict[str, str]:
 def _list_flags(first: str, parser: CommandParser) -> None:
     """Show the commands behind a first word."""
     if not first:
-        text = "show versions of the package and its dependencies"
-        parser.add_argument("--version", action="store_true", help=text)
+        parser.add_argument("--version", action="store_true", help="show versions of the package and its dependencies")
     group = parser.add_argument_group("commands")
     for name, what in list_commands(first).items():
         group.add_argument(name, nargs="?", help=what)
@@ -130,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
-            on = "finished work is kept, and the same command continues it"
-            anew = "nothing is left half-written; the same command starts again"
-            notes().print(f"stopped; {on if goes_on else anew}")
+            kept = "finished work is kept, and the same command continues it"
+            lost = "nothing is left half-written; the same command starts again"
+            notes().print(f"stopped; {kept if goes_on else lost}")
         return 130
     return code
 
@@ -161,10 +160,9 @@ def require_own_packages() -> None:
         places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
         place = Path(places[0] if places else "").resolve()
         if place.parent != here:
-            raise ValueError(
-                f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
-                f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
-            )
+            wrong = f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}"
+            remedy = f"run {PROGRAM} instead of python -m harness, or start it in another folder"
+            raise ValueError(f"{wrong}: Python finds another of that name first; {remedy}")
 
 
 @contextlib.contextmanager
@@ -204,11 +202,16 @@ def _run(args: Namespace, progress: Progress) -> int:
             if output is not None:
                 with progress.hidden():
                     _print(part, output, explained=args.explain)
+        outcome = outcomes[0]
         if output is None:
-            print(printable(_document(args.command, outcomes[0])))
+            try:
+                document = json.dumps(outcome.data, allow_nan=False, ensure_ascii=False, indent=1)
+            except ValueError as error:  # ours, and no wrong use
+                raise AssertionError(f"{args.command}: {error}") from error
+            print(printable(document))
     finally:
         forget()
-    return outcomes[0].code
+    return outcome.code
 
 
 def _name_datasets(args: Namespace, progress: Progress) -> None:
@@ -229,17 +232,9 @@ def _name_datasets(args: Namespace, progress: Progress) -> None:
     datasets = flags.get(option) or []
     if flags.get("dry_run") or flags.get("runs"):
         datasets = []  # what is missing is part of what it tells; two runs need no images
-    several: list[str] = [datasets] if isinstance(datasets, str) else datasets
-    names = names_of(several, Options(**options, progress=progress))
+    names = names_of([datasets] if isinstance(datasets, str) else datasets, Options(**options, progress=progress))
     if datasets:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
-
-
-def _document(command: str, outcome: Shown) -> str:
-    try:
-        return json.dumps(outcome.data, allow_nan=False, ensure_ascii=False, indent=1)
-    except ValueError as error:  # ours, and no wrong use
-        raise AssertionError(f"{command}: {error}") from error
 
 
 def _parts(outcome: Shown | Work, outcomes: list[Shown]) -> Iterator[Part]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from harness.base.terminal import Progress
-from harness.cli.outline import Outline, outline
+from harness.cli.outline import Outline, outline, runtime_names
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -64,6 +64,9 @@ TYPES: dict[str, tuple[Callable[[str], Any], str | None]] = {
     "keep_rate": (keep_rate, "RATE"), "path": (Path, "FILE"), "split": (split, None),
 }  # fmt: skip
 
+# Words of help that stand for the names of runtimes, with the attributes that these runtimes' classes set.
+RUNTIME_WORDS = {"{runtimes}": (), "{file runtimes}": ("suffix",)}
+
 READERS: dict[Any, Callable[[str], Any]] = {float: float, int: int, bool: json.loads}  # of values of CHANGES
 
 
@@ -101,6 +104,9 @@ def _add(group: Any, shared: Mapping[str, Any], changes: Mapping[str, Any], conf
     if "choices" in options:
         options["choices"] = _resolve(options["choices"])
         options["help"] = options["help"].replace("{choices}", ", ".join(options["choices"]))
+    for word, attributes in RUNTIME_WORDS.items():
+        if word in options["help"]:
+            options["help"] = options["help"].replace(word, runtime_names(*attributes))
     # "*" of an argument takes nothing before the first flag, and refuses what comes after it.
     required = options.pop("required", None) if flag == field else None
     action = group.add_argument(flag, type=kind, **options)
@@ -140,11 +146,10 @@ def setup_of(args: Namespace, runtime: str | None = None) -> "Setup":
     """
     from zoo.deploy.setup import Setup
 
-    values = {name: getattr(args, name) for name in ("method", "keep", "recovery", "precision")} | {"runtime": runtime}
-    fields: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    recovery = None if args.recovery is None else str(args.recovery)
+    values = {"method": args.method, "keep": args.keep, "recovery": recovery, "precision": args.precision}
+    fields = {name: value for name, value in (values | {"runtime": runtime}).items() if value is not None}
     if not args.model.endswith(".json"):
-        if "recovery" in fields:
-            fields["recovery"] = str(fields["recovery"])
         return Setup.of(args.model, **fields)
     for name in fields.keys() - {"runtime", "precision"}:
         raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")

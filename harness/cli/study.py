@@ -190,13 +190,13 @@ def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
     for name, used in USES.items():
         if getattr(args, name) is not None and not any(getattr(study, field) for field in used):
             raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
-    made: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
-    if made["split"] == FINAL and not study.tunes:
+    fields: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
+    if fields["split"] == FINAL and not study.tunes:
         raise ValueError(f"--split {FINAL!r}: {FINAL_ALONE}")
     if study.fits:
-        made["golden"] = flags.change(StudyConfig().golden, args.golden, "--golden")
-        made["fit"] = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit")
+        fields["golden"] = flags.change(StudyConfig().golden, args.golden, "--golden")
+        fields["fit"] = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit")
     if study.tunes:
-        made["draws"] = args.draws or OURS
-        made["tune"] = flags.tune_config(args, made["draws"])
-    return flags.settings(StudyConfig, args, **made)
+        fields["draws"] = args.draws or OURS
+        fields["tune"] = flags.tune_config(args, fields["draws"])
+    return flags.settings(StudyConfig, args, **fields)

@@ -80,7 +80,7 @@ class Codes(NamedTuple):
         return cls(storage, width, embeddings.astype(CODE_TYPES[storage]), scale)
 
     @classmethod
-    def from_table(cls, table: Any, storage: str, width: int) -> Self:
+    def from_table(cls, table: pa.Table, storage: str, width: int) -> Self:
         """Read what ``columns`` gave."""
         scale = table["scale"].to_numpy() if storage == INT8 else None
         return cls(storage, width, from_lists(table, "embedding"), scale)
@@ -155,11 +155,11 @@ class Vectors(NamedTuple):
 
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
-    origin, columns = shard.provenance, shard.table
-    kind, codes = origin.kind, Codes.from_table(columns, origin.storage, origin.width)
-    ids, names = columns["id"].to_numpy(), columns[NAMES[kind]].to_pylist()
-    digests = columns["digest"].to_pylist() if kind == IMAGES else [""] * len(names)
-    return Vectors(ids, names, codes, origin, [Bad(*note) for note in shard.notes], digests)
+    provenance, columns = shard.provenance, shard.table
+    codes = Codes.from_table(columns, provenance.storage, provenance.width)
+    ids, names = columns["id"].to_numpy(), columns[NAMES[provenance.kind]].to_pylist()
+    digests = columns["digest"].to_pylist() if provenance.kind == IMAGES else [""] * len(names)
+    return Vectors(ids, names, codes, provenance, [Bad(*note) for note in shard.notes], digests)
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
@@ -207,7 +207,7 @@ def errors_path(folder: Path) -> Path:
 
 def _write_errors(folder: Path, kind: str) -> int:
     """List the bad pictures or texts of all shards in one file, and count them; without any there is no file."""
-    bad = [Bad(*note) for facts in VECTORS.facts(folder) for note in facts["notes"]]
+    bad = [Bad(*note) for metadata in VECTORS.facts(folder) for note in metadata["notes"]]
     if not bad:
         errors_path(folder).unlink(missing_ok=True)
         return 0
@@ -244,9 +244,9 @@ class Encoder:
     def _load_tower(self, random_weights: bool, batch: int) -> Any:
         """Load a tower by name, and return its preprocessing."""
         tower = self.setup.load(random_weights=random_weights)
-        own_weights = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
+        learned = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
         self.weights = fingerprint(tower.vit)
-        self.reducer = weights_digest(own_weights) if own_weights else None
+        self.reducer = weights_digest(learned) if learned else None
         self._vit, self._size, self._text = tower.vit.to(self.device).eval(), tower.vit.input_size, tower.require_clip
         self.has_text = tower.clip is not None
         example = torch.zeros(batch, 3, *self._size, device=self.device)
@@ -260,9 +260,8 @@ class Encoder:
         find_runtime(self.runtime).require(self.setup.precision, self.device, loading=True)
         model = load_exported(file)
         if model.preprocessing is None or model.image_size is None:
-            raise ValueError(
-                f"{file.name}.json doesn't say how pictures are prepared; write it with `patchrank export`"
-            )
+            lack = f"{file.name}.json doesn't say how pictures are prepared"
+            raise ValueError(f"{lack}; write it with `patchrank export`")
         self.weights, self._size, self.prepared = model.digest[:16], model.image_size, model.prepared
         self.has_text, self._text = model.text_weights is not None, partial(_text_tower, model)
         return build_preprocessing(model.preprocessing)
@@ -410,10 +409,8 @@ def _require_unchanged(job: EmbedJob) -> None:
     if isinstance(job.source, TextSource):  # read at once
         return
     if open_source(job.source.words, column=job.source.column).revision != job.source.revision:
-        raise ValueError(
-            "the pictures changed while they were embedded, and finished shards are kept; the same command says what "
-            "changed, or goes on if nothing but times did"
-        )
+        remedy = "the same command says what changed, or goes on if nothing but times did"
+        raise ValueError(f"the pictures changed while they were embedded, and finished shards are kept; {remedy}")
 
 
 def _find_change(store: Store[VectorsProvenance], count: int, source: PictureSource, progress: Progress) -> str | None:
@@ -443,20 +440,14 @@ class Embedder:
         self.encoder = encoder = Encoder(
             job.setup, random_weights=job.random_weights, device=job.device, batch=job.batch
         )
-        setup = {name: getattr(job.setup, name) for name in SETUP}
-        same = ("weights", "reducer", "preprocessing", "runtime", "width")
         self.provenance = VectorsProvenance(
-            **setup,
-            **{name: getattr(encoder, name) for name in same},
-            kind=job.kind,
+            **{name: getattr(job.setup, name) for name in SETUP},
+            **{name: getattr(encoder, name) for name in ("weights", "reducer", "preprocessing", "runtime", "width")},
+            **{name: getattr(job, name) for name in ("kind", "random_weights", "batch", "storage")},
+            **{name: getattr(job.source, name) for name in ("column", "revision")},
             source=job.source.words,
-            column=job.source.column,
-            revision=job.source.revision,
             count=len(job.source),
-            random_weights=job.random_weights,
             text_weights=encoder.text_weights if job.kind == TEXTS else None,
-            batch=job.batch,
-            storage=job.storage,
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
         self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
@@ -469,18 +460,16 @@ class Embedder:
     def take_revision(self, progress: Progress) -> None:
         """Go on with shards of pictures that had other times and the same bytes; ValueError says which have others."""
         wanted, source = self.provenance, self.job.source
-        there = next((shard.provenance for shard in self.store.present.values()), wanted)
-        same = dataclasses.replace(wanted, revision=there.revision, count=there.count) == there
-        if there.revision == wanted.revision or isinstance(source, TextSource) or not same:
+        earlier = next((shard.provenance for shard in self.store.present.values()), wanted)
+        same = dataclasses.replace(wanted, revision=earlier.revision, count=earlier.count) == earlier
+        if earlier.revision == wanted.revision or isinstance(source, TextSource) or not same:
             return  # of other settings the store tells
-        if change := _find_change(self.store, there.count, source, progress):
-            raise ValueError(
-                f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {change}. Use another "
-                "--output, or delete that folder"
-            )
+        if change := _find_change(self.store, earlier.count, source, progress):
+            lack = f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {change}"
+            raise ValueError(f"{lack}. Use another --output, or delete that folder")
         progress.say("files of the source have other times than when it was embedded, and the same content")
-        self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=there.revision))
-        self.provenance = dataclasses.replace(wanted, revision=there.revision)
+        self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=earlier.revision))
+        self.provenance = dataclasses.replace(wanted, revision=earlier.revision)
 
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed what some shards cover and write each when it is whole.

@@ -89,12 +89,10 @@ def query_vector(
     encoder = Encoder(setup, random_weights=provenance.random_weights, device=device, batch=count)
     names = ("weights", "reducer", "preprocessing")
     for name in names if provenance.kind == IMAGES else (*names, "text_weights"):
-        there, here = getattr(provenance, name), getattr(encoder, name)
-        if here != there:
-            raise ValueError(
-                f"{provenance.model} has other {name} now, {here!r}, than when the embeddings were made, {there!r}; "
-                "embed again"
-            )
+        then, now = getattr(provenance, name), getattr(encoder, name)
+        if now != then:
+            what = f"{provenance.model} has other {name} now, {now!r}, than when the embeddings were made, {then!r}"
+            raise ValueError(f"{what}; embed again")
     if is_picture:
         [picture] = prepare([PictureFile(query, file=query)], encoder.transform).items
         if picture.pixels is None:
@@ -102,10 +100,8 @@ def query_vector(
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     features, wrong = encoder.texts([query.strip()])
     if say is not None and isinstance(encoder.clip.model.text, CompactText):
-        say(
-            f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
-            "with a model such as clip_vit_b16.openai"
-        )
+        remedy = "for any words, embed the pictures with a model such as clip_vit_b16.openai"
+        say(f"{encoder.setup.name} learned the words of clothing and emoji only; {remedy}")
     if features is None:
         raise ValueError(f"query {query!r}: {wrong[0]}")
     return features[0]
@@ -118,9 +114,8 @@ def _query_setup(setup: Setup, file: str | None) -> Setup:
             raise ValueError(f"--model {file!r}: {setup.name} made these embeddings, no exported file; leave it out")
         return replace(setup, model=file)
     if setup.file is not None and setup.file.suffix not in DATA:
-        raise ValueError(
-            f"{setup.model!r} made these embeddings, which may run any code: if you trust it, give --model"
-        )
+        reason = f"{setup.model!r} made these embeddings, which may run any code"
+        raise ValueError(f"{reason}: if you trust it, give --model")
     return setup
 
 

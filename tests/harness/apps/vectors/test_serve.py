@@ -25,8 +25,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
     from starlette.exceptions import HTTPException
 
-    from harness.apps.serve import MOST, VectorServer, serving
-    from harness.apps.settings import ServeConfig
+    from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
 from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import Encoder, embed, read_vectors
 from harness.apps.vectors.settings import EmbedJob
