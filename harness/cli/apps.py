@@ -19,8 +19,8 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
-    from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.embed import Embedded
+    from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
@@ -203,8 +203,8 @@ def _agreement_table(setup: "Setup", runtime: str, agreement: "FeatureAgreement"
 
 def run_embed(args: Namespace, progress: Progress) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
-    from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.embed import embed
+    from harness.apps.vectors.settings import EmbedJob
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args, args.runtime), source=_source(args, progress))
     done = embed(job, progress)
@@ -245,9 +245,9 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 def run_search(args: Namespace, progress: Progress) -> Shown:
     """Search embeddings and show the nearest ones."""
-    from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.embed import read_vectors
     from harness.apps.vectors.search import nearest, query_vector, write_sheet
+    from harness.apps.vectors.settings import IMAGES
     from harness.apps.vectors.source import open_source
     from harness.base.lines import lock_file
 
