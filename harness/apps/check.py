@@ -22,7 +22,7 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
-from harness.measure.bench import Bench
+from harness.measure.bench import Bench, Costs
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
@@ -316,7 +316,7 @@ def _measure_rows(
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
     variants = {name: _variant(tower, row) for name, row in unique.items()}
-    weights, costs = fingerprint(tower.vit), dict[str, Any]()
+    weights, costs = fingerprint(tower.vit), Costs()
     for where in dict.fromkeys(row.dataset for row in every):
         dataset, rows = get_dataset(where), [row for row in every if row.dataset == where]
         enough = _with_enough_images(plan, clip, dataset)

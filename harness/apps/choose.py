@@ -303,7 +303,7 @@ class Lab:
         return dataclasses.replace(self.find_setup(chosen.candidate), certificate=certificate)
 
 
-def build_ladder(lab: Any) -> list[Candidate]:
+def build_ladder(lab: Lab) -> list[Candidate]:
     """Return setups that should meet the bounds, each less faithful than the one before.
 
     Dense towers come first, then the fastest reduction in the fastest precision in which dense meets the bounds, from

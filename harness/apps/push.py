@@ -73,15 +73,14 @@ class Publishable:
     @property
     def license(self) -> str:
         """Licence of the tower's weights, ``unknown`` if nobody said."""
-        facts: Any = self.vit.pretrained_cfg
-        return str(facts.get("license") or UNKNOWN)
+        config: Any = self.vit.pretrained_cfg
+        return str(config.get("license") or UNKNOWN)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that tuned text features tell apart; none without them."""
-        facts: Any = self.vit.pretrained_cfg
-        tuned = isinstance(self.vit.head, CosineHead)
-        return tuple(facts.get("label_names") or ()) if tuned else ()
+        config: Any = self.vit.pretrained_cfg
+        return tuple(config.get("label_names") or ()) if isinstance(self.vit.head, CosineHead) else ()
 
     @property
     def predicted(self) -> bool:

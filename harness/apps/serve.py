@@ -101,7 +101,7 @@ def read_query(content: bytes, kind: str, model: str, width: int) -> tuple[list[
     inputs = inputs if isinstance(inputs, list) else [inputs]
     if not 1 <= len(inputs) <= MOST:
         raise ValueError(f"input: expected {EXPECTED}, 1 to {MOST} of them")
-    return [_read_input(f"input[{place}]", one) for place, one in enumerate(inputs)], form == "base64"
+    return [_read_input(f"input[{place}]", value) for place, value in enumerate(inputs)], form == "base64"
 
 
 def _read_input(name: str, value: Any) -> PictureFile | str:
@@ -147,20 +147,14 @@ class VectorServer:
         run = asyncio.get_running_loop().run_in_executor
         inputs, packed = await run(self.decoders, self._read, content, kind)
         try:
-            results: list[Any] = await asyncio.gather(*(self._vector(one) for one in inputs))
+            results: list[Any] = await asyncio.gather(*(self._vector(entry) for entry in inputs))
         except (ValueError, MemoryError, RuntimeError) as error:  # the batch overflows, or takes too much memory
             short = is_out_of_memory(error.__cause__ or error)
             raise HTTPException(503 if short else 500, str(error)) from error
-        if wrong := [f"input[{place}]: {one}" for place, one in enumerate(results) if isinstance(one, str)]:
+        if wrong := [f"input[{place}]: {why}" for place, why in enumerate(results) if isinstance(why, str)]:
             raise HTTPException(400, "; ".join(wrong))
-        data = [
-            {
-                "object": "embedding",
-                "index": place,
-                "embedding": base64.b64encode(one.tobytes()).decode() if packed else one.tolist(),
-            }
-            for place, one in enumerate(results)
-        ]
+        values = [base64.b64encode(row.tobytes()).decode() if packed else row.tolist() for row in results]
+        data = [{"object": "embedding", "index": place, "embedding": value} for place, value in enumerate(values)]
         usage = {"prompt_tokens": 0, "total_tokens": 0}  # clients ask for the field; nothing is counted
         return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
 
@@ -168,10 +162,10 @@ class VectorServer:
     def models(self) -> dict[str, Any]:
         """Describe the model."""
         kinds = ["image", "text"] if self.encoder.has_text else ["image"]
-        facts = {"dimensions": self.encoder.width, "modalities": kinds}
-        facts |= {"runtime": self.encoder.runtime, "precision": self.encoder.setup.precision}
         model = {"id": self.name, "object": "model", "created": 0, "owned_by": "clip-patchrank"}
-        return {"object": "list", "data": [model | facts]}
+        model |= {"dimensions": self.encoder.width, "modalities": kinds}
+        model |= {"runtime": self.encoder.runtime, "precision": self.encoder.setup.precision}
+        return {"object": "list", "data": [model]}
 
     @app.get("/health")
     def health(self) -> dict[str, str]:
@@ -182,20 +176,20 @@ class VectorServer:
         """Read the body of a request for this model; raise HTTPException for what it doesn't take."""
         try:
             inputs, packed = read_query(content, kind, self.name, self.encoder.width)
-            if any(isinstance(one, str) for one in inputs):
+            if any(isinstance(entry, str) for entry in inputs):
                 _ = self.encoder.clip
         except (ValueError, FileNotFoundError) as error:
             raise HTTPException(400, str(error)) from error
         return inputs, packed
 
-    async def _vector(self, one: PictureFile | str) -> NDArray[np.float32] | str:
+    async def _vector(self, entry: PictureFile | str) -> NDArray[np.float32] | str:
         """Return the vector (D,) of a picture or text, or why there is none."""
         async with self.room:
-            if isinstance(one, str):
-                item = Item(one)
+            if isinstance(entry, str):
+                item = Item(entry)
             else:
                 run = asyncio.get_running_loop().run_in_executor
-                [item] = (await run(self.decoders, prepare, [one], self.encoder.transform)).items
+                [item] = (await run(self.decoders, prepare, [entry], self.encoder.transform)).items
             if item.wrong:
                 return item.wrong
             await self.idle.wait()  # Ray would close small batches while the model computes
@@ -266,7 +260,7 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
                 serve.run(deployment.bind(setup, config), name=name, route_prefix=config.route)
             except RuntimeError as error:
                 raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
-            node = next(one for one in ray.nodes() if one["Alive"])
+            node = next(node for node in ray.nodes() if node["Alive"])
             yield {
                 "url": f"http://{config.host}:{config.port}{config.route.rstrip('/')}",
                 "metrics": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",

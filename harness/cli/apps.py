@@ -98,12 +98,7 @@ def _file_precision(runtime: str, precision: str) -> str:
 
 
 def run_export(args: Namespace, progress: Progress) -> Shown:
-    """Write a file, and keep it if its runtime gives the model's features.
-
-    Raises:
-        ValueError: what the model or the runtime refuses, or too few images.
-        FileNotFoundError: weights or images are missing.
-    """
+    """Write a file, and keep it if its runtime gives the model's features."""
     import torch
 
     from harness.base.lines import lock_file
@@ -159,8 +154,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
 def _write_layout(server: str, model: Path) -> Path:
     """Write what a server reads beside the folder of a model's version, and return its path.
 
-    Raises:
-        ValueError: OpenVINO Model Server's file is there and is none.
+    Raise ValueError for a file that isn't OpenVINO Model Server's where its file should be.
     """
     from zoo.core.files import write_whole
     from zoo.core.json_reader import strict_json
@@ -180,13 +174,13 @@ def _write_layout(server: str, model: Path) -> Path:
         path = folder.parent / "config.json"  # of all models of the repository
         try:
             whole = strict_json(path.read_bytes()) if path.exists() else {"model_config_list": []}
-            others = [model for model in whole["model_config_list"] if model["config"]["name"] != folder.name]
+            kept = [model for model in whole["model_config_list"] if model["config"]["name"] != folder.name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
         # Without the hint the server computes in the precision that it finds fastest.
         hint = {"INFERENCE_PRECISION_HINT": description["precision"].replace("float", "f")}
         config = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
-        content = json.dumps({**whole, "model_config_list": [*others, {"config": config}]}, indent=2)
+        content = json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path
 
@@ -295,12 +289,7 @@ def _show_losses(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_serve(args: Namespace, progress: Progress) -> Shown:
-    """Serve a model until Ctrl-C or SIGTERM.
-
-    Raises:
-        ValueError: what Ray, the model or the settings refuse.
-        FileNotFoundError: weights are missing.
-    """
+    """Serve a model until Ctrl-C or SIGTERM."""
     if missing := [name for name in ("ray", "fastapi", "uvicorn") if find_spec(name) is None]:
         raise ValueError(f"serve needs {', '.join(missing)}: pip install 'clip-patchrank[ray]'")
     from harness.apps.serve import ServeConfig, serving

@@ -91,16 +91,16 @@ class CommandParser(argparse.ArgumentParser):
                 name = " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
                 words.append(name if action.required else f"[{name}]")
         self.usage = " ".join([self.prog, *words, "[flags]"])
-        add_shared(self.add_argument_group("every command"))
+        quiet = "print results and errors only, no progress and no notes"
+        shared = self.add_argument_group("every command")
+        shared.add_argument("-h", "--help", action="help", help="show this and exit")
+        shared.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+        shared.add_argument("--explain", action="store_true", help="explain each table's columns below it")
+        shared.add_argument("--quiet", "-q", action="store_true", help=quiet)
         self.set_defaults(command=command.path, run=command.run)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, refusing what no argument takes.
-
-        Raises:
-            ValueError: a mistake.
-            SystemExit: after help.
-        """
+        """Parse; raise ValueError for a mistake, and SystemExit after help."""
         self._require_flags(args)
         values, rest = super().parse_known_args(args, namespace)
         if rest:
@@ -166,15 +166,6 @@ class Formatter(argparse.HelpFormatter):
         values: Sequence[object] = default if isinstance(default, list | tuple) else [default]
         shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
         return f"{text} (default: {shown})".replace("%", "%%")
-
-
-def add_shared(group: Any) -> None:
-    """Add the flags that every command takes."""
-    group.add_argument("-h", "--help", action="help", help="show this and exit")
-    group.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    group.add_argument("--explain", action="store_true", help="explain each table's columns below it")
-    quiet = "print results and errors only, no progress and no notes"
-    group.add_argument("--quiet", "-q", action="store_true", help=quiet)
 
 
 def describe_versions() -> str:

@@ -74,11 +74,8 @@ def _list_flags(first: str, parser: CommandParser) -> None:
 def parse(words: Sequence[str]) -> Namespace:
     """Return the arguments of a command line: ``command`` is the path, and ``run`` what runs it.
 
-    Flags of every command may stand before its name. Half a command prints its help.
-
-    Raises:
-        ValueError: a mistake.
-        SystemExit: after help or version.
+    Flags of every command may stand before its name. Half a command prints its help. Raise ValueError for a mistake,
+    and SystemExit after help or version.
     """
     lead = list(takewhile(lambda word: word.startswith("-"), words))
     rest = words[len(lead) :]
@@ -98,11 +95,7 @@ def parse(words: Sequence[str]) -> Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit code, of `EXIT_CODES`.
-
-    Raises:
-        SystemExit: after help or version.
-    """
+    """Run a subcommand and return its exit code, of `EXIT_CODES`; raise SystemExit after help or version."""
     # Quiet by intention: open_clip logs every tokenizer it builds.
     logging.disable(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -149,11 +142,7 @@ def _describe(error: Exception) -> str:
 
 
 def require_own_packages() -> None:
-    """Refuse packages of these names that aren't ours: a folder in front of the path may hold others.
-
-    Raises:
-        ValueError: names the folder, and the way that isn't fooled.
-    """
+    """Refuse, by ValueError, packages of our names that aren't ours: a folder in front of the path may hold others."""
     here = Path(__file__).resolve().parents[2]
     for name in ("zoo", "baselines"):
         spec = find_spec(name)
@@ -215,11 +204,7 @@ def _run(args: Namespace, progress: Progress) -> int:
 
 
 def _name_datasets(args: Namespace, progress: Progress) -> None:
-    """Replace paths of datasets by their names, and set how all datasets are read.
-
-    Raises:
-        ValueError: a flag for datasets beside ``--images``, or a dataset that can't be read.
-    """
+    """Replace paths of datasets by their names, and set how all datasets are read."""
     from harness.datasets import Options, names_of
 
     flags = vars(args)

@@ -170,8 +170,7 @@ def source_of(args: Namespace, progress: Progress) -> "Source":
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     """Return the recipe of learned tokens that the flags ask for; its seed is the first of ``draws``.
 
-    ``usual`` are fields that differ from the default where ``--tune`` doesn't name them. Raises what ``TuneConfig``
-    refuses.
+    ``usual`` are fields that differ from the default where ``--tune`` doesn't name them.
     """
     from harness.datasets.few_shot import COOP
     from zoo.core.recipes import TuneConfig
@@ -184,9 +183,6 @@ def settings(config: type[C], args: Namespace, /, **further: Any) -> C:
     """Make settings of the flags that are called like their fields, and of ``further`` fields.
 
     A flag that has no value leaves the field's default; lists become tuples without repeats.
-
-    Raises:
-        ValueError: what the settings refuse.
     """
     flags = vars(args)
     names = [field.name for field in dataclasses.fields(config)]
@@ -202,8 +198,7 @@ def settings(config: type[C], args: Namespace, /, **further: Any) -> C:
 def change(config: C, changes: str | None, flag: str) -> C:
     """Return settings with changes such as ``anchor=2,coupling=none``; a minus stands for an underscore.
 
-    Raises:
-        ValueError: an unknown field, a value of another type, or what the settings refuse.
+    Raise ValueError for an unknown field, a value of another type, or what the settings refuse.
     """
     from zoo.core.json_reader import from_json
 

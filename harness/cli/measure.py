@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_compare(args: Namespace, progress: Progress) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs, which takes no flag.
-
-    Raises:
-        ValueError: not two runs, or a flag for measuring.
-    """
+    """Measure side by side, or tell what changed between two runs, which takes no flag."""
     if not args.runs:
         return _side_by_side(args, progress)
     from harness.report.changes import compare_runs
@@ -189,11 +185,7 @@ def run_report(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_list(args: Namespace, _progress: Progress) -> Shown:
-    """Show models, weights, methods and datasets, and how other datasets are named by their path.
-
-    Raises:
-        OSError: a root that is no folder.
-    """
+    """Show models, weights, methods and datasets, and how other datasets are named by their path."""
     from harness.datasets import KINDS, list_datasets
     from harness.datasets.base import require_folder
     from zoo import METHODS

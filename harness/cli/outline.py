@@ -54,7 +54,8 @@ class Outline:
                 return node
             case ast.Dict(keys=keys):
                 node = ast.Tuple([key for key in keys if key is not None], ast.Load(), lineno=1, col_offset=0)
-        return eval(compile(ast.Expression(node), name, "eval"), {"__builtins__": {}}, self)
+        scope: Any = self
+        return eval(compile(ast.Expression(node), name, "eval"), {"__builtins__": {}}, scope)
 
     def __getattr__(self, name: str) -> Any:
         """Return the same as an attribute, as expressions name what is in a class."""

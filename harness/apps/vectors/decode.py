@@ -97,15 +97,19 @@ def stack(items: Sequence[Item], out: NDArray[Any] | None = None) -> NDArray[Any
 
 # Exit codes of processes that something else ended, as the system for lack of memory: 0 where a process finds none, 255
 # is multiprocessing's, where the server that started a process is dead, and Windows has one of these signals.
-FROM_OUTSIDE = {None, 0, 255} | {-own for own in signal.Signals if own.name in ("SIGKILL", "SIGTERM", "SIGHUP")}
+FROM_OUTSIDE = {None, 0, 255} | {
+    -number for number in signal.Signals if number.name in ("SIGKILL", "SIGTERM", "SIGHUP")
+}
 
 
 class DeadDecoderError(Exception):
     """A decoding process is dead; ``by_itself`` tells whether what it was doing ended it."""
 
     def __init__(self, code: int | None) -> None:
-        how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {signal.Signals(-code).name}"
-        super().__init__(how if code is not None else "for an unknown reason")
+        cause = "for an unknown reason"
+        if code is not None:
+            cause = f"with exit code {code}" if code >= 0 else f"by signal {signal.Signals(-code).name}"
+        super().__init__(cause)
         self.by_itself = code not in FROM_OUTSIDE
 
 
@@ -220,7 +224,7 @@ class Decoders:
     def _attempt(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
         """Give a chunk to a process that has nothing to do, or to a new one."""
         try:
-            decoder = next(one for one in iter(self._idle.pop, None) if one.alive)
+            decoder = next(decoder for decoder in iter(self._idle.pop, None) if decoder.alive)
         except IndexError:
             decoder = self._start_one()
         result = decoder.prepare(chunk)

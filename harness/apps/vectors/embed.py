@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.apps.vectors.decode import Decoders, Item, join
+from harness.apps.vectors.decode import Decoders, Item, Transform, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
@@ -241,7 +241,7 @@ class Encoder:
         self.transform, self._scale = split_preprocessing(preprocess, device)
         self.width = self.forward(torch.zeros(1, 3, *self._size, device=device)).shape[1]
 
-    def _load_tower(self, random_weights: bool, batch: int) -> Any:
+    def _load_tower(self, random_weights: bool, batch: int) -> Transform:
         """Load a tower by name, and return its preprocessing."""
         tower = self.setup.load(random_weights=random_weights)
         learned = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
@@ -255,7 +255,7 @@ class Encoder:
             self.runtime = EAGER
         return tower.preprocess
 
-    def _load_file(self, file: Path) -> Any:
+    def _load_file(self, file: Path) -> Transform:
         """Load an exported file, and return its preprocessing."""
         find_runtime(self.runtime).require(self.setup.precision, self.device, loading=True)
         model = load_exported(file)
@@ -471,7 +471,7 @@ class Embedder:
         self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=earlier.revision))
         self.provenance = dataclasses.replace(wanted, revision=earlier.revision)
 
-    def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
         """Embed what some shards cover and write each when it is whole.
 
         Yield of each batch the ``count`` in it, and its seconds as ``LaneRing.run`` names them.

@@ -22,11 +22,11 @@ from zoo.deploy.runtimes.in_process import capture
 
 LANES = 2  # batches on their way at a time; results are fetched when all lanes are taken, one batch late
 TO_TENSOR = (ToTensor, timm_transforms.MaybeToTensor, open_clip_transforms.MaybeToTensor)
-Forward = Callable[[Tensor], Any]  # from pictures on the device to features (n, D) float32 there
+Forward = Callable[[Tensor], Tensor]  # from pictures on the device to features (n, D) float32 there
 Finish = Callable[[Tensor], NDArray[np.float32]]  # from features here to vectors in memory of their own
 
 
-def split_preprocessing(preprocess: Any, device: str) -> tuple[Transform, Callable[[Tensor], Tensor] | None]:
+def split_preprocessing(preprocess: Transform, device: str) -> tuple[Transform, Callable[[Tensor], Tensor] | None]:
     """Split what is done with each picture from what the device does with a batch.
 
     Returns:

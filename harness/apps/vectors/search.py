@@ -209,18 +209,18 @@ def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray
     return {f"{BINARY}, by Hamming distance": np.stack(first), best: np.stack(second)}
 
 
-def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:
+def write_sheet(path: Path, query: str, result: SearchResult, source: PictureSource) -> None:
     """Draw the hits on a contact sheet, a PNG, each with its rank, score and path; ValueError if a picture has changed.
 
     A picture that can't be read any more is drawn as an empty frame.
     """
     font, wide, high = ImageFont.load_default(13), SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
-    rows = math.ceil(len(found.hits) / ACROSS)
+    rows = math.ceil(len(result.hits) / ACROSS)
     sheet = Image.new("RGB", (ACROSS * wide + MARGIN, rows * high + LINE + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    title = f"{shorten(printable(query, ''), ACROSS * LETTERS - 20)}: {len(found.hits)} of {found.searched:,}"
+    title = f"{shorten(printable(query, ''), ACROSS * LETTERS - 20)}: {len(result.hits)} of {result.searched:,}"
     draw.text((MARGIN, MARGIN), title, 0, font)
-    for place, hit in enumerate(found.hits):
+    for place, hit in enumerate(result.hits):
         left, top = MARGIN + place % ACROSS * wide, 2 * MARGIN + LINE + place // ACROSS * high
         picture = next(source.pictures(range(hit.id, hit.id + 1)), None)
         if picture is None or picture.path != hit.name or picture.digest() not in ("", hit.digest):

@@ -77,7 +77,7 @@ class ListedSource:
 
     words: tuple[str, ...]  # what was asked for, with absolute paths
     revision: str  # 12 hex digits
-    table: Any  # of each picture what `PictureFile` says of it, content aside
+    table: pa.Table  # of each picture what `PictureFile` says of it, content aside
     column: ClassVar[None] = None
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class ListedSource:
                 yield PictureFile(**row | {"file": os.fsdecode(row["file"])})
 
 
-def _tabulate(pictures: Sequence[PictureFile]) -> Any:
+def _tabulate(pictures: Sequence[PictureFile]) -> pa.Table:
     types = {"path": pa.large_string(), "offset": pa.int64(), "size": pa.int64(), "wrong": pa.large_string()}
     columns = {name: pa.array([getattr(picture, name) for picture in pictures], kind) for name, kind in types.items()}
     files = pa.array([os.fsencode(picture.file) for picture in pictures], pa.large_binary())
@@ -324,7 +324,7 @@ def _revision(lines: str) -> str:
     return digest(lines.encode(errors="surrogateescape"), length=12)
 
 
-def _image_column(schema: Any, column: str | None, file: str) -> str:
+def _image_column(schema: pa.Schema, column: str | None, file: str) -> str:
     """Return the column of images of a Parquet file: the one asked for, or the only one that can be."""
     fitting = [field.name for field in schema if _holds_bytes(field.type)]
     if column in fitting or (column is None and len(fitting) == 1):
@@ -336,7 +336,7 @@ def _image_column(schema: Any, column: str | None, file: str) -> str:
     raise ValueError(f"{file!r} has {have}: {listed}{mend}")
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
