@@ -1,4 +1,4 @@
-"""Measure an expectation, a file of records, again and say what moved; or write it anew.
+"""Measure the rows of an expectation (a file of records) again and list the values that moved; or write a new file.
 
 The first row of a name in it has its method's defaults; other rows of the name differ from it in their options. So a
 default that changes later is seen as a changed setting, and isn't taken for an option.
@@ -113,13 +113,13 @@ class CheckRow:
 
     @property
     def name(self) -> str:
-        """Method and keep rate as in models' names, and what else was asked for."""
+        """Method and keep rate as in models' names, with the options."""
         percent = "" if self.method == DENSE else str(round(100 * self.keep))
         return f"{self.method}{percent} {self.what}".rstrip()
 
 
 class Case(NamedTuple):
-    """What is measured on one tower under one set of conditions."""
+    """The rows of one tower under one set of conditions."""
 
     tower: str  # dense name with its weight tag
     plan: Plan  # whose one model is how the tower is loaded
@@ -185,7 +185,7 @@ def shipped_rows(tower: str, dataset: str) -> list[CheckRow]:
 
 
 def shipped_cases() -> list[Case]:
-    """Return the expectation that ships, with rows of our methods that it lacks, of which nothing is expected yet."""
+    """Return the expectation that ships, with the missing rows of our methods, which expect nothing yet."""
     cases = cases_of([record for file in sorted(FOLDER.glob("*.jsonl")) for record in read_run(file)], None)
     for case in cases:
         names = {(row.dataset, row.name) for row in case.rows}
@@ -204,7 +204,7 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
 
 
 def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
-    """Measure expectations again and say what moved; exit code 1 if something did.
+    """Measure expectations again and list the values that moved; exit code 1 if there are any.
 
     With ``plan.update`` nothing is judged: the files are written when everything is measured, each whole.
 
@@ -242,7 +242,7 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
 def show_verdict(
     checked: Sequence[Checked], bounds: Tolerances, notes: Sequence[str], *, update: bool = False
 ) -> Shown:
-    """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
+    """Lay out the values that moved, a table per tower; with ``update`` nothing is judged."""
     keys = ("tower", "dataset", "row", "quantity", "expected", "now", "by", "allowed")
     moved = [
         dict(zip(keys, (case.tower, row.dataset, row.name, *movement), strict=True))

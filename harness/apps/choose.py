@@ -47,7 +47,7 @@ TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseConfig:
-    """What to choose from, and how."""
+    """The methods and precisions to choose from, and how they are measured."""
 
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
     precisions: tuple[str, ...] = ()  # none for float32 and the fastest of the device
@@ -150,7 +150,7 @@ class Lab:
         self.known: dict[str, dict[str, Values]] = (not fresh and known) or {"search": {}, "held_out": {}}
 
     def _find_reductions(self) -> list[Candidate]:
-        """Return what the tower can run, each at its highest keep rate, in the fastest precision.
+        """Return the reductions that the tower can run, each at its highest keep rate, in the fastest precision.
 
         What was asked for by name must run.
         """
@@ -172,7 +172,7 @@ class Lab:
         return reductions
 
     def _split_pictures(self) -> list[Pictures]:
-        """Return pictures to search by, and those held out."""
+        """Return the pictures to search by and the pictures held out."""
         learned = set[str]()
         for path in self.predictors:
             provenance = PredictorFile.read(path).provenance or {}
@@ -232,7 +232,7 @@ class Lab:
         return known[name]
 
     def share(self, candidate: Candidate) -> float:
-        """Return how much of what the bounds allow a candidate uses up, by the pictures to search by."""
+        """Return the share of the allowed loss that a candidate uses up, by the pictures to search by."""
         return self.bounds.share(self.measure(candidate, "search"), self.held_out.photographs)
 
     def assess(self, candidate: Candidate) -> Assessment:
@@ -282,7 +282,7 @@ class Lab:
         }
 
     def certify(self, judged: Sequence[Assessment], **outcome: Any) -> Setup:
-        """Return the setup that was judged last with what was measured of it, where and on what, and the outcome."""
+        """Return the setup that was judged last with a certificate: measurements, machine, pictures and outcome."""
         parts = {"search": self.search, "held_out": self.held_out}
         sizes = {name: {"pictures": len(part), "photographs": part.photographs} for name, part in parts.items()}
         chosen = judged[-1]
@@ -332,7 +332,7 @@ def build_ladder(lab: Lab) -> list[Candidate]:
 
 
 class Selection(NamedTuple):
-    """What a search came to."""
+    """The result of a search."""
 
     setup: Setup  # with its certificate; the nearest one if the bounds aren't met
     why: str  # the bounds aren't met; empty if they are

@@ -52,7 +52,7 @@ _HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_
 
 @dataclass(frozen=True, kw_only=True)
 class Publishable:
-    """A model in evaluation mode with its weights, and where these are from.
+    """A model in evaluation mode with its weights and their provenance.
 
     Attributes:
         provenance: metadata of the files that the weights came from, as JSON values, in ``predictor``, ``prompts`` and
@@ -88,7 +88,7 @@ class Publishable:
         return self.vit.reducer is not None and self.vit.reducer.config.predictor_block(self.vit.depth) is not None
 
     def find_rows(self, records: Sequence[Record], path: Path) -> list[Record]:
-        """Return what was measured of this model and of its dense tower; ValueError if ``path`` has nothing of it."""
+        """Return the records of this model and of its dense tower; ValueError if ``path`` has none of the model."""
         weights = self.provenance.get("weights") or _tower_fingerprint(self.vit)
         settings = {} if self.vit.reducer is None else self.vit.reducer.config.plain()
         settings |= self.provenance.get("digests", {})
@@ -108,7 +108,7 @@ class Publishable:
 
 
 def _tower_fingerprint(vit: TimmHost) -> str:
-    """Return the fingerprint of a tower as records keep it: without what was tuned."""
+    """Return the fingerprint of a tower as records keep it: without learned prompts and classifier."""
     tower: TimmHost = reduce(vit, method=None)
     tower.prompts = None
     if isinstance(tower.head, CosineHead):
@@ -310,7 +310,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def check_repo(repo: str) -> None:
-    """Raise ValueError for what is no repository's name."""
+    """Raise ValueError for a name that no repository can have."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo, re.ASCII):
         raise ValueError(f"--to {repo!r}: expected OWNER/NAME, of letters, digits and - _ .")
 

@@ -173,7 +173,7 @@ class VectorServer:
         return {"status": "ok"}
 
     def _read(self, content: bytes, kind: str) -> tuple[list[PictureFile | str], bool]:
-        """Read the body of a request for this model; raise HTTPException for what it doesn't take."""
+        """Read the body of a request for this model; raise HTTPException for a body that it doesn't take."""
         try:
             inputs, packed = read_query(content, kind, self.name, self.encoder.width)
             if any(isinstance(entry, str) for entry in inputs):
@@ -198,7 +198,7 @@ class VectorServer:
 
     @serve.batch
     async def _embed(self, items: list[Item]) -> list[NDArray[np.float32] | str]:
-        """Embed what came together, from whichever requests."""
+        """Embed a batch of pictures and texts, from any requests."""
         self.idle.clear()
         try:
             return await asyncio.get_running_loop().run_in_executor(self.computer, self._compute, items)

@@ -1,4 +1,4 @@
-"""Show images beside the importance of their patches by several rankings, and what is kept."""
+"""Show images beside the importance of their patches by several rankings, and the patches that are kept."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -39,7 +39,7 @@ FEW, GALLERY_SCALE = 4, 0.62  # images of a gallery, and its size as a share of 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Configure what is shown beside an image."""
+    """The rankings and keep rates that are shown beside an image."""
 
     keeps: tuple[float, ...] = (0.6,)  # in (0, 1); a column for each of what the predictor, or a golden ranking, keeps
     left: tuple[str, ...] = ()  # methods or ``golden``: what each leaves, without rankings
@@ -56,7 +56,7 @@ class ShowConfig:
 
 
 class Subject(NamedTuple):
-    """One RGB image with what is known about it."""
+    """One RGB image with its name and class."""
 
     name: str
     image: Image.Image
@@ -96,7 +96,7 @@ def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
 
 
 def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path, device: str = "cpu") -> PatchSheet:
-    """Draw images beside what a dense tower (see ``towers.load_tower``) makes of them, as a PNG.
+    """Draw images beside the rankings of a dense tower (see ``towers.load_tower``), as a PNG.
 
     Raises:
         ValueError: a name or setting that doesn't fit, or nothing to decide what is kept.
@@ -111,7 +111,7 @@ def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path,
 
 
 def draw_galleries(plan: Plan, datasets: Iterable[str], folder: Path) -> None:
-    """Draw what the methods of a comparison leave of a few images of each dataset, at its lowest keep rate.
+    """Draw the tokens that the methods of a comparison leave of a few images of each dataset, at its lowest keep rate.
 
     ``datasets`` have been read, and go by their own names. A picture that is there already stays.
     """
@@ -134,7 +134,7 @@ def draw_galleries(plan: Plan, datasets: Iterable[str], folder: Path) -> None:
 
 
 def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, device: str) -> PatchSheet:
-    """Lay out images beside their rankings, the golden one first, and what is left of them."""
+    """Lay out images beside their rankings, the golden one first, and the tokens that are left."""
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
     with torch.inference_mode():

@@ -196,7 +196,7 @@ def _agreement_table(setup: "Setup", runtime: str, agreement: "FeatureAgreement"
 
 
 def run_embed(args: Namespace, progress: Progress) -> Shown:
-    """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
+    """Embed pictures or texts; name the folder, the bad items, and the bottleneck."""
     from harness.apps.vectors.embed import embed
     from harness.apps.vectors.settings import EmbedJob
 
@@ -221,7 +221,7 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
 
 
 def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
-    """Say what came of it: how fast, then where it is and what is missing."""
+    """Return a line of speeds, and a line with the folder and the number of bad items."""
     lines = []
     if done.binds is not None:
         count = job.processes * (job.workers or 1)
@@ -275,7 +275,7 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
 
 
 def _show_losses(args: Namespace, progress: Progress) -> Shown:
-    """Lay out what each storage would lose."""
+    """Lay out the loss of each storage."""
     from harness.apps.vectors.search import measure_losses
 
     count, losses = measure_losses(args.vectors, progress.say)

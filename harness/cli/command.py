@@ -1,4 +1,4 @@
-"""What a subcommand is, and its parser."""
+"""A subcommand and its parser."""
 
 import argparse
 import itertools
@@ -75,7 +75,7 @@ def command(path: str, run: Run, arguments: Callable[["CommandParser"], None] = 
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's parser, which takes no beginning of a flag for it, and names the near match of a mistake."""
+    """A command's parser, which takes no abbreviated flags, and names the near match of a mistake."""
 
     def __init__(self, command: Command) -> None:
         """Add the command's flags, and those of every command."""
@@ -108,7 +108,7 @@ class CommandParser(argparse.ArgumentParser):
         return values, rest
 
     def _require_flags(self, args: Sequence[str]) -> None:
-        """Refuse unknown flags, and several values in two places, before argparse tells what else is missing."""
+        """Refuse unknown flags, and several values in two places, before argparse names missing ones."""
         given: set[str] = set()
         for word, after in itertools.zip_longest(args, args[1:]):
             flag, _, value = word.partition("=")
@@ -169,7 +169,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 def describe_versions() -> str:
-    """Return the versions of the package and of what its figures depend on."""
+    """Return the versions of the package and of the libraries that its figures depend on."""
     commit = f", commit {git_commit()}" if git_commit() else ""
     package = f"{PACKAGE} {metadata.version(PACKAGE)}{commit}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))

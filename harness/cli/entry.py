@@ -56,7 +56,7 @@ FAMILIES = ("", "fit", "datasets")  # first words of several commands
 
 
 def list_commands(first: str) -> dict[str, str]:
-    """Return what stands behind a first word, or what a command line begins with, and what that is for."""
+    """Return the commands behind a first word, or the first words of all commands, with their purposes."""
     depth, every = len(first.split()), [path.split() for path in COMMANDS]
     paths = dict.fromkeys(" ".join(words[: depth + 1]) for words in every if words[:depth] == first.split())
     return {path.split()[-1]: TEXTS[path]["what"] if path in FAMILIES else COMMANDS[path].what for path in paths}
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _describe(error: Exception) -> str:
-    """Return the message of an error that a user can mend; raise what is ours to mend."""
+    """Return the message of an error that a user can mend; raise any other error."""
     if isinstance(error, (ValueError, OSError)):
         return describe_error(error)
     from zoo.core.errors import is_out_of_memory
@@ -156,7 +156,7 @@ def require_own_packages() -> None:
 
 @contextlib.contextmanager
 def _no_empty_folders(args: Namespace) -> Iterator[None]:
-    """Remove what the body leaves of a new output but empty folders."""
+    """Remove the empty folders that the body leaves of a new output."""
     outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
     folders = [folder for output in outputs if output for folder in (output, *output.parents)]
     new = [folder for folder in folders if not folder.exists()]
@@ -171,7 +171,7 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warnings_as_notes(progress: Progress) -> Iterator[None]:
-    """Say what the body warns of in a line each, without the place in the code."""
+    """Say each warning of the body in a line, without the place in the code."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: progress.say(str(message))
         yield
@@ -223,7 +223,7 @@ def _name_datasets(args: Namespace, progress: Progress) -> None:
 
 
 def _parts(outcome: Shown | Work, outcomes: list[Shown]) -> Iterator[Part]:
-    """Yield what people see, as it comes, and put the outcome into a list."""
+    """Yield the parts that people see, as they come, and put the outcome into a list."""
     outcomes.append((yield from outcome) if isinstance(outcome, Generator) else outcome)
     yield from outcomes[0].parts
 

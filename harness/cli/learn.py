@@ -1,4 +1,4 @@
-"""Subcommands of golden rankings and of what is learned: ``rank`` and ``fit``."""
+"""Subcommands of golden rankings and of learning: ``rank`` and ``fit``."""
 
 import time
 from argparse import Namespace
@@ -68,7 +68,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
-    """Tune prompts, write them, and say what that took and gave."""
+    """Tune prompts, write them, and report time and accuracy."""
     from harness.base.lines import lock_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
@@ -99,7 +99,7 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
-    """Train a recovery, write it, and say what that took and gave."""
+    """Train a recovery, write it, and report time and losses."""
     from harness.learning.recovery import train_recovery
     from harness.learning.settings import Sources
     from zoo.core.recipes import RecoveryConfig
@@ -128,7 +128,7 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
-    """Search a schedule, write it, and say what it gives beside the default."""
+    """Search a schedule, write it, and report its losses beside the default's."""
     from harness.learning.schedule import search_schedule
     from harness.learning.settings import SearchConfig, Sources
 

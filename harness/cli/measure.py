@@ -1,4 +1,4 @@
-"""Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
+"""Subcommands that measure or list models: ``compare``, ``eval``, ``latency``, ``report``, ``list``, ``datasets``."""
 
 import shlex
 from argparse import Namespace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_compare(args: Namespace, progress: Progress) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs, which takes no flag."""
+    """Measure side by side, or show the changes between two runs, which takes no flag."""
     if not args.runs:
         return _side_by_side(args, progress)
     from harness.report.changes import compare_runs
@@ -69,7 +69,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
 
 
 def _plan_of(args: Namespace) -> "Plan":
-    """Return what `compare` measures; without methods named, those of published comparisons and a faster dense row."""
+    """Return the plan of `compare`: by default the methods of published comparisons and a faster dense row."""
     from harness.measure.rows import usual_methods
     from harness.measure.settings import Plan
     from harness.records.averages import reference_of

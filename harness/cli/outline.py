@@ -44,7 +44,7 @@ class Outline:
         return (node for node in self._nodes.values() if isinstance(node, Outline))
 
     def __getitem__(self, name: str) -> Any:
-        """Return what a name stands for; raise KeyError for a name that neither this nor the outer body defines."""
+        """Return the value of a name; raise KeyError for a name that neither this nor the outer body defines."""
         if name not in self._nodes and self._outer is not None:
             return self._outer[name]
         match node := self._nodes[name]:
@@ -58,7 +58,7 @@ class Outline:
         return eval(compile(ast.Expression(node), name, "eval"), {"__builtins__": {}}, scope)
 
     def __getattr__(self, name: str) -> Any:
-        """Return the same as an attribute, as expressions name what is in a class."""
+        """Return the value of a name, as expressions such as ``Plan.rounds`` ask for."""
         return self[name]
 
 

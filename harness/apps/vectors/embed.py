@@ -81,7 +81,7 @@ class Codes(NamedTuple):
 
     @classmethod
     def from_table(cls, table: pa.Table, storage: str, width: int) -> Self:
-        """Read what ``columns`` gave."""
+        """Read the columns of a table."""
         scale = table["scale"].to_numpy() if storage == INT8 else None
         return cls(storage, width, from_lists(table, "embedding"), scale)
 
@@ -101,7 +101,7 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class VectorsProvenance(ShardProvenance):
-    """What embeddings were made from, and how. Two are equal whatever their versions."""
+    """The source, model and settings of embeddings. Two are equal whatever their versions."""
 
     kind: str  # images or texts
     source: tuple[str, ...]  # as asked for, with absolute paths
@@ -163,7 +163,7 @@ def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
-    """Refuse rows that don't cover what they should, or that can't be embeddings of this storage and width."""
+    """Refuse a shard with missing rows, or with rows that aren't embeddings of its storage and width."""
     vectors = _from_shard(shard)
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
@@ -200,13 +200,13 @@ def read_vectors(folder: Path, say: Callable[[str], object] = warnings.warn) -> 
 
 
 def errors_path(folder: Path) -> Path:
-    """Return where the bad ones of a folder are listed: beside it, as readers take every file in it for a shard."""
+    """Return the file that lists the bad items of a folder: beside the folder, whose files readers take for shards."""
     folder = folder.absolute()
     return folder.with_name(f"{folder.name}.errors.parquet")
 
 
 def _write_errors(folder: Path, kind: str) -> int:
-    """List the bad pictures or texts of all shards in one file, and count them; without any there is no file."""
+    """List the bad pictures or texts of all shards in one file, if there are any, and return their number."""
     bad = [Bad(*note) for metadata in VECTORS.facts(folder) for note in metadata["notes"]]
     if not bad:
         errors_path(folder).unlink(missing_ok=True)
@@ -340,7 +340,7 @@ class Encoder:
 
 
 def _text_tower(model: ExportedModel) -> ClipParts:
-    """Load the text tower that belongs to an exported file; ValueError if there is none, or another one by now."""
+    """Load the text tower that belongs to an exported file; ValueError if there is none, or if its weights changed."""
     if model.tower is None or model.text_weights is None:
         raise ValueError(f"{model.path.name} has no text tower, so it takes no words; embed pictures")
     clip = load_tower(model.tower).require_clip()
@@ -350,7 +350,7 @@ def _text_tower(model: ExportedModel) -> ClipParts:
 
 
 class Embedded(NamedTuple):
-    """What came of a job."""
+    """The result of a job."""
 
     path: Path
     total: int  # pictures or texts in the source
@@ -435,7 +435,7 @@ class Embedder:
     """A tower, on the job's device, that makes any shard of a job and writes it to its ``store``."""
 
     def __init__(self, job: EmbedJob) -> None:
-        """Load the tower; refuse what can't be done."""
+        """Load the tower; raise what ``Encoder`` does."""
         self.job = job = dataclasses.replace(job, setup=job.setup.absolute(), out=job.out.absolute())
         self.encoder = encoder = Encoder(
             job.setup, random_weights=job.random_weights, device=job.device, batch=job.batch
@@ -458,7 +458,7 @@ class Embedder:
         self.ring = LaneRing(encoder.forward, encoder.unit, route, batch=job.batch, width=encoder.width)
 
     def take_revision(self, progress: Progress) -> None:
-        """Go on with shards of pictures that had other times and the same bytes; ValueError says which have others."""
+        """Go on with shards of pictures whose times changed; ValueError names a picture whose bytes changed."""
         wanted, source = self.provenance, self.job.source
         earlier = next((shard.provenance for shard in self.store.present.values()), wanted)
         same = dataclasses.replace(wanted, revision=earlier.revision, count=earlier.count) == earlier
@@ -472,7 +472,7 @@ class Embedder:
         self.provenance = dataclasses.replace(wanted, revision=earlier.revision)
 
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
-        """Embed what some shards cover and write each when it is whole.
+        """Embed the pictures or texts of some shards, and write each shard when it is whole.
 
         Yield of each batch the ``count`` in it, and its seconds as ``LaneRing.run`` names them.
         """
@@ -497,7 +497,7 @@ class Embedder:
             self.store.write(index, pa.table(columns), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:
-        """Yield the positions of each batch of a shard: batches depend on nothing else."""
+        """Yield the positions of each batch of a shard."""
         positions, size = self.store.positions(index), self.job.batch
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
@@ -528,7 +528,7 @@ class Embedder:
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:
-    """Return what makes shards in a worker, which loads the tower anew."""
+    """Load the tower in a worker, and return the function that makes shards."""
     embedder = Embedder(job)
     require_same(embedder.provenance.differences(wanted))
     return embedder.make

@@ -49,7 +49,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The nearest embeddings to a query, best first, of how many, and where these are from."""
+    """The nearest embeddings to a query, best first, and the embeddings that were searched."""
 
     hits: Sequence[Hit]
     searched: int
@@ -65,7 +65,7 @@ def query_vector(
     device: str = "cpu",
     file: str | None = None,
 ) -> NDArray[np.float32]:
-    """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
+    """Embed a query (the path of a picture, or words) by the model of some embeddings, (D,) of unit length.
 
     A picture is embedded as ``embed`` does it. In low precision it fills a batch of the same size, whose size moves
     features by up to several percent. ``say`` tells of the few words that the embedded text tower learned. ``file`` is
@@ -160,7 +160,7 @@ def nearest(
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is left of float32 embeddings that are stored otherwise and searched by float32 queries."""
+    """How well float32 queries find embeddings in a smaller storage."""
 
     stored: str  # of ``STORAGES``, and how bits are searched
     bytes: int  # of an embedding
@@ -169,7 +169,7 @@ class Loss:
 
 
 def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -> tuple[int, list[Loss]]:
-    """Measure what storage loses, with each of the first `MOST` embeddings as a query for the others among them.
+    """Measure the loss of each storage, with each of the first `MOST` embeddings as a query for all others.
 
     Return how many these are, and a loss for each storage; raise ValueError if they aren't float32, or too few.
     """
@@ -198,7 +198,7 @@ def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -
 
 
 def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
-    """Return the nearest others of each of n embeddings, (n, 10), by the first step of a search in bits and by both."""
+    """Return the neighbours of each of n embeddings, (n, 10), by the first step of a search in bits and by both."""
     first, second = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for place, vector in enumerate(floats):
         order, _, scores = _shortlist(codes, vector, NEIGHBOURS)

@@ -184,7 +184,7 @@ class ParquetSource:
 
     @classmethod
     def open(cls, files: Sequence[Path], column: str | None) -> "ParquetSource":
-        """Read what the files say of themselves."""
+        """Read the schemas and numbers of rows of the files."""
         words, names = _name_files(files)
         lines, counts = "", list[int]()
         for name, file in zip(names, files, strict=True):
@@ -243,7 +243,7 @@ class TextSource:
     column: ClassVar[None] = None
 
     def __init__(self, file: Path) -> None:
-        """Read it; raise FileNotFoundError, or ValueError if it is empty or not text."""
+        """Read the file; raise FileNotFoundError, or ValueError if it is empty or not text."""
         if not file.exists():
             raise FileNotFoundError(f"--texts {str(file)!r}: there is no such file")
         require_file(file)
@@ -266,7 +266,7 @@ class TextSource:
 
 
 def open_source(words: Sequence[str], *, column: str | None = None, progress: Progress | None = None) -> PictureSource:
-    """Open what ``patchrank embed`` is given: a folder, tars, or Parquet files, of which ``column`` has the images.
+    """Open the source of ``patchrank embed``: a folder, tars, or Parquet files, whose ``column`` has the images.
 
     Names of files may hold ranges, ``x-{000..010}.tar``, and what ``glob`` takes.
 
@@ -315,7 +315,7 @@ def _find_files(word: str) -> list[Path]:
 
 
 def _name_files(files: Sequence[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return files' places, and what they are called in paths: their names, or where two are the same their places."""
+    """Return the absolute paths and the shown names of files: their names, or the paths where two names are equal."""
     places, names = tuple(str(file.absolute()) for file in files), tuple(file.name for file in files)
     return places, names if len(set(names)) == len(names) else places
 
@@ -325,7 +325,7 @@ def _revision(lines: str) -> str:
 
 
 def _image_column(schema: pa.Schema, column: str | None, file: str) -> str:
-    """Return the column of images of a Parquet file: the one asked for, or the only one that can be."""
+    """Return the name of the column of images of a Parquet file: ``column``, or the only column of bytes."""
     fitting = [field.name for field in schema if _holds_bytes(field.type)]
     if column in fitting or (column is None and len(fitting) == 1):
         return column or fitting[0]
