@@ -246,7 +246,7 @@ class Lab:
 
     def _time(self, vits: Mapping[Candidate, Host], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
-        models = {DENSE: self.tower.vit, **vits}
+        models: dict[Any, Host] = {DENSE: self.tower.vit, **vits}
         return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
