@@ -46,7 +46,7 @@ def compare(
     done = 0
     with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
         for name in plan.models:
-            bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
+            bench = Bench.build(plan, name, pairs[0][0], progress, known, folder)
             for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
                 bench, tuner = replace(bench, dataset=dataset), None
                 for _, shots in group:

@@ -1,1 +1,1 @@
-"""Console."""
+"""Files, tables, terminal and workers: what all other rooms stand on."""

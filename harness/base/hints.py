@@ -1,4 +1,4 @@
-"""What mends a mistake: the nearest name, or a command. It doesn't import zoo, which takes seconds."""
+"""Hints that mend a mistake: the nearest name, or a command. They don't import zoo, which takes seconds."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def nearest(word: str, known: Iterable[object], cutoff: float = 0.6) -> str:
-    """Phrase which known word was probably meant; name them all where none is near, or there are few."""
+    """Phrase which known word was probably meant; name all words, 12 at most, if none is near or there are few."""
     names = list(map(str, known))
     near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
     hint = f"did you mean {near[0]!r}?" if near else ""
@@ -19,7 +19,7 @@ def nearest(word: str, known: Iterable[object], cutoff: float = 0.6) -> str:
 def describe_error(error: BaseException) -> str:
     """Return an error's message, with the command that mends it where there is one."""
     link: BaseException | None = error
-    while link is not None:  # what an error was raised from may say it
+    while link is not None:  # the remedy may be of an error that this one was raised from
         if (remedy := getattr(link, "remedy", None)) is not None:
             return f"{error}; {_HINTS[remedy.kind](**remedy.facts)}"
         link = link.__cause__
@@ -39,7 +39,7 @@ def _fit_prompts(*, dataset: str = "NAME", recipe: dict[str, Any] | None = None,
 
 
 def _fit_recovery(*, datasets: Any = (), **_: Any) -> str:
-    names = " ".join(one["name"] for one in datasets) or "NAME"
+    names = " ".join(dataset["name"] for dataset in datasets) or "NAME"
     return f"train one with: patchrank fit recovery --model MODEL --dataset {names} --output FILE"
 
 

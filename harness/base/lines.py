@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def hold_lock(path: Path, output: Path | None = None, flag: str = "--output") -> Iterator[bool]:
-    """Keep other processes out while the body runs; yield False where the file system has no locks.
+    """Keep other processes out while the body runs; yield False if the file system has no locks.
 
-    Wait for the lock, or raise a ValueError at once if another run writes to an ``output``, which a flag names.
+    Wait for the lock, or raise a ValueError at once if another run writes to the ``output`` that a flag names.
     """
     lock = FileLock(path, timeout=-1 if output is None else 0)
     try:
@@ -50,7 +50,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Add lines at the end of a file, all or none; it is made if it isn't there."""
+    """Add lines at the end of a file, all or none; make the file if there is none."""
     require_file(path)
     if path.suffix == ".gz":
         raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
@@ -90,10 +90,10 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
 
 @contextlib.contextmanager
 def lock_file(path: Path | None, flag: str = "--output") -> Iterator[None]:
-    """Keep other runs from writing a file while the body runs; what killed runs left beside it goes.
+    """Keep other runs from writing a file while the body runs; remove partial files that killed runs left beside it.
 
-    Nothing is done where ``path`` is None, or a pipe or device. ValueError if another run writes it, OSError if it
-    can't be written.
+    Do nothing if ``path`` is None, or a pipe or device. ValueError if another run writes the file, OSError if it can't
+    be written.
     """
     if path is None or kind_of(path) in (PIPE, DEVICE):
         yield
@@ -107,9 +107,9 @@ def lock_file(path: Path | None, flag: str = "--output") -> Iterator[None]:
 
 
 def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """Read each line that isn't blank by a function that raises ValueError for what isn't right; in file order.
+    """Read each line that isn't blank by a function that raises ValueError for wrong lines; in file order.
 
-    A file is unpacked where its name ends in ``.gz``. A torn last line is left out with a warning.
+    A file is unpacked if its name ends in ``.gz``. A torn last line is left out with a warning.
     """
     require_file(path)
     content = path.read_bytes()

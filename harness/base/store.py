@@ -1,6 +1,6 @@
-"""Parquet files that prove to be whole, and stores: folders of numbered ones that any run of the same job goes on with.
+"""Parquet files with a checksum, and stores: folders of numbered files that a later run of the same job goes on with.
 
-One run at a time writes a store, each file whole; what is missing or broken is found and made again.
+One run at a time writes a store, each file whole; missing and broken files are found and made again.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class BrokenShardError(ValueError):
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Take what goes wrong for a broken file; a changed footer can raise anything."""
+    """Turn any error into a BrokenShardError; a changed footer can raise anything."""
     try:
         yield
     except BrokenShardError:
@@ -59,10 +59,10 @@ def from_lists(table: Any, column: str) -> NDArray[Any]:
 
 
 def seal(table: Any, kind: str, metadata: Mapping[str, Any], raw: Collection[str] = ()) -> bytes:
-    """Return a pyarrow table as a Parquet file; the same gives the same bytes with one pyarrow.
+    """Return a pyarrow table as a Parquet file; equal tables give equal bytes with one pyarrow.
 
-    ``kind`` is the key of ``metadata``, which are JSON values, and of a sha256 of these and the table. Lists
-    are made small: byte planes apart, then zstd; ``raw`` columns stay as they are.
+    ``kind`` is the key of ``metadata``, which are JSON values, and of a sha256 of both and the table. Lists are made
+    small: byte planes apart, then zstd; ``raw`` columns stay as they are.
     """
     values: dict[str, Any] = json.loads(json.dumps(metadata))  # as they will be read
     values |= {"kind": kind, "version": VERSION}
@@ -82,9 +82,10 @@ def seal(table: Any, kind: str, metadata: Mapping[str, Any], raw: Collection[str
 
 
 def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
-    """Read a file's table and facts back; a BrokenShardError if anything in it isn't as ``seal`` wrote it.
+    """Read the table and metadata of a file of ``seal``.
 
     Raises:
+        BrokenShardError: the file has changed since.
         ValueError: a file of another kind, or of a version that this package doesn't know.
     """
     if content[:4] != _MAGIC or content[-4:] != _MAGIC:
@@ -92,8 +93,8 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     with _reading():
         file = pq.ParquetFile(pa.BufferReader(content))
         texts, whole = file.metadata.metadata or {}, file.metadata
-        rows = [whole.row_group(at).num_rows for at in range(whole.num_row_groups)]
-        if sum(rows) != whole.num_rows:  # Arrow would take memory for them
+        rows = sum(whole.row_group(at).num_rows for at in range(whole.num_row_groups))
+        if rows != whole.num_rows:  # Arrow would take memory for them
             raise BrokenShardError("its numbers of rows don't agree")
     if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
@@ -123,12 +124,12 @@ def _digest(table: Any, metadata: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardProvenance:
-    """What shards were made from, and how. Two are equal whatever their versions."""
+    """Describe what shards were made from, and how; equality leaves versions out."""
 
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)  # of the packages that computed them
 
     def differences(self, other: Self) -> list[str]:
-        """List the fields in which ``other`` differs, versions aside, with both values."""
+        """List the fields but versions in which ``other`` differs, with both values."""
         names = [entry.name for entry in fields(self) if entry.compare]
         there, wanted = vars(self), vars(other)
         return [f"{n}={there[n]!r} there, {wanted[n]!r} wanted" for n in names if there[n] != wanted[n]]
@@ -139,9 +140,9 @@ P = TypeVar("P", bound=ShardProvenance)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shard(Generic[P]):
-    """A file of a store: a table of the images, or whatever they are, from position ``first`` on.
+    """A file of a store: a table of images, or of other items, from position ``first`` on.
 
-    It covers ``covers`` of them, of the ``size`` that a full shard does; those without a row are in its ``notes``.
+    It covers ``covers`` items, a full shard ``size``; items without a row are in its ``notes``.
     """
 
     table: Any
@@ -152,20 +153,20 @@ class Shard(Generic[P]):
     notes: Sequence[Any] = ()  # JSON values
 
     def differences(self, provenance: P, size: int) -> str:
-        """List in what it was made otherwise; of another size, two shards may hold the same."""
+        """List in what a shard was made otherwise; of another size it may hold items of a second shard."""
         sizes = [f"shard size {self.size} there, {size} wanted"] if self.size != size else []
         return "; ".join(self.provenance.differences(provenance) + sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardKind(Generic[P]):
-    """What the shards of a store hold: how they are written, checked and spoken of."""
+    """How shards of one content are written, checked and called."""
 
     key: str  # of the file's metadata
-    what: str  # they hold, in words
-    command: str  # that makes them
+    what: str  # content, in words
+    command: str  # that makes the shards
     provenance: type[P]
-    check: Callable[[Shard[P]], object]  # raises for what can't be as it was written
+    check: Callable[[Shard[P]], object]  # raises for content that was never written
     raw: tuple[str, ...] = ()  # columns that no compression makes smaller
 
     def encode(self, shard: Shard[P]) -> bytes:
@@ -186,7 +187,7 @@ class ShardKind(Generic[P]):
         return shard
 
     def read(self, path: Path, index: int) -> Shard[P]:
-        """Read and check a shard; it is broken if it isn't the one that its name says."""
+        """Read and check a shard; one with another's name is broken."""
         require_file(path)
         content = path.read_bytes()
         try:
@@ -200,11 +201,9 @@ class ShardKind(Generic[P]):
         return shard
 
     def shards(self, folder: Path) -> Iterator[Shard[P]]:
-        """Yield the shards of a store, finished or not, one in memory at a time.
+        """Yield the shards of a store, finished or not, one in memory at a time; FileNotFoundError if there are none.
 
-        Raises:
-            ValueError: a shard is broken, somebody else's, or made in another way or size than the first.
-            FileNotFoundError: there are none.
+        ValueError for a shard that is broken, somebody else's, or made in another way or size than the first.
         """
         first: Shard[P] | None = None
         for index, path in (shard_paths(folder) if folder.is_dir() else {}).items():
@@ -224,7 +223,7 @@ class ShardKind(Generic[P]):
             raise FileNotFoundError(f"{str(folder)!r} holds no {self.what}: no {shard_path(folder, 0).name}")
 
     def facts(self, folder: Path) -> Iterator[dict[str, Any]]:
-        """Yield the metadata of the shards of a folder, which are taken to be whole."""
+        """Yield the metadata of the shards of a folder, without a check of their content."""
         for path in shard_paths(folder).values():
             yield json.loads(pq.read_metadata(path).metadata[self.key.encode()])
 
@@ -257,11 +256,11 @@ class Store(Generic[P]):
 
     def __init__(self, folder: Path, kind: ShardKind[P], *, size: int, total: int) -> None:
         self.folder, self.kind, self.size, self.total = folder, kind, size, total
-        self.present: dict[int, Shard[P]] = {}  # whole ones when it was opened, by index, without their rows
+        self.present: dict[int, Shard[P]] = {}  # by index, whole shards at opening, without their rows
 
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
-        """Keep other runs out, and check all that is there; broken shards are told by ``say``, and partial files go."""
+        """Keep other runs out, remove partial files, check all shards, and tell broken ones by ``say``."""
         with lock_folder(self.folder):
             for path in self.folder.glob(f".*{PARTIAL}"):
                 path.unlink(missing_ok=True)
@@ -273,11 +272,11 @@ class Store(Generic[P]):
             yield self
 
     def positions(self, index: int) -> range:
-        """Return the positions of what a shard covers."""
+        """Return the positions that a shard covers."""
         return range(index * self.size, min((index + 1) * self.size, self.total))
 
     def missing(self, provenance: P) -> list[int]:
-        """Return the shards that must be made; ValueError if others were made with other settings, which it names."""
+        """Return the shards that must be made; ValueError names other settings of present shards."""
         for shard in self.present.values():
             if differences := shard.differences(provenance, self.size):
                 raise ValueError(
@@ -291,8 +290,7 @@ class Store(Generic[P]):
     def write(self, index: int, table: Any, provenance: P, notes: Sequence[Any] = ()) -> None:
         """Write a shard whole or not at all; NoRoomError says how much is needed and free, and how to go on."""
         at = self.positions(index)
-        place: dict[str, Any] = {"first": at.start, "covers": len(at), "size": self.size}
-        shard = Shard(table=table, provenance=provenance, notes=notes, **place)
+        shard = Shard(table=table, provenance=provenance, first=at.start, covers=len(at), size=self.size, notes=notes)
         try:
             write_whole(shard_path(self.folder, index), self.kind.encode(shard))
         except NoRoomError as error:

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal with fewer columns, closer together or stacked, and what subcommands show."""
+"""Tables that fit a terminal with fewer columns, closer together or stacked, and the results of subcommands."""
 
 import math
 import textwrap
@@ -28,8 +28,8 @@ FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
 def fit(forms: Sequence[RichTable], width: int) -> RichTable:
     """Lay a table out so that no line is longer than a terminal and no figure is cut.
 
-    Of its forms, the fullest first, this is the first that fits, heads and prose wrapped; else the first that does
-    without lines between columns; else the fullest one with its rows stacked, a line per cell.
+    Of its forms, the fullest first, take the first that fits, heads and prose wrapped; else the first that fits without
+    lines between columns; else the fullest form with its rows stacked, a line per cell.
     """
     for form in forms:
         if least(form) <= width:
@@ -51,7 +51,7 @@ def fit(forms: Sequence[RichTable], width: int) -> RichTable:
 
 
 def _break_heads(table: RichTable, width: int) -> RichTable:
-    """Break heads between words where a table is too wide; rich would narrow columns of figures first."""
+    """Break heads between words if a table is too wide; rich would narrow columns of figures first."""
     if _measure(table).maximum > width:
         for column in table.columns:
             column.header = textwrap.fill(str(column.header), column.min_width or 1, break_long_words=False)
@@ -69,11 +69,11 @@ def _measure(table: RichTable) -> Measurement:
 
 
 class Cell(str):
-    """The text of a cell, and what it is sorted by."""
+    """The text of a cell, and the value that sorts it."""
 
     __slots__ = ("mark", "value")
-    value: float | str | None  # what sorting goes by; None, not measured, comes last
-    mark: str  # stands behind the figure, such as that a difference is clear
+    value: float | str | None  # that sorts the cell; None, not measured, comes last
+    mark: str  # behind the figure, such as the mark of a clear difference
 
     def __new__(cls, text: str, value: float | str | None = None, mark: str = "") -> "Cell":
         """Return the text with its value and mark."""
@@ -89,7 +89,7 @@ class Cell(str):
 
     @property
     def tight(self) -> str:
-        """The same, with the mark instead of a space, so that a column of marks is no wider."""
+        """Text with the mark instead of the space, so that a column of marks is no wider."""
         figure, space, rest = self.partition(" ")
         return f"{figure}{self.mark or space}{rest}"
 
@@ -110,7 +110,7 @@ def count_of(count: int, noun: str) -> str:
 def estimate_cell(
     estimate: tuple[float, float, float] | float | None, text: Callable[[float], str], *, ends: bool = True
 ) -> Cell:
-    """Show an estimate, with the ends of its interval where it has one."""
+    """Show an estimate, with the ends of its interval if it has one."""
     if estimate is None:
         return UNMEASURED
     if not isinstance(estimate, tuple):
@@ -130,24 +130,24 @@ class Column:
 
     heading: str
     left: bool = False  # whether it holds words, which stand on the left; else figures
-    forms: Sequence[Form] = FORMS  # of the terminal's table that have it
-    breakable: bool = False  # whether its cells may be broken where a terminal is too narrow
-    about: str = ""  # what it shows, for a caption
+    forms: Sequence[Form] = FORMS  # of the terminal's table that have the column
+    breakable: bool = False  # whether its cells may be broken if a terminal is too narrow
+    about: str = ""  # meaning, for a caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows of cells under headings."""
 
-    title: str  # what it is of
+    title: str
     columns: Sequence[Column]  # at least one
     rows: Sequence[Sequence[Cell]]  # as many cells as columns
-    legend: str = ""  # the line below that a first look needs, such as what a mark says
-    caption: str = ""  # how to read it, beside what its columns say of themselves
+    legend: str = ""  # a line below that a first look needs, such as the meaning of a mark
+    caption: str = ""  # how to read the table, beside its columns' ``about``
     sections: frozenset[int] = frozenset()  # rows before which a line is drawn
     notes: Sequence[str] = ()  # lines below
     models: Sequence[str] = ()  # of each row, for a page that tells their settings
-    settings: Sequence[dict[str, Any]] | None = None  # of each model; None if told elsewhere
+    settings: Sequence[Mapping[str, object]] | None = None  # of each model; None if told elsewhere
 
     @staticmethod
     def of(
@@ -172,7 +172,7 @@ class Table:
         return Table(title=title, columns=columns, rows=cells, **more)
 
     def explain(self, form: Form = "wide") -> str:
-        """Say how to read a form, naming no column that it lacks."""
+        """Say how to read a form, without columns that it lacks."""
         columns = (self.columns[at].about for at in self.places(form))
         return "; ".join(dict.fromkeys(filter(None, (*columns, self.caption))))
 
@@ -187,11 +187,11 @@ class Table:
         return [row[at] for row in self.rows]
 
     def places(self, form: Form = "wide") -> list[int]:
-        """Return which columns a form has."""
+        """Return the positions of a form's columns."""
         return [at for at, column in enumerate(self.columns) if form in column.forms]
 
     def wide(self, *, summary: bool = False) -> "Table":
-        """Return the columns of the wide form, first those that the narrow form has, too; a summary has only these."""
+        """Return the columns of the wide form, those of the narrow form first; a summary has only the latter."""
         first = {self.heads[at] for at in self.places("narrow")}
         places = sorted(self.places(), key=lambda at: self.heads[at] not in first)
         places = [at for at in places if not summary or self.heads[at] in first]
@@ -199,7 +199,7 @@ class Table:
         return replace(self, columns=[self.columns[at] for at in places], rows=rows)
 
     def forms(self, *, explained: bool = False) -> tuple[RichTable, ...]:
-        """Return what a terminal may show, the fullest first; forms alike are there once."""
+        """Return the forms for a terminal, the fullest first; of forms with equal columns only the fullest."""
         every = {tuple(self.places(form)): form for form in reversed(FORMS)}
         return tuple(self.form(form, explained=explained) for form in FORMS if form in every.values())
 
@@ -234,9 +234,9 @@ Part = Table | str
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What a subcommand found: tables and lines, and the same as JSON values, with units in the names.
+    """The result of a subcommand: tables and lines, and the same as JSON values, with units in the names.
 
-    The exit code is 0, or 1 if a regression or a problem was found.
+    The exit code is 0, or 1 for a regression or a problem.
     """
 
     parts: tuple[Part, ...]
@@ -244,12 +244,12 @@ class Shown:
     code: int = 0
 
 
-# Long work: parts as they come, and at the end what is left to show, with all of the data.
+# Long work: parts as they come, and at the end the remaining parts, with all of the data.
 Work = Generator[Part, None, Shown]
 
 
 def json_values(value: Any) -> Any:
-    """Return a result as JSON values; what isn't finite was not measured and becomes null.
+    """Return a result as JSON values; numbers that aren't finite were not measured and become null.
 
     Dataclasses and named tuples become objects by field; numpy's numbers and arrays become plain ones, paths text.
     """

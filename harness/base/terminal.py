@@ -1,4 +1,4 @@
-"""The terminal: where results, notes and errors go, in colour or not, and progress of work."""
+"""The terminal: results, notes and errors, in colour or not, and progress of work."""
 
 import json
 import os
@@ -28,12 +28,12 @@ class Screen(Console):
     """A console that shows control characters, draws no pictures for words between colons, and hides no broken pipe."""
 
     def __init__(self, **kwargs: Any) -> None:
-        # NO_COLOR and FORCE_COLOR count, and nothing moves the cursor of a pipe.
+        # rich follows NO_COLOR and FORCE_COLOR; nothing moves the cursor of a pipe.
         terminal = (sys.stderr if kwargs.get("stderr") else sys.stdout).isatty()
         super().__init__(emoji=False, force_interactive=None if terminal else False, **kwargs)
 
     def render_str(self, text: str, **kwargs: Any) -> Text:
-        """Escape what is printed, a cell of a table too; see ``printable``."""
+        """Escape all that is printed, cells of tables included; see ``printable``."""
         return super().render_str(printable(text), **kwargs)
 
     def on_broken_pipe(self) -> NoReturn:
@@ -42,17 +42,17 @@ class Screen(Console):
 
 
 def results() -> Screen:
-    """Return where results go, standard output."""
+    """Return the screen of results, standard output."""
     return Screen(width=None if has_width() else _ENDLESS)
 
 
 def notes(*, quiet: bool = False) -> Screen:
-    """Return where errors go, standard error; progress and other notes go nowhere with ``--quiet``."""
+    """Return the screen of errors, progress and notes, standard error; a quiet one shows nothing."""
     return Screen(stderr=True, quiet=quiet)
 
 
 def printable(text: str, kept: str = "\n\t") -> str:
-    """Return text with escapes for what a terminal would obey, but for characters that are ``kept``.
+    """Return text with escapes for all characters that a terminal would obey, but those that are ``kept``.
 
     The escapes are JSON's, so that a JSON document keeps its meaning.
     """
@@ -60,7 +60,7 @@ def printable(text: str, kept: str = "\n\t") -> str:
 
 
 def has_width() -> bool:
-    """Tell whether results have a width to keep to: a terminal's, or what COLUMNS says."""
+    """Tell whether results have a width to keep to: a terminal's, or the variable COLUMNS."""
     return sys.stdout.isatty() or "COLUMNS" in os.environ
 
 
@@ -70,7 +70,7 @@ class _Task:
 
     name: str
     total: float  # 0 if unknown
-    begun: float  # of what is done: by earlier runs, which tells nothing of the pace
+    begun: float  # done by earlier runs, so that it doesn't count for the pace
     what: str
     unit: Callable[[int], str]
     done: float
@@ -94,7 +94,7 @@ class _Task:
 
 
 class Progress:
-    """Show bars on a terminal, one below the other; elsewhere a line of the outermost one now and then."""
+    """Show bars of tasks on a terminal, one below the other; elsewhere a line of the outermost task now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console  # None shows nothing
@@ -115,10 +115,10 @@ class Progress:
     def task(
         self, name: str, total: float, begun: float = 0, what: str = "", *, unit: Callable[[int], str] = str
     ) -> Iterator[Callable[..., None]]:
-        """Show how far work is; call what it yields with the number done, and the total if that is new.
+        """Show how far work is; yield a function of the number done, and of the total if that is new.
 
-        Of ``total``, earlier runs did ``begun``. Work that names ``what`` they are has a line where it begins and one
-        where it ends, also where there is no terminal.
+        Earlier runs did ``begun`` of ``total``. Work that names its items, ``what``, has a line at its begin and one at
+        its end even without a terminal.
         """
         task = _Task(name, total, begun, what, unit, begun, time.monotonic())
         if not self._tasks:

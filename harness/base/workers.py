@@ -14,13 +14,13 @@ from harness.base.hints import describe_error
 from zoo.core.settings import check_fields
 
 MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
-# Makes shards by their numbers and yields values while it goes on.
+# A function that makes shards by their numbers and yields values meanwhile.
 Make = Callable[[Sequence[int]], Iterator[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """How a store is made, whatever it holds."""
+    """How the shards of a store are made."""
 
     shard_size: int  # a run that stops loses at most the shards in work
     batch: int | None = None
@@ -34,7 +34,7 @@ class ShardJob:
 
 
 def require_actors(flag: str, count: int, device: str) -> None:
-    """Refuse Ray's actors, as many as a flag says, without Ray or a device for each."""
+    """Refuse ``count`` of Ray's actors, asked for by a flag, without Ray or a device for each."""
     if find_spec("ray") is None:
         raise ValueError(f"{flag} {count} needs Ray: pip install 'clip-patchrank[ray]'")
     kind, _, number = device.partition(":")
@@ -50,7 +50,7 @@ def require_actors(flag: str, count: int, device: str) -> None:
 def make_shards(
     job: ShardJob, todo: Sequence[int], make: Make, *, start: Callable[[], Make], release: Callable[[], object]
 ) -> Iterator[Any]:
-    """Make shards here by ``make``, or by workers; yield what it yields, as shards are done.
+    """Make shards here by ``make``, or by workers, and yield its values, as shards are done.
 
     Each worker calls ``start`` once and takes one shard at a time. A shard whose worker dies goes to another one, until
     it has ended ``MOST_DEATHS`` of them. ``release`` frees the device for the workers.
@@ -93,7 +93,7 @@ def require_same(differences: Sequence[str]) -> None:
 
 
 class _Actor:
-    """What an actor of Ray runs; errors that a user can mend come back as text, not as Ray's tracebacks."""
+    """Make shards as an actor of Ray; errors that a user can mend come back as text, not as Ray's tracebacks."""
 
     def __init__(self, start: Callable[[], Make], place: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
@@ -102,7 +102,7 @@ class _Actor:
         self.make: Make | None = None
 
     def make_shard(self, index: int) -> tuple[list[Any], str]:
-        """Return what making a shard yields, or an error's text."""
+        """Return the values of making a shard, or an error's text."""
         try:
             self.make = self.make or self.start()
             return list(self.make([index])), ""
@@ -128,10 +128,10 @@ def ray_running(cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster_address()
-    where = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+    options = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
     # Ray tells on standard output of workers that die, until it has stopped; that is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         try:
             yield
         finally:

@@ -145,6 +145,7 @@ def run_latency(args: Namespace, progress: Progress) -> Work:
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.records import times
     from harness.report.folder import markdown
+    from harness.report.tables import latency_table, latency_title
     from zoo.core.files import write_whole
 
     batches = batches_for(args.device, args.scenario, args.batches)
@@ -164,9 +165,9 @@ def run_latency(args: Namespace, progress: Progress) -> Work:
 
     records: list[times.LatencyRecord] = []
     tables: list[Table] = []
-    for _, rows in groupby(timed(), key=times.table_of):
+    for _, rows in groupby(timed(), key=latency_title):
         records += (group := list(rows))
-        tables.append(times.latency_table(group))
+        tables.append(latency_table(group))
         yield tables[-1]
         yield from tables[-1].notes
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())

@@ -1,4 +1,4 @@
-"""Find every dataset: those that files of this folder list by name, others by a path."""
+"""Find every dataset: by the names that files of this folder list, or by a path."""
 
 import functools
 import importlib
@@ -30,17 +30,17 @@ KINDS: dict[str, type[OwnDataset]] = {kind.prefix: kind for kind in _OWN}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says about all its datasets."""
+    """Options of the command line for all its datasets."""
 
-    root: Path | None = None  # of those that aren't shipped; None for the environment's
-    download: bool = False  # what is missing below the root
-    templates: Sequence[str] | None = None  # prompts for all of them instead of their own
+    root: Path | None = None  # of datasets that aren't shipped; None for the environment's
+    download: bool = False  # archives that are missing below the root
+    templates: Sequence[str] | None = None  # prompts for all datasets instead of their own
     skip_bad: bool | None = None  # leave out images that can't be read; False refuses missing and empty ones
     skip_unknown_classes: bool = False  # leave out classes with words that a text tower never saw
     progress: Progress = field(default_factory=Progress)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """Bind a dataset to its root, give it prompts and leave out what can't be read."""
+        """Bind a dataset to its root, give it prompts and leave out images that can't be read."""
         flags: list[str] = []
         for note in dataset.notes:
             self.progress.say(note)
@@ -50,7 +50,7 @@ class Options:
         if self.templates:
             dataset = dataset.with_templates(self.templates)
             flags += ["--templates", *self.templates]
-        # What ships is drawn, so there is nothing that can't be read.
+        # Shipped images are drawn, so that all can be read.
         here = not dataset.files and getattr(dataset, "root", Path()) is not None
         if here and self.skip_bad:
             dataset = dataset.without(find_bad_images(dataset, self.progress))
@@ -81,12 +81,12 @@ def _listed() -> dict[str, Dataset]:
 
 
 def list_datasets() -> tuple[str, ...]:
-    """List the names of all datasets, sorted; those made from the user's files have none."""
+    """List the names of all datasets, sorted; datasets of the user's files have none."""
     return tuple(_listed())
 
 
 def shipped_facts(name: str) -> Dataset:
-    """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
+    """Return one of ``list_datasets`` without options: without root, with its own prompts."""
     return _listed()[name]
 
 
@@ -97,16 +97,16 @@ def root_of(root: Path | None) -> Path | None:
 
 
 def kind_of(name: str) -> str | None:
-    """Return the prefix of a dataset that is made from the user's files, None of another."""
+    """Return the prefix of a dataset of the user's files; None of others."""
     fitting = (prefix for prefix in KINDS if name.startswith((f"{prefix}:", f"{prefix}-")))
     return max(fitting, key=len, default=None)
 
 
 def get_dataset(name: str) -> Dataset:
-    """Return a dataset, prepared as ``names_of`` was told.
+    """Return a dataset, prepared with the options of ``names_of``.
 
-    Its name has one instance; ``PREFIX:PATH`` with a prefix of ``KINDS`` is read anew, and from then on its own name
-    means it, too. ValueError if no dataset has that name, or what is there is none; OSError if files are missing.
+    A name has one instance; ``PREFIX:PATH`` with a prefix of ``KINDS`` is read anew, and from then on the dataset's own
+    name means it as well. ValueError if no dataset has that name, or the path holds none; OSError if files are missing.
     """
     options, (prefix, colon, path) = _State.options, name.partition(":")
     if colon and prefix in KINDS:
@@ -130,13 +130,13 @@ def get_dataset(name: str) -> Dataset:
 
 
 def forget() -> None:
-    """Read datasets as they are by themselves again, and know none by a path."""
+    """Read datasets without options again, and know none by a path."""
     _State.options = Options()
     _State.datasets.clear()
 
 
 def names_of(datasets: Sequence[str], options: Options | None = None) -> list[str]:
-    """Return the names of what the command line gives; they are known from then on. Raises as ``get_dataset``."""
+    """Return the names of the command line's datasets, which are known from then on. Raises as ``get_dataset``."""
     forget()
     _State.options = options or Options()
     names = []

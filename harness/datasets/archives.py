@@ -1,4 +1,4 @@
-"""Archives that datasets are shipped in: downloaded, checked, unpacked and indexed. None of them is trusted."""
+"""Archives of datasets: downloaded, checked, unpacked and indexed. None of them is trusted."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ TIMEOUT_S = 60
 # Photographs hardly shrink, lists of names do; bombs are above 1000.
 RATIO = 20
 ALLOWANCE = 2**26
-RECORD = 512  # bytes of a tar's header, and those that any member counts at least
+RECORD = 512  # bytes of a tar's header, and the least that any member counts
 MOST = 2**62  # bytes of a member: Arrow's numbers hold no more
 AGAIN = "delete it and get it again, by --download or by hand"
 DAMAGE = (
@@ -38,15 +38,15 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of the source: an archive, or a plain file that is used as it is."""
+    """A file of the source: an archive, or a plain file."""
 
     file: str
-    url: str = ""  # none where there is a licence to agree to, or no lasting address
-    sums: tuple[str, ...] = ()  # md5:... or sha256:... of the versions that are known, all of one kind
-    holds: str = ""  # path that is there once it is unpacked, in the dataset's folder; it may be another archive
-    strip: str = ""  # folder in the archive whose content is taken, and nothing else of it
-    loose: bool = False  # that content lies in no folder of its own, and becomes the folder ``holds``
-    page: str = ""  # where a person gets it
+    url: str = ""  # empty if there is a licence to agree to, or no lasting address
+    sums: tuple[str, ...] = ()  # md5:... or sha256:... of the known versions, all of one kind
+    holds: str = ""  # path in the dataset's folder once the file is unpacked; it may be another archive
+    strip: str = ""  # folder in the archive whose content is taken, and nothing else
+    loose: bool = False  # whether that content lies in no folder of its own, and becomes the folder ``holds``
+    page: str = ""  # for a person to get the file
 
     @property
     def packed(self) -> bool:
@@ -55,10 +55,9 @@ class Archive:
 
 
 def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: bool, progress: Progress) -> None:
-    """Have in a dataset's folder what its archives hold; of processes that start together, one works.
+    """Unpack a dataset's archives into its folder; of processes that start together, one works.
 
-    Raises:
-        FileNotFoundError: something is missing; says what and how to get it.
+    A FileNotFoundError says which files are missing and how to get them.
     """
 
     def missing(archive: Archive) -> bool:
@@ -87,9 +86,9 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
 
 
 def fetch(archive: Archive, to: Path, update: Callable[..., object]) -> None:
-    """Download a file; it is there whole, with the sum it should have, or not at all.
+    """Download a file, whole and with a known sum, or not at all.
 
-    ``update`` receives how many bytes are there, and of how many (0 where nobody says).
+    ``update`` receives the number of bytes so far, and in total (0 if unknown).
     """
     part = to.with_name(to.name + PART)
     headers = {"User-Agent": "clip-patchrank", "Accept-Encoding": "identity"}
@@ -124,16 +123,15 @@ def require_sum(archive: Archive, file: Path) -> None:
     kind = archive.sums[0].partition(":")[0]
     with file.open("rb") as content:
         whole = hashlib.file_digest(content, lambda: hashlib.new(kind, usedforsecurity=False))
-    checksum = f"{kind}:{whole.hexdigest()}"
-    if checksum not in archive.sums:
+    if (checksum := f"{kind}:{whole.hexdigest()}") not in archive.sums:
         raise ValueError(f"archive {str(file)!r} has {checksum}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
 
 def unpack(archive: Archive, file: Path, folder: Path) -> None:
-    """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
+    """Unpack a file into the dataset's folder, so that ``holds`` is there whole or not at all.
 
-    Members stay inside, see ``tarfile.data_filter``; all together may have ``RATIO`` times the archive's bytes. What is
-    there already stays as it is. A ValueError refuses all else.
+    Members stay inside, see ``tarfile.data_filter``; all together may have ``RATIO`` times the archive's bytes. Present
+    files stay. A ValueError refuses all else.
     """
     require_file(file)
     require_sum(archive, file)
@@ -162,7 +160,7 @@ def unpack(archive: Archive, file: Path, folder: Path) -> None:
 
 
 def _extract(file: Path, goal: Path) -> None:
-    """Write the members of a zip, or of a tar in whatever compression, into a new folder."""
+    """Write the members of a zip, or of a tar in any compression, into a new folder."""
     left = RATIO * file.stat().st_size + ALLOWANCE
     goal.mkdir(parents=True)
 

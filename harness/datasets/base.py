@@ -1,4 +1,4 @@
-"""Define what a dataset is: named classes, or none, and disjoint, lazy, deterministic splits."""
+"""Datasets: named classes, or none, and disjoint, lazy, deterministic splits."""
 
 import abc
 import copy
@@ -26,7 +26,7 @@ FINAL_ALONE = (
     "'final' is the test set that nothing was chosen by: only `patchrank study final`, and `study NAME --split final` "
     "of studies of learned tokens, read it"
 )
-# What folders and the splits of others are called.
+# Splits by the names that folders and other libraries give them.
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
@@ -47,7 +47,7 @@ class Example:
 
 
 class Split(Sequence[Example]):
-    """Draw examples on demand; item i is the same image whatever was asked for before.
+    """Draw examples on demand; item i is the same image in any order of access.
 
     labels: (n,) int64. name: index -> image_id of variant 0. render: (index, variant) -> Rendered; only this draws.
     Variant 0 is the benchmark's image; others show the same sources placed otherwise.
@@ -75,9 +75,9 @@ class Split(Sequence[Example]):
         return self._name(int(self._indices[index])) + (f"/{variant}" if variant else "")
 
     def _of(self, indices: NDArray[np.int64], variants: NDArray[np.int64]) -> "Split":
-        other = copy.copy(self)
-        other._indices, other._variants = indices, variants
-        return other
+        split = copy.copy(self)
+        split._indices, split._variants = indices, variants
+        return split
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
         """Keep the examples at these positions, in this order, with their images unchanged."""
@@ -105,9 +105,9 @@ class Split(Sequence[Example]):
         """Draw one example; a slice gives a lazy split."""
         if isinstance(index, slice):
             return self.subset(np.arange(len(self))[index])
-        kept = int(self._indices[index])
-        image, mask = self._render(kept, int(self._variants[index]))
-        return Example(image=image, label=int(self._all_labels[kept]), image_id=self.image_id(index), mask=mask)
+        source = int(self._indices[index])
+        image, mask = self._render(source, int(self._variants[index]))
+        return Example(image=image, label=int(self._all_labels[source]), image_id=self.image_id(index), mask=mask)
 
 
 class Dataset(abc.ABC):
@@ -123,8 +123,8 @@ class Dataset(abc.ABC):
     templates: tuple[str, ...]  # prompts with one `{}`
     reworded: bool = False  # whether the templates aren't its own
     left_out: frozenset[str] = frozenset()  # ids of images that no split has
-    notes: tuple[str, ...] = ()  # what is said of its files when it is taken
-    asked_with: tuple[str, ...] = ()  # flags beside --dataset that make it so
+    notes: tuple[str, ...] = ()  # on its files, told when it is taken
+    asked_with: tuple[str, ...] = ()  # flags beside --dataset that gave it these options
     # The split that few-shot images are drawn from; "val" where the embedded text tower learnt from train, whose
     # images would teach nothing new.
     shots_from: SplitName = "train"
@@ -147,11 +147,11 @@ class Dataset(abc.ABC):
         return bool(self.classes)
 
     def captions_of(self, image_id: str) -> tuple[str, ...]:
-        """Return the texts that describe an image: one or more where the dataset is ``captioned``, else none."""
+        """Return the texts that describe an image: one or more if the dataset is ``captioned``, else none."""
         return ()
 
     def group_of(self, image_id: str) -> str:
-        """Name what an image shows; images of one group are too alike to learn from and judge by, and in one split."""
+        """Name an image's group; images of one group are too alike to learn from and judge by, and in one split."""
         return image_id
 
     @property
@@ -161,11 +161,11 @@ class Dataset(abc.ABC):
 
     @property
     def asked_as(self) -> str:
-        """What ``--dataset`` takes to mean this one."""
+        """The value of ``--dataset`` that means this dataset."""
         return self.name
 
     def differences(self) -> list[str]:
-        """List what images are missing or empty; none is opened."""
+        """List missing and empty images; none is opened."""
         return []
 
     @abc.abstractmethod
@@ -188,21 +188,21 @@ class Dataset(abc.ABC):
         """(n,) int64 labels of a split, without drawing an image."""
         return self.split(name).labels
 
-    def _changed(self, **values: Any) -> Self:
-        other = copy.copy(self)
-        vars(other).update(values)
-        return other
+    def _changed(self, **values: object) -> Self:
+        changed = copy.copy(self)
+        vars(changed).update(values)
+        return changed
 
     def released(self) -> Self:
-        """Return it with its split ``final`` to be read, for what `FINAL_ALONE` names."""
+        """Return the dataset with its split ``final``, for the commands of `FINAL_ALONE`."""
         return self._changed(_released=True)
 
     def without_unknown(self) -> Self:
-        """Return it so that classes a text tower has no words for are left out, not refused."""
+        """Return the dataset with ``skip_unknown``."""
         return self._changed(skip_unknown=True)
 
     def with_templates(self, templates: Sequence[str]) -> Self:
-        """Return it with other prompts, see ``require_template``."""
+        """Return the dataset with other prompts, see ``require_template``."""
         if not self.templates:
             raise ValueError(f"--templates: {self.name!r} has no classes that a prompt could name")
         for template in templates:
@@ -211,15 +211,15 @@ class Dataset(abc.ABC):
         return self._changed(templates=new, reworded=self.reworded or new != self.templates)
 
     def without(self, image_ids: Iterable[str]) -> Self:
-        """Return it without some images; no class, or split, may lose all its images."""
-        other = self._changed(left_out=self.left_out | frozenset(image_ids))
+        """Return the dataset without some images; no class, or split, may lose all its images."""
+        changed = self._changed(left_out=self.left_out | frozenset(image_ids))
         for name in SPLITS:
-            size = len(self.classes) + 1  # the first is of images without a label
-            before, after = (np.bincount(d.labels(name) + 1, minlength=size) for d in (self, other))
+            size = len(self.classes) + 1  # the first counts images without a label
+            before, after = (np.bincount(dataset.labels(name) + 1, minlength=size) for dataset in (self, changed))
             if (lost := np.flatnonzero((before > 0) & (after == 0))).size:
                 what = f"class {self.classes[lost[0] - 1]!r} of {self.name!r}" if lost[0] else repr(self.name)
                 raise ValueError(f"{what} has no images left in {name}: all {before[lost[0]]} can't be read")
-        return other
+        return changed
 
     @property
     def revision(self) -> str:
@@ -233,19 +233,19 @@ class Dataset(abc.ABC):
 
     @property
     def condition(self) -> str:
-        """What records go by: the revision, and the templates where they aren't its own."""
+        """The identity that records name: the revision, and a digest of templates that aren't its own."""
         prompts = f"-{digest(chr(0).join(self.templates).encode(), length=8)}" if self.reworded else ""
         return self.revision + prompts
 
 
 class OwnDataset(Dataset):
-    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
+    """A dataset made from files of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
 
-    It raises an OSError if nothing of the kind is there, and a ValueError if that is damaged or contradicts itself.
+    It raises an OSError if PATH holds none, and a ValueError if files are damaged or contradict each other.
     """
 
     prefix: ClassVar[str]
-    what: ClassVar[str]  # it is made from
+    what: ClassVar[str]  # source, in words
     expected: ClassVar[str]  # at PATH
     downloads: ClassVar[bool] = False  # whether it takes ``download``
     license = "see the dataset's own"
@@ -259,7 +259,7 @@ class OwnDataset(Dataset):
         return f"{self.prefix}:{self.asked_path}"
 
     def take_folder(self, place: Path, what: str, title: str) -> tuple[Path, str]:
-        """Name it after a folder; return the folder, absolute, and ``what`` it is for messages."""
+        """Name the dataset after a folder; return the folder, absolute, and its description for messages."""
         self.asked_path = folder = place.expanduser().absolute()
         where = f"{what} {str(folder)!r}"
         require_folder(folder, where, f"the {self.expected}")
@@ -269,7 +269,7 @@ class OwnDataset(Dataset):
         return folder, where
 
     def name_after(self, text: str, where: str) -> None:
-        """Name it after a file or folder: lower case, dashes between words."""
+        """Name the dataset after a file or folder: lower case, dashes between words."""
         words = re.sub(r"\W+", "-", text.lower()).strip("-")
         if not words:
             raise ValueError(f"{where}: its name becomes the dataset's and needs letters or digits")
@@ -277,7 +277,7 @@ class OwnDataset(Dataset):
 
 
 def require_folder(folder: Path, where: str, hint: str) -> None:
-    """Refuse what is no folder."""
+    """Refuse a path that is no folder."""
     if not folder.exists():
         raise FileNotFoundError(f"{where} does not exist")
     if not folder.is_dir():
@@ -285,7 +285,7 @@ def require_folder(folder: Path, where: str, hint: str) -> None:
 
 
 def match_splits(names: Iterable[str], where: str) -> dict[SplitName, str]:
-    """Return which of some names, whatever their case, mean which split; ValueError if two mean one."""
+    """Return the names that mean splits, in any case, by split; ValueError if two mean one split."""
     matches: dict[SplitName, str] = {}
     for name in names:
         if (split := SPLIT_NAMES.get(name.lower())) is None:
@@ -326,7 +326,7 @@ def lines_of(file: Path) -> list[str]:
 
 
 def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
-    """Return where the user's cache keeps what belongs to an identity, and that, None if it is nothing readable."""
+    """Return the file of the user's cache for an identity, and its content, None if there is none to read."""
     file = cache_file(room, f"{digest(identity)}.json")
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())

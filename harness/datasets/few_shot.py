@@ -1,9 +1,9 @@
-"""Which images of a split are used: a balanced part, K shots per class, in which batches."""
+"""Choices of images from a split: a balanced part, K shots per class, batches."""
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 from harness.datasets.base import Dataset, Example, Split, SplitName
 from zoo.core.settings import expected
 
+Preprocess = Callable[[Image.Image], Tensor]
 BATCH = 32
 SUBSET_SEED = 0
 SHOTS = (1, 2, 4, 8, 16)
 VAL_SHOTS = 4  # validation images per class at most, as in CoOp
 OURS, COOP = "ours", "coop"
-DRAWS = (OURS, COOP)  # which K images of a class a seed means: nested ones, or those of CoOp's own runs
+DRAWS = (OURS, COOP)  # K images of a class for a seed: nested, or as in CoOp's own runs
 
 
 def subset(split: Split, limit: int | None) -> Split:
@@ -32,8 +33,8 @@ def subset(split: Split, limit: int | None) -> Split:
 def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order images, (n,) positions, so that the first few, however many, are class-balanced.
 
-    Classes give in turn; which image a class gives next is drawn once and for all. Images of unknown class count as
-    one class.
+    Classes give images in turn, each in an order that is drawn once and for all. Images of unknown class count as one
+    class.
     """
     order = seeded_order(len(labels), SUBSET_SEED)
     grouped = np.argsort(labels[order], kind="stable")
@@ -43,15 +44,15 @@ def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return order[np.argsort(turn, kind="stable")]
 
 
-def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tensor]]:
+def batches(split: Split, preprocess: Preprocess) -> Iterator[tuple[list[Example], Tensor]]:
     """Yield the examples of a split with their images (B, C, H, W), ``BATCH`` at a time."""
     for start in range(0, len(split), BATCH):
         examples = list(split[start : start + BATCH])
         yield examples, torch.stack([preprocess(example.image) for example in examples])
 
 
-def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
-    """Take the normalisation out of preprocessed images (B, C, H, W): what the model sees, as colours in [0, 1].
+def undo_preprocess(preprocess: Preprocess, images: Tensor) -> Tensor:
+    """Return preprocessed images (B, C, H, W) as colours in [0, 1], as the model sees them, without normalisation.
 
     Any affine map per channel at the end is undone: its constants are read off a black and a white image.
     """
@@ -64,7 +65,7 @@ def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
 
 
 class FewShot(NamedTuple):
-    """What a model may learn from: K images per class, and min(K, 4), or all, to validate by."""
+    """Labelled images: K per class to learn from, and min(K, 4), or all, to validate by."""
 
     train: Split
     val: Split
@@ -73,8 +74,8 @@ class FewShot(NamedTuple):
 def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
     """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
 
-    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of images is in both, see
-    ``Dataset.group_of``. One seed gives nested sets to train on. With ``draws="coop"`` they are those that CoOp
+    Training images come from the split ``Dataset.shots_from``, and no group of images is in both parts, see
+    ``Dataset.group_of``. One seed gives nested sets to train on. With ``draws="coop"`` the images are those that CoOp
     (2109.01134) itself draws, see ``_draw_as_coop``. ValueError if a class has too few images.
     """
     if draws == COOP:
@@ -105,9 +106,9 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
 
 
 def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
-    """Return positions in val that validate where val also trains, the first choice first.
+    """Return positions in val for validation if val also trains, the first choice first.
 
-    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or no more than K
+    Of each class take the groups that come last in the seed's order, until they make min(K, 4) images or no more than K
     would be left to train on.
     """
     split = dataset.split("val")
@@ -132,13 +133,13 @@ def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
 
     Python's ``random`` is seeded; then each class, in the order in which the list of train first names one, gives K of
     its images, in the order of the list, by ``random.sample``, and each class of val min(K, 4) by the same stream. A
-    class with fewer gives all and takes nothing from the stream. docs/learning.md says what we can't be sure of.
+    class with fewer gives all and takes nothing from the stream. docs/learning.md names what is uncertain.
     """
-    why = "" if dataset.listed_by_coop else f"{dataset.name!r} isn't read from a list that CoOp draws from"
+    reason = "" if dataset.listed_by_coop else f"{dataset.name!r} isn't read from a list that CoOp draws from"
     if dataset.left_out:
-        why = f"{len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad"
-    if why:
-        raise ValueError(f"--draws coop: {why}; use --draws ours")
+        reason = f"{len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad"
+    if reason:
+        raise ValueError(f"--draws coop: {reason}; use --draws ours")
     if seed < 1:
         raise ValueError(f"--draws coop with seed {seed}: CoOp's seeds begin at 1; give --seed 1")
     _require_shots(dataset, shots)
@@ -158,8 +159,8 @@ def draw_ranked(
 ) -> NDArray[np.int64]:
     """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
 
-    One seed gives nested sets. Which images it draws depends on which are ranked, not on their order; images of unknown
-    class (-1) are left out.
+    One seed gives nested sets, which depend on the ranked images, not on their order; images of unknown class (-1) are
+    left out.
     """
     require_labels(dataset, f"--shots {shots}")
     _require_each(dataset, labels[labels >= 0], shots, shots, "ranked images")
@@ -183,7 +184,7 @@ def _first_of_each(
 
 
 def _require_each(dataset: Dataset, labels: NDArray[np.int64], shots: int, least: int, what: str) -> None:
-    """Refuse a class with fewer images than ``least``; ``labels`` are those of the images that there are."""
+    """Refuse a class with fewer images than ``least``; ``labels`` are of all images to draw from."""
     counts = np.bincount(labels, minlength=len(dataset.classes))
     if counts.min() < least:
         have = f"class {dataset.classes[int(counts.argmin())]!r} of {dataset.name!r} has {counts.min()} {what}"
@@ -198,20 +199,20 @@ def _require_shots(dataset: Dataset, shots: int) -> None:
 
 
 def require_labels(dataset: Dataset, what: str) -> None:
-    """Refuse a dataset without classes; ``what`` asks for some."""
+    """Refuse a dataset without classes; ``what`` names the option that needs them."""
     if not dataset.labelled:
         raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
 
 
 def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str = "another dataset") -> None:
-    """Refuse, by a ValueError, a split without images; ``asked`` says what for, ``instead`` what else to take."""
+    """Refuse a split without images, by a ValueError that says who ``asked``, and what to take ``instead``."""
     if len(dataset.split(split)):
         return
     prefix, _, path = dataset.asked_as.partition(":")
-    way = f", or folder-parted:{path}, which makes splits" if prefix == "folder" else ""
+    parted = f", or folder-parted:{path}, which makes splits" if prefix == "folder" else ""
     raise ValueError(
         f"{asked}, but {dataset.name!r} has no {split} images: it is for testing only, or they are missing, which "
-        f"`patchrank datasets check --dataset {dataset.asked_as}` tells; take {instead}{way}"
+        f"`patchrank datasets check --dataset {dataset.asked_as}` tells; take {instead}{parted}"
     )
 
 

@@ -7,25 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, match_splits, require_unique
-from harness.datasets.images import (
-    KNOWN,
-    ImageList,
-    ListedDataset,
-    find_images,
-    folder_images,
-    tell_unread,
-)
+from harness.datasets.images import KNOWN, ImageList, ListedDataset, find_images, folder_images, tell_unread
 from zoo.core.digests import digest
 
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
-CAPTIONS = "classes.txt"  # what class folders mean
+CAPTIONS = "classes.txt"  # captions of class folders
 
 
 class FolderDataset(OwnDataset, ListedDataset):
     """The images in class folders, or in train, val (valid, validation) and test of class folders.
 
-    Classes are the sorted names of the folders, over all splits. Without split folders every image is in test. Names of
-    everything are made from the folder's own name, so they are the same on every machine.
+    Classes are the sorted names of the folders, over all splits. Without split folders every image is in test. All
+    names begin with the folder's own, so that they are the same on every machine.
     """
 
     prefix, expected = "folder", "folder of class folders"
@@ -70,8 +63,8 @@ class FolderDataset(OwnDataset, ListedDataset):
 class FolderParted(FolderDataset):
     """The images in class folders, split into 60 % train, 20 % val and 20 % test of each class.
 
-    Where an image goes depends on the hashes of the files of its class and on nothing else, so it is the same on every
-    machine; copies of one file go together. Every file is read for it.
+    An image's split depends on the hashes of the files of its class alone, so that it is the same on every machine;
+    copies of one file go together. Every file is read.
     """
 
     prefix = "folder-parted"
@@ -101,8 +94,8 @@ def _share(count: int) -> list[SplitName]:
 class ImageFolder(OwnDataset, ListedDataset):
     """All images below a folder, without classes, split into 60 % train, 20 % val and 20 % test.
 
-    Where an image goes depends on the hash of its file and on nothing else: copies go together, and a new image moves
-    no other. Every file is read for it.
+    An image's split depends on the hash of its file alone: copies go together, and a new image moves no other. Every
+    file is read.
     """
 
     prefix, expected = "images", "folder of images"
@@ -125,7 +118,7 @@ class ImageFolder(OwnDataset, ListedDataset):
 def _split_folders(folder: Path, images: Sequence[Path], where: str) -> dict[str, SplitName]:
     """Map the folders of splits to these; without any, "" to test.
 
-    A folder that is called like a split and has images right in it is a class.
+    A folder called like a split that has images directly in it is a class.
     """
     classes = {image.parts[0] for image in images if len(image.parts) == 2}
     names = (path.name for path in _folders(folder) if path.name not in classes and _folders(path))
@@ -137,9 +130,9 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the captions of class folders, in their order: their names, or what ``classes.txt`` says.
+    """Return the captions of class folders, in their order: their names, or the captions of ``classes.txt``.
 
-    Each of its lines is a folder's name, a space or tab, and the caption.
+    A line of the file is a folder's name, a space or tab, and the caption.
     """
     captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
     if (folder / CAPTIONS).exists():

@@ -1,7 +1,7 @@
 """Datasets of the Hugging Face `datasets` library, from its cache of the hub or from a folder.
 
 timm's reader of these takes neither a config nor what ``save_to_disk`` wrote, and goes to the network whenever it can.
-Nothing that a dataset brings is run or unpickled: of the library's readers only `READERS` are used.
+No code of a dataset is run, and nothing is unpickled: of the library's readers only `READERS` are used.
 """
 
 import importlib
@@ -28,21 +28,21 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LOOKED_AT = 32  # images of a split whose bytes count for its revision
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
-# What may follow "#", as in #image=img,test=validation: config, columns, and splits. To name one split leaves those
-# that aren't named empty.
+# Keys of choices behind "#", as in #image=img,test=validation: config, columns, and splits. If one split is named,
+# splits without a name are empty.
 CHOICES = ("config", "image", "label", *SPLITS)
-MENDS = {"Image": "cast_column", "ClassLabel": "class_encode_column"}  # methods that make columns of a type
+MENDS = {"Image": "cast_column", "ClassLabel": "class_encode_column"}  # methods that make a column of a type
 
 
 class HfRows(NamedTuple):
-    """The rows of a split; images aren't read before they are asked for."""
+    """The rows of a split; images are read on demand."""
 
-    images: Any  # the table's one column, in Arrow's format
+    images: Any  # a ``datasets.Dataset`` of one column, in Arrow's format
     labels: NDArray[np.int64]
     where: str
 
     def read(self, index: int) -> bytes:
-        """Read the file of an image, in whatever format it is; empty where the row has none."""
+        """Return the bytes of an image's file; empty if the row has none."""
         image = self.images[index].column(0)[0].as_py() or {}
         content: bytes = image.get("bytes") or b""
         if content or not (path := image.get("path")):
@@ -70,8 +70,8 @@ class HfRows(NamedTuple):
 class HfDataset(OwnDataset):
     """The images and classes of a dataset that `datasets` can open.
 
-    An image's id is its split and row. It stays as long as the rows do, on every machine and with every release of the
-    library. The place is a folder's path or ``owner/name``, then perhaps ``#`` and choices, see ``CHOICES``.
+    An image's id is its split and row, the same on every machine and with every release of the library. The place is a
+    folder's path or ``owner/name``, then perhaps ``#`` and choices, see ``CHOICES``.
     """
 
     prefix, downloads = "hfds", True
@@ -119,7 +119,7 @@ class HfDataset(OwnDataset):
 
 
 def _parse_place(text: str) -> tuple[str, dict[str, str]]:
-    """Return a folder's absolute path, or ``owner/name`` of the hub, and what is chosen after ``#``."""
+    """Return a folder's absolute path, or ``owner/name`` of the hub, and the choices after ``#``."""
     where, _, choices = text.rpartition("#")
     if not where or Path(text).expanduser().is_dir():  # "#" may be part of its name
         where, choices = text, ""
@@ -177,7 +177,7 @@ def _open(library: Any, place: str, config: str | None) -> Any:
 
 
 def _choose_splits(names: Sequence[str], choice: Mapping[str, str], where: str) -> dict[SplitName, str]:
-    """Say which splits of the dataset are which of ours; others are left alone."""
+    """Return the dataset's splits by ours; others are left out."""
     chosen: dict[SplitName, str] = {split: choice[split] for split in SPLITS if split in choice}
     for split, name in chosen.items():
         if name not in names:
@@ -193,15 +193,15 @@ def _choose_splits(names: Sequence[str], choice: Mapping[str, str], where: str) 
     return chosen
 
 
-def _column(features: Mapping[str, Any], kind: str, asked: str, where: str) -> str:
-    """Find the one column of a type, or check the one that is asked for, as in ``#image=img``."""
+def _column(features: Mapping[str, object], kind: str, asked: str, where: str) -> str:
+    """Find the only column of a type, or check a column that is asked for, as in ``#image=img``."""
     types = {name: type(feature).__name__ for name, feature in features.items()}
-    fitting = [name for name, feature in types.items() if feature == kind]
+    fitting = [name for name, type_name in types.items() if type_name == kind]
     name = asked.partition("=")[2] or (fitting[0] if len(fitting) == 1 else "")
     if name in fitting:
         return name
     known = expected(name, fitting) if fitting else "expected a column"
-    there = ", ".join(f"{name} ({own})" for name, own in types.items())
+    there = ", ".join(f"{name} ({type_name})" for name, type_name in types.items())
     mend = f"`datasets.Dataset.{MENDS[kind]}` makes one of another, then save it again"
     raise ValueError(f"{where}: {asked}: {known} of type {kind}; there is {there}; {mend}")
 
@@ -221,6 +221,6 @@ def _read_rows(table: Any, image: str, label: str, where: str) -> HfRows:
     return HfRows(table.select_columns([image]).with_format("arrow"), labels, where)
 
 
-def _numbers(column: Any) -> NDArray[np.int64]:
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
     numbers: NDArray[np.int64] = pc.fill_null(column, MISSING).to_numpy().astype(np.int64)
     return numbers

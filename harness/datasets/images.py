@@ -27,7 +27,7 @@ _UNREAD = (
     "iiq j2c j2k jpe jpf jps jpx jxl jxr kdc mef mos mpo mrw nef nrw orf pcx pef psb psd qoi raf raw rw2 rwl sgi "
     "sr2 srf srw svg svgz tga wdp wmf x3f xbm xcf xpm"
 )
-UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of images that aren't read
+UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of formats that aren't read
 _NAMED = EXTENSIONS | UNREAD
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}; hidden files and folders don't count"
 LEAVE_OUT = "leave it out (of a dataset: --skip-bad)"
@@ -38,12 +38,7 @@ DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open the bytes of an image file in one of ``FORMATS``; it isn't decoded yet.
-
-    Raises:
-        UnidentifiedImageError: it is in no such format.
-        DecompressionBombError, DecompressionBombWarning: it has more pixels than PIL trusts.
-    """
+    """Open the bytes of an image file in one of ``FORMATS``, without decoding; raise PIL's errors."""
     image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     # Between one and two times the limit PIL only warns.
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -54,9 +49,8 @@ def open_image(content: bytes) -> Image.Image:
 def decode_image(content: bytes, where: str = "", *, behind: str | None = None) -> Image.Image:
     """Decode the bytes of an image file as RGB, turned as its EXIF says; ValueError if that can't be.
 
-    Errors say ``where`` it is and how to go on without it, unless their reader names it.
-    Transparent pixels get the colour ``behind`` them, or as towers see them the colour that they have without alpha. A
-    MemoryError says nothing of the image.
+    Errors say ``where`` the image is and how to leave it out; without ``where`` the caller names it. Transparent pixels
+    get the colour ``behind`` them, or, as towers see them, their colour without alpha.
     """
     name, mend = (f"image {where}", f", or {LEAVE_OUT}") if where else ("it", "")
     pixels = 0
@@ -70,13 +64,13 @@ def decode_image(content: bytes, where: str = "", *, behind: str | None = None) 
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they stumble over
-        bytearray(DECODER * pixels)  # a MemoryError here: too little for a decoder, which calls that a broken image
+        bytearray(DECODER * pixels)  # a MemoryError, if a decoder had too little memory and called the image broken
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{name} can't be read ({why}); replace it{mend}") from error
 
 
 class FoundFile(NamedTuple):
-    """A file that is named like an image: its path, bytes, time of its last change, and why it isn't read, if so."""
+    """A file that is named like an image: path, bytes, time of the last change, and the reason if it isn't read."""
 
     path: Path
     size: int = 0
@@ -85,7 +79,7 @@ class FoundFile(NamedTuple):
 
 
 def find_images(folder: Path) -> list[FoundFile]:
-    """Find what is named like an image below a folder, in an order that is the same on every machine.
+    """Find the files named like images below a folder, in an order that is the same on every machine.
 
     Hidden files and folders don't count. Links are followed, and a folder that is reached twice, as in a loop of links,
     counts once.
@@ -111,43 +105,43 @@ def _look_at(file: Path) -> FoundFile:
     try:
         status = file.stat()
     except OSError as error:
-        what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
-        return FoundFile(file, wrong=f"{what} can't be read: {error.strerror}")
+        link = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
+        return FoundFile(file, wrong=f"{link} can't be read: {error.strerror}")
     kind = special_kind(status.st_mode)
     fault = name_fault(file.name) or (f"it is {kind}; expected a regular file" if kind else None)
     return FoundFile(file, status.st_size, status.st_mtime_ns, fault)
 
 
 def is_named_like_image(path: str) -> bool:
-    """Tell whether a path has the extension of an image, be it of a format that isn't read, and isn't hidden."""
+    """Tell whether a path isn't hidden and has the extension of an image, of a format that is read or isn't."""
     hidden = any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
     return PurePosixPath(path).suffix.lower() in _NAMED and not hidden
 
 
 def name_fault(path: str) -> str | None:
-    """Say why an image of that name isn't read; None if it may be."""
+    """Say why an image of that name isn't read; None if its format is read."""
     suffix = PurePosixPath(path).suffix.lower()
     return f"{suffix} files aren't read; convert it, for instance to .png" if suffix in UNREAD else None
 
 
 def tell_unread(files: Iterable[FoundFile], root: Path, where: str) -> tuple[str, ...]:
-    """Tell in a sentence which files that are named like images aren't read; nothing if all are."""
+    """Tell in a sentence which files named like images aren't read; an empty tuple if all are."""
     unread = [f"{str(file.path.relative_to(root))!r} ({file.wrong})" for file in files if file.wrong]
     more = ", ..." if len(unread) > SHOWN else ""
-    told = f"{where}: left out: {count_of(len(unread), 'image')}: {', '.join(unread[:SHOWN])}{more}"
-    return (told,) if unread else ()
+    note = f"{where}: left out: {count_of(len(unread), 'image')}: {', '.join(unread[:SHOWN])}{more}"
+    return (note,) if unread else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
-    """Images below a folder; each is opened when it is asked for."""
+    """Images below a folder, opened on demand."""
 
     root: Path
     paths: Sequence[str]  # relative to the root, with "/"
     labels: NDArray[np.int64]  # (n,)
-    prefix: str = ""  # what ids start with, before "/" and the path
-    by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
-    notes: tuple[str, ...] = ()  # what its reader should know
+    prefix: str = ""  # of ids, before "/" and the path
+    by_content: bool = False  # whether ids are hashes of files' bytes: they stay when files move, and copies share one
+    notes: tuple[str, ...] = ()  # on files that aren't read
 
     @classmethod
     def of(cls, root: Path, images: Iterable[tuple[str, int]], prefix: str) -> "ImageList":
@@ -179,7 +173,7 @@ class ImageList:
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each file, (n,), -1 of those that are missing."""
+        """Bytes of each file, (n,), -1 of missing files."""
         return np.array([_file_size(f"{self.root}/{path}") for path in self.paths], dtype=np.int64)
 
     @cached_property
@@ -190,7 +184,7 @@ class ImageList:
 
     @property
     def name(self) -> str:
-        """The folder's own."""
+        """The folder's own name."""
         return self.root.resolve().name or "images"
 
     @property
@@ -205,7 +199,7 @@ class ImageList:
         return digest(self.facts, length=12)
 
     def differences(self) -> Iterator[str]:
-        """List what images are missing or empty."""
+        """List missing and empty images."""
         for size, what in ((MISSING, "missing image"), (0, "empty image")):
             if (where := np.flatnonzero(self.sizes == size)).size:
                 names = shorten([self.paths[index] for index in where[: SHOWN + 1]])
@@ -233,52 +227,52 @@ class ListedDataset(Dataset):
         return self.image_lists[name].split
 
     def differences(self) -> list[str]:
-        """List what images are missing or empty; none is opened."""
+        """List missing and empty images; none is opened."""
         return [line for split in SPLITS for line in self.image_lists[split].differences()]
 
 
 def folder_images(path: Path | str, *, flag: str = "--images ") -> ImageList:
     """List the images below a folder in the order of their names, without labels (-1); ids are hashes of files.
 
-    ``flag`` is how the folder was asked for, for messages.
+    Messages call the folder by the ``flag`` that names it.
     """
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")
-    found = find_images(folder)
-    notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
-    if not files:
+    files = find_images(folder)
+    notes = tell_unread(files, folder, where)
+    paths = [file.path.relative_to(folder).as_posix() for file in files if not file.wrong]
+    if not paths:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
-    paths = [file.path.relative_to(folder).as_posix() for file in files]
-    labels = np.full(len(files), -1, dtype=np.int64)
+    labels = np.full(len(paths), -1, dtype=np.int64)
     return ImageList(root=folder, paths=paths, labels=labels, by_content=True, notes=notes)
 
 
 def measure_detail(image: Image.Image, size: tuple[int, int]) -> float:
     """Return the mean step, of 255, between neighbouring grey pixels of an image's middle at a (width, height).
 
-    As it depends on the size, images are compared at that of a model's input.
+    The value depends on the size, so that images are compared at the size of a model's input.
     """
     pixels = np.asarray(ImageOps.fit(image.convert("L"), size, Image.Resampling.BICUBIC)).astype(np.int64)
     return float(np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()) / 2
 
 
 def shorten(names: Sequence[str], most: int = SHOWN) -> str:
-    """List the first few."""
+    """List the first few names."""
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 class Decoded(NamedTuple):
-    """What came of decoding an image."""
+    """The outcome of decoding an image."""
 
     image_id: str
-    pixels: str  # 16 hex digits over them, "" if they can't be read
-    wrong: str  # why, if so
+    pixels: str  # 16 hex digits over the pixels, "" if they can't be read
+    wrong: str  # reason, if they can't be read
 
 
 def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> dict[SplitName, list[Decoded]]:
     """Decode every image of a dataset, in the order of its splits.
 
-    With ``known`` only those are tried that no earlier pass could read, as the user's cache has it.
+    With ``known`` only images are tried that no earlier pass could read, by the user's cache.
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
@@ -302,9 +296,7 @@ def _decode(split: Split, index: int) -> tuple[str, str]:
         image = split[index].image
     except (ValueError, OSError) as error:
         return "", str(error)
-    pixels = blake2b(image.tobytes(), digest_size=8)
-    pixels.update(str(image.size).encode())
-    return pixels.hexdigest(), ""
+    return blake2b(image.tobytes() + str(image.size).encode(), digest_size=8).hexdigest(), ""
 
 
 def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:

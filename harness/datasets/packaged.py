@@ -1,13 +1,14 @@
 """The datasets that ship: emoji and clothing on painted canvases, photographs whole and in crops.
 
-Canvases are painted by integer arithmetic and raw PCG64 words only. numpy keeps a bit generator's raw stream fixed for
-ever, but not what `Generator` methods make of it, and image libraries change their filters; so neither is used, and an
-image is the same on every machine and with every version. `tools/` has what makes the packaged files.
+Canvases are painted by integer arithmetic and raw PCG64 words only, so that an image is the same on every machine and
+with every version: numpy keeps a bit generator's raw stream fixed for ever, but not the draws of `Generator`, and image
+libraries change their filters. `tools.build_data` makes the packaged files.
 """
 
 import functools
 import io
 import json
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ def draws(rng: Rng, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.i
 
 
 def _taps(size_in: int, size_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Left neighbours and the right neighbours' weights in 1/256, half-pixel centres."""
+    """Return left neighbours and the right neighbours' weights in 1/256, half-pixel centres."""
     centres = ((2 * np.arange(size_out, dtype=np.int64) + 1) * size_in * 128) // size_out - 128
     centres = np.clip(centres, 0, (size_in - 1) * 256)
     left = np.minimum(centres // 256, size_in - 2)
@@ -246,7 +247,7 @@ CROP = (10, 15)
 
 
 def silhouette(item: Pixels) -> NDArray[np.bool_]:
-    """Find an item's pixels, (28, 28) bool: all that dark pixels joined to the border don't reach.
+    """Find an item's pixels, (28, 28) bool: all but the dark pixels that are joined to the border.
 
     Dark parts inside an item (a print, a sole) belong to it.
     """
@@ -273,11 +274,11 @@ def compose_item(item: Pixels, clutter: Pixels, rng: Rng) -> Rendered:
     """
     canvas = backdrop(rng, low=30, high=110, contrast=16, grain=3)
     canvas[...] = canvas[..., :1]
-    for other in clutter:
+    for clutter_item in clutter:
         side = draw(rng, *CROP)
         y, x = draw(rng, 3, 26 - side), draw(rng, 3, 26 - side)
         size = draw(rng, *CLUTTER_SIZE)
-        colour, alpha = paint_item(other[y : y + side, x : x + side], size, rng, light=CLUTTER_LIGHT)
+        colour, alpha = paint_item(clutter_item[y : y + side, x : x + side], size, rng, light=CLUTTER_LIGHT)
         low, high = -size // 3, SIZE - size // 2
         paste(canvas, colour, alpha, draw(rng, low, high), draw(rng, low, high))
     return finish(canvas, *paint_item(item, draw(rng, *TARGET_SIZE), rng, light=256), rng)
@@ -315,9 +316,9 @@ class Fashion(Dataset):
 
     @functools.cached_property
     def sources(self) -> dict[SplitName, tuple[str, list[int]]]:
-        """Where the items of a split are in the source: its part, "train" or "t10k", and positions in that."""
+        """The source of each split's items: its part, "train" or "t10k", and positions in that part."""
         index = json.loads((DATA_DIR / self.files[2]).read_text())["splits"]
-        return {name: (own["part"], own["source_index"]) for name, own in index.items()}
+        return {name: (entry["part"], entry["source_index"]) for name, entry in index.items()}
 
     @functools.cached_property
     def items(self) -> dict[SplitName, Pixels]:
@@ -359,7 +360,7 @@ class Photos(Dataset):
 
     @functools.cached_property
     def photos(self) -> list[dict[str, Any]]:
-        """What the index says of each photograph."""
+        """The index's entry of each photograph."""
         photos: list[dict[str, Any]] = json.loads((DATA_DIR / self.files[1]).read_bytes())["photos"]
         return photos
 
@@ -367,12 +368,10 @@ class Photos(Dataset):
     def _crops(self) -> dict[str, list[tuple[str, bytes]]]:
         """Ids and encoded images of the crops of each split."""
         file = io.BytesIO((DATA_DIR / self.files[0]).read_bytes())
-        crops: dict[str, list[tuple[str, bytes]]] = {}
+        crops = defaultdict[str, list[tuple[str, bytes]]](list)
         for photo in self.photos:
-            examples = [
-                (f"{self.name}/{photo['name']}/{at}", file.read(box[-1])) for at, box in enumerate(photo["crops"])
-            ]
-            crops[photo["split"]] = crops.get(photo["split"], []) + examples
+            for at, box in enumerate(photo["crops"]):
+                crops[photo["split"]].append((f"{self.name}/{photo['name']}/{at}", file.read(box[-1])))
         return crops
 
     @functools.cached_property

@@ -35,11 +35,11 @@ CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
 
 
-Entry = tuple[str, int, str]  # of one image: where it is below the root, its label and its class
+Entry = tuple[str, int, str]  # of an image: path below the root, label and class
 
 
 class Listing(NamedTuple):
-    """What there is of a dataset: class names by label, images by split, and the bytes that say so."""
+    """A dataset's class names by label, images by split, and the bytes that list them."""
 
     classes: tuple[str, ...]
     images: Mapping[SplitName, ImageList]
@@ -49,13 +49,13 @@ class Listing(NamedTuple):
 def read_split_file(file: Path) -> tuple[bytes, dict[SplitName, list[Entry]]]:
     """Read a split file, such as split_zhou_OxfordPets.json: its bytes, and the images by split.
 
-    It is JSON: ``train``, ``val`` and ``test``, each a list of [relative path, label, class name], in whose names
+    The JSON has ``train``, ``val`` and ``test``, each a list of [relative path, label, class name], in whose names
     underscores are spaces. Pickles are never loaded.
     """
     what = f"split file {str(file)!r}"
     if file.is_dir() or not file.exists():
-        why = "is a folder; give the split_zhou_*.json in it" if file.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{what} {why}")
+        reason = "is a folder; give the split_zhou_*.json in it" if file.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{what} {reason}")
     require_file(file)
     content = file.read_bytes()
     try:
@@ -99,18 +99,18 @@ def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: s
 
 @dataclass(eq=False, kw_only=True)
 class RootedDataset(ListedDataset):
-    """A public dataset in a folder below a root; images, classes and whatever else is read need ``at``."""
+    """A public dataset in a folder below a root; without ``at`` no file is read, so that there are no classes."""
 
     name: str
     title: str
     license: str
     homepage: str  # and page of archives that have no other
     folder: str  # below the root
-    images: str  # folder of the images, in that; what archives hold unless they say otherwise
+    images: str  # folder of the images in ``folder``; held by archives that hold nothing else
     archives: tuple[Archive, ...]
     layout: str = "split file"  # of LAYOUTS
     list_file: str = ""  # split file of CoOp
-    synsets: str = "imagenet"  # which classes of ImageNet's there are, see ``synsets_of``
+    synsets: str = "imagenet"  # its classes among ImageNet's, see ``synsets_of``
     numbered: bool = False  # whether class folders are called by label
     class_count: int  # of the whole dataset
     counts: Mapping[SplitName, int]  # images of the whole dataset, 0 where it has no such split
@@ -120,14 +120,11 @@ class RootedDataset(ListedDataset):
     def __post_init__(self) -> None:
         self.templates = tuple(self.templates)
         self.listed_by_coop = self.layout in ("split file", "aircraft")
-        self.archives = tuple(
-            replace(
-                archive,
-                page=archive.page or self.homepage,
-                holds=archive.holds or (self.images if archive.packed else archive.file),
-            )
-            for archive in self.archives
-        )
+        archives = []
+        for archive in self.archives:
+            holds = archive.holds or (self.images if archive.packed else archive.file)
+            archives.append(replace(archive, page=archive.page or self.homepage, holds=holds))
+        self.archives = tuple(archives)
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """Return the dataset as it lies below a root, see ``provide``; an OSError or ValueError if that can't be."""
@@ -162,11 +159,11 @@ class RootedDataset(ListedDataset):
         return self._listing.images
 
     def _revision(self) -> str:
-        """12 hex digits over what lists the images and their names and sizes."""
+        """12 hex digits over the source of the list, and the names and sizes of images."""
         return digest(self._listing.source, *(self.image_lists[split].facts for split in SPLITS), length=12)
 
     def problems(self) -> list[str]:
-        """List in what the data differs from the whole dataset; no image is opened."""
+        """List how the data differs from the whole dataset; no image is opened."""
         counts = {"classes": (len(self.classes), self.class_count)}
         counts |= {f"{name} images": (len(self.labels(name)), self.counts[name]) for name in SPLITS}
         lines = [f"{what}: {count:,} instead of {whole:,}" for what, (count, whole) in counts.items() if count != whole]
@@ -278,9 +275,9 @@ DATASETS = tuple(_read_table())
 
 
 class CoopSplit(OwnDataset, ListedDataset):
-    """The images that a split file of the user's lists (Zhou et al., IJCV 2022): beside it, or in one folder there.
+    """The images in a split file of the user's (Zhou et al., IJCV 2022): beside the file, or in one folder there.
 
-    The names of everything are made from the file's own name, so they are the same on every machine.
+    All names begin with the file's own, so that they are the same on every machine.
     """
 
     prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
@@ -305,8 +302,8 @@ def _image_root(folder: Path, firsts: Sequence[str], what: str) -> Path:
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
     fitting = [root for root in (folder, *inner) if all((root / path).is_file() for path in firsts)]
     if not fitting or (folder not in fitting and len(fitting) > 1):
-        found = f"in each of {[root.name for root in fitting]}; leave one" if fitting else "missing"
+        state = f"in each of {[root.name for root in fitting]}; leave one" if fitting else "missing"
         raise FileNotFoundError(
-            f"{what}: images such as {firsts[0]!r} are {found}; expected all beside it or in one folder"
+            f"{what}: images such as {firsts[0]!r} are {state}; expected all beside it or in one folder"
         )
     return fitting[0]

@@ -1,4 +1,4 @@
-"""Classes and captions of a dataset, as a text tower encodes them."""
+"""Features of a dataset's classes and captions by a text tower."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,11 @@ TEXTS = 256  # captions that are encoded at once
 
 
 def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-    """Encode the dataset's classes; those with words the text tower never saw are refused, unless it does without them.
+    """Return (classes, D) unit features of a dataset's classes, and the names left out, whose rows are NaN.
 
-    Returns:
-        (classes, D) unit features with a row of NaN for a class left out, and the names left out.
+    With ``skip_unknown`` classes of words that the text tower never saw are left out, else a ValueError names them.
     """
-    rows = []
-    unseen: dict[str, tuple[str, ...]] = {}
+    rows, unseen = [], dict[str, tuple[str, ...]]()
     for name in dataset.classes:
         try:
             rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0].cpu())
@@ -43,7 +41,7 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
 
 @torch.inference_mode()
 def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device: str = "cpu") -> Tensor:
-    """Encode texts of ``where``, as they are, in batches on a device, (m, D) unit features on the CPU."""
+    """Encode texts without templates in batches on a device, (m, D) unit features on the CPU; errors name ``where``."""
     text, rows = parts.model.text, []
     text.to(device)
     for start in range(0, len(texts), TEXTS):

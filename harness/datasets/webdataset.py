@@ -75,8 +75,8 @@ class TarDataset(OwnDataset):
 
     def _read_classes(self, folder: Path, where: str) -> None:
         if not (file := folder / CLASSES).exists():
-            way = f"write a class a line into it or, for captions, {RETRIEVAL!r} into {TYPE}"
-            raise FileNotFoundError(f"{where}: {CLASSES} is missing; {way}")
+            remedy = f"write a class a line into it or, for captions, {RETRIEVAL!r} into {TYPE}"
+            raise FileNotFoundError(f"{where}: {CLASSES} is missing; {remedy}")
         self.classes = tuple(lines_of(file))
         numbers = [f"line {number}" for number, _ in enumerate(self.classes, start=1)]
         require_unique(self.classes, numbers, f"{where}: {CLASSES}")
@@ -100,7 +100,7 @@ class TarDataset(OwnDataset):
         return list(samples.values())
 
     def _revision(self) -> str:
-        """12 hex digits over class names and where which samples lie."""
+        """12 hex digits over class names and the place of each sample."""
         lines = [
             f"{split}\0{chr(0).join(map(str, (*sample[:-1], *sample.captions)))}\n"
             for split, samples in self._samples.items()
@@ -141,7 +141,7 @@ def _shards(place: Path) -> list[Path]:
 
 
 def _samples(number: int, shard: Path, wanted: str) -> Iterator[TarSample]:
-    """Index one tar, whose images have what is ``wanted`` beside them: LABEL or CAPTIONS."""
+    """Index a tar whose images have a file of the ``wanted`` extension beside them: LABEL or CAPTIONS."""
     what = f"tar {str(shard)!r}"
     parts: dict[str, dict[str, tuple[int, int]]] = {}  # by key and extension: offset and bytes
     require_file(shard)

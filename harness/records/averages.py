@@ -1,4 +1,4 @@
-"""What a table shows of a model: its record, or the mean of its records over seeds; and which rows differ."""
+"""Rows of tables: a model's record, or the mean of its records over seeds; and which rows differ."""
 
 import functools
 import json
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.base.table import count_of
 from harness.datasets import list_datasets, shipped_facts
-from harness.records.metrics import Metric, MetricValue, fidelity_metrics
+from harness.records import statistics
+from harness.records.metrics import METRICS, Metric, MetricValue
 from harness.records.record import (
     DENSE,
     GOLDEN,
@@ -25,23 +27,7 @@ from harness.records.record import (
     lacking,
     refuse_mixed,
 )
-from harness.records.statistics import (
-    CLEAR,
-    FLIPPED,
-    MCNEMAR,
-    SIGN_FLIP,
-    Interval,
-    Together,
-    bootstrap_counts,
-    detectable_note,
-    mark_note,
-    mean_interval,
-    over_images,
-    paired_mean,
-    sign_flip,
-    sign_flip_exact,
-    together,
-)
+from harness.records.statistics import CLEAR, FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together
 from zoo.core.settings import tower_name
 from zoo.loading.sizes import SIZES
 
@@ -60,23 +46,23 @@ class Average:
 
     @property
     def first(self) -> Record:
-        """The first seed's record, for what seeds have in common."""
+        """The first seed's record, for fields that seeds have in common."""
         return self.records[0]
 
     @property
     def method(self) -> str:
-        """Of all records."""
+        """Method of all records."""
         return self.first.method
 
     @property
     def keep(self) -> float:
-        """Of all records."""
+        """Keep rate of all records."""
         return self.first.keep
 
     @functools.cached_property
     def identity(self) -> str:
-        """What no other row of a table has, and the same row has at any number of shots."""
-        return _identity(self.first)
+        """Text that differs between the rows of a table and is the same for a row at any number of shots."""
+        return json.dumps([self.first.model, self.method, self.keep, _settings(self.first)], sort_keys=True)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -110,33 +96,33 @@ class Average:
             if self.dense is None:
                 return None
             # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
-            counts = bootstrap_counts(self.hits - self.dense.hits)
+            counts = statistics.bootstrap_counts(self.hits - self.dense.hits)
             mean, low, high = (count / len(self.records) for count in counts)
             return MetricValue(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
-        own = [record.metrics[name] for record in self.records]
-        numbers = {part: _mean([getattr(one, part) for one in own]) for part in (*ENDS, "at", "chance")}
+        by_seed = [record.metrics[name] for record in self.records]
+        numbers = {part: _mean([getattr(value, part) for value in by_seed]) for part in (*ENDS, "at", "chance")}
         if name == "top1":
-            ends = mean_interval([one.mean for one in own])[1:]
+            ends = statistics.mean_interval([value.mean for value in by_seed])[1:]
             numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
-        elif (values := self.per_image(name)) is not None and (found := over_images(values, self.first.groups)):
-            numbers |= zip(ENDS, found, strict=True)
+        elif (values := self.per_image(name)) is not None:
+            numbers |= zip(ENDS, statistics.over_images(values, self.first.groups) or (), strict=False)
         return MetricValue(**numbers)
 
     def mean(self, name: str) -> Any:
-        """Return the mean over seeds of a metric; None where one lacks it."""
+        """Return the mean over seeds of a metric; None if one seed lacks the metric."""
         return _mean([record.mean(name) for record in self.records])
 
     def per_image(self, name: str) -> NDArray[np.float64] | None:
-        """Return (image_count,) values of a metric, mean over seeds; None where one lacks them."""
-        values = [own for record in self.records if (own := record.per_image(name)) is not None]
-        return np.mean(values, axis=0) if len(values) == len(self.records) else None
+        """Return (image_count,) values of a metric, mean over seeds; None if one seed lacks them."""
+        by_seed = [values for record in self.records if (values := record.per_image(name)) is not None]
+        return np.mean(by_seed, axis=0) if len(by_seed) == len(self.records) else None
 
     def estimate(self, metric: Metric) -> Interval | float | None:
-        """Return a metric with its interval, or alone where it has none; see `measured`."""
-        own = self.measured(metric.name)
-        return None if own is None else own.interval or own.mean
+        """Return a metric with its interval, or its mean alone without interval; see `measured`."""
+        value = self.measured(metric.name)
+        return None if value is None else value.interval or value.mean
 
     @functools.cached_property
     def latency(self) -> tuple[Times, ...]:
@@ -150,7 +136,7 @@ class Average:
 
 
 def averages(records: Sequence[Record]) -> list[Average]:
-    """Return what a table shows of records of one dataset, tower and tuning, seeds in one row.
+    """Return the rows of a table for records of one dataset, tower and tuning, all seeds of a model in one row.
 
     Raises ValueError if other conditions than the seed differ, or a model lacks a seed that another has.
     """
@@ -160,17 +146,18 @@ def averages(records: Sequence[Record]) -> list[Average]:
         return [Average(records=(record,)) for record in records]
     models: dict[str, dict[int, Record]] = {}
     for record in records:
-        own = models.setdefault(_identity(record), {})
-        if record.seed in own:
+        by_seed = models.setdefault(Average(records=(record,)).identity, {})
+        if record.seed in by_seed:
             raise ValueError(f"{record.model} has seed {record.seed} twice")
-        own[record.seed] = record
-    for own in models.values():
-        if missing := [seed for seed in seeds if seed not in own]:
+        by_seed[record.seed] = record
+    for by_seed in models.values():
+        if missing := [seed for seed in seeds if seed not in by_seed]:
+            model = next(iter(by_seed.values())).model
             raise ValueError(
-                f"seeds of one table must be the same for every row: {next(iter(own.values())).model} lacks {missing}, "
+                f"seeds of one table must be the same for every row: {model} lacks {missing}, "
                 "which others have, or has them with other settings"
             )
-    rows = [Average(records=tuple(own[seed] for seed in seeds)) for own in models.values()]
+    rows = [Average(records=tuple(by_seed[seed] for seed in seeds)) for by_seed in models.values()]
     dense = _dense(rows)
     return [row if row is dense else replace(row, dense=dense) for row in rows]
 
@@ -179,24 +166,20 @@ def _dense(rows: Sequence[Average]) -> Average | None:
     return next((row for row in rows if row.method == DENSE), None)
 
 
-def _identity(record: Record) -> str:
-    """Return what tells a row of a table from others, whatever was learned for it."""
-    return json.dumps([record.model, record.method, record.keep, _settings(record)], sort_keys=True)
-
-
 def _settings(record: Record) -> dict[str, Any]:
+    """Return a method's settings without the prompts that were learned for one seed."""
     return {name: value for name, value in record.method_config.items() if name != "prompts"}
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Return the mean of numbers, as it is where all are the same; None if one is None."""
+    """Return the mean of numbers, of equal ones exactly; None if one is None."""
     if None in values:
         return None
     return values[0] if len(set(values)) == 1 else float(np.mean(values))
 
 
 def training_free(records: Sequence[Record]) -> list[list[Record]]:
-    """Return records without recovery and those with it, if there are any, each beside the dense one."""
+    """Return records without recovery and records with recovery, each part beside the dense records."""
     dense = [record for record in records if record.method == DENSE]
     parts = [[r for r in records if r.recovered == recovered and r.method != DENSE] for recovered in (False, True)]
     return [[*dense, *part] for part in parts if part] or [dense]
@@ -204,12 +187,12 @@ def training_free(records: Sequence[Record]) -> list[list[Record]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Rows of equal cost: one of the reference method, and each other method's row of the nearest cost."""
+    """Rows of equal cost: a row of the reference method, and each other method's row of the nearest cost."""
 
     target: Average  # of the reference method
     batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
     rows: Sequence[Average]  # the target among them, nearest to dense first
-    missing: Mapping[str, Average]  # rows of the nearest cost by method where that is further off than `CLOSE`
+    missing: Mapping[str, Average]  # by method, rows whose cost, the nearest, is further off than `CLOSE`
 
 
 def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]:
@@ -219,40 +202,41 @@ def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]
     """
     reference = reference or reference_of(row.method for row in rows)
     targets = {row.keep: row for row in reversed(rows) if row.method == reference}
-    found = []
+    every = []
     for _, target in sorted(targets.items(), reverse=True):
-        batches = {facts["batch"] for row in rows if (facts := matched(row, target))}
-        found += [level_of(rows, target, batch) for batch in (None, *sorted(batches))]
-    return [level for level in found if len(level.rows) > 1 or level.missing]
+        batches = {search["batch"] for row in rows if (search := matched(row, target))}
+        every += [level_of(rows, target, batch) for batch in (None, *sorted(batches))]
+    return [level for level in every if len(level.rows) > 1 or level.missing]
 
 
 def level_of(rows: Sequence[Average], target: Average, batch: int | None = None) -> Level:
-    """Return the rows of a table at the cost of one of them, by time at a batch size or by GFLOPs."""
-    goal, names, offs = cost_of(target, batch), labels(rows), dict[str, list[tuple[float, Average]]]()
+    """Return the rows of a table at the cost of ``target``, by time at a batch size or by GFLOPs."""
+    goal, names, nearest = cost_of(target, batch), labels(rows), dict[str, tuple[float, Average]]()
     for row in rows:
         name = names[row.identity]
         alike = matched(row, target).get("batch") == batch if batch else MATCHED not in row.first.method_config
         if name != names[target.identity] and alike and goal and (cost := cost_of(row, batch)):
-            offs.setdefault(name, []).append((abs(cost / goal - 1), row))
-    nearest = {name: min(own, key=lambda one: one[0]) for name, own in offs.items()}
+            off = abs(cost / goal - 1)
+            if name not in nearest or off < nearest[name][0]:
+                nearest[name] = (off, row)
     equal = [target, *(row for off, row in nearest.values() if off <= CLOSE)]
     missing = {name: row for name, (off, row) in nearest.items() if off > CLOSE}
     return Level(target=target, batch=batch, rows=sorted(equal, key=nearness), missing=missing)
 
 
 def nearness(row: Average) -> tuple[float, float]:
-    """Return what sorts rows, those nearest to dense or else the most accurate first."""
+    """Return a key that sorts rows, the nearest to dense first, among equally near ones the most accurate."""
     return row.mean("cosine_distance") or 0.0, -(row.mean("top1") or 0.0)
 
 
 def reference_of(methods: Iterable[str]) -> str | None:
-    """Return which of a table's methods others are compared with where none is named: `REFERENCE`, or the first."""
-    able = [name for name in methods if name not in (*UNREDUCED, GOLDEN, RANDOM)]
-    return REFERENCE if REFERENCE in able else next(iter(able), None)
+    """Return the method that others are compared with by default: `REFERENCE`, or the first that reduces."""
+    reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN, RANDOM)]
+    return REFERENCE if REFERENCE in reduced else next(iter(reduced), None)
 
 
 def cost_of(row: Average, batch: int | None = None) -> float | None:
-    """Return a reduced row's GFLOPs, or its time at a batch size by the dense model's; None where it has none."""
+    """Return a reduced row's GFLOPs, or its time at a batch size by the dense model's; None if not measured."""
     if row.method in UNREDUCED:
         return None
     cost: float | None = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
@@ -260,9 +244,9 @@ def cost_of(row: Average, batch: int | None = None) -> float | None:
 
 
 def matched(row: Average, target: Average) -> dict[str, Any]:
-    """Return what a row's settings say of the time that it was searched for, if that is the target's; else nothing."""
-    facts: dict[str, Any] = row.first.method_config.get(MATCHED, {"keeps": ()})
-    return facts if target.keep in facts["keeps"] and facts["time_of"] == target.method else {}
+    """Return the search for the target's time among a row's settings; empty if there was none."""
+    search: dict[str, Any] = row.first.method_config.get(MATCHED, {"keeps": ()})
+    return search if target.keep in search["keeps"] and search["time_of"] == target.method else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,81 +254,86 @@ class Judgement:
     """All rows of a table at once: top-1 against dense, fidelity against a reference method at equal cost."""
 
     families: Mapping[str, Together[str]]  # p-values by identity, for each metric that is judged
-    legend: str  # what the marks say, in a line
-    note: str  # the same in full, and the least difference in top-1 that rows without would show
+    legend: str  # meaning of the marks, in a line
+    note: str  # the same in full, and the least difference in top-1 that would have a mark
 
     def mark(self, row: Average, metric: str = "diff_to_dense") -> str:
-        """Return what stands behind a row's metric: the mark if it is clear, or nothing."""
+        """Return the mark of a row's metric if it is clear, else an empty string."""
         return self.families[metric].mark(row.identity) if metric in self.families else ""
 
 
 def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgement | None:
-    """Say which rows differ clearly, see `Judgement` and `levels`; None where there is nothing to compare with."""
+    """Judge which rows differ clearly, see `Judgement` and `levels`; None if there is nothing to compare with."""
     families, notes, legends = {}, [], []
     dense = _dense(rows)
-    others = [row for row in rows if row.measured("diff_to_dense") is not None]
-    if dense is not None and others:
-        families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
+    reduced = [row for row in rows if row.measured("diff_to_dense") is not None]
+    if dense is not None and reduced:
+        families["diff_to_dense"] = family = statistics.together({row.identity: row_p(row, dense) for row in reduced})
         test = MCNEMAR if len(dense.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
-        notes.append(f"top-1: {mark_note(test)}")
+        notes.append(f"top-1: {statistics.mark_note(test)}")
         if len(dense.records) == 1:
-            left = [row for row in others if not family.mark(row.identity)]
-            apart = [float((row.first.correct != dense.first.correct).mean()) for row in left]
-            notes[-1] += detectable_note(dense.first.image_count, apart)
+            unmarked = [row.first for row in reduced if not family.mark(row.identity)]
+            discordances = [float((record.correct != dense.first.correct).mean()) for record in unmarked]
+            notes[-1] += statistics.detectable_note(dense.first.image_count, discordances)
         legends.append("top-1 against dense")
-    pairs = [(row, one.target) for one in levels(rows, reference) for row in one.rows if row is not one.target]
+    pairs = [(row, level.target) for level in levels(rows, reference) for row in level.rows if row is not level.target]
     keys = [row.identity for row, _ in pairs]
-    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
+    metrics = [metric for metric in METRICS.values() if metric.fidelity]
+    judged_by = {m.name: statistics.together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in metrics}
     if tested := {name: family for name, family in judged_by.items() if family.alone}:
         families |= tested
         method = pairs[0][1].method
-        notes.append(f"fidelity: {mark_note(FLIPPED, 'the rows of each column', f'{method} at equal cost')}")
+        note = statistics.mark_note(FLIPPED, "the rows of each column", f"{method} at equal cost")
+        notes.append(f"fidelity: {note}")
         legends.append(f"fidelity against {method} at equal cost")
     legend = f"{CLEAR} clear at 5 %: {', '.join(legends)}"
     return Judgement(families=families, legend=legend, note="; ".join(notes)) if families else None
 
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
-    """Return of pairs the p-value that both are equally near dense, on the same images; None without values."""
+    """Return for each pair the p-value that both are equally near dense on the same images; None without values."""
     known = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
     values = [(known[id(row)], known[id(other)], row.first.groups) for row, other in pairs]
-    return [None if a is None or b is None else sign_flip(a - b, groups) for a, b, groups in values]
+    return [None if a is None or b is None else statistics.sign_flip(a - b, groups) for a, b, groups in values]
 
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
-    """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
+    """Return a row's metric minus another's, paired by image, and its p-value; None without values."""
     a, b, groups = row.per_image(metric.name), other.per_image(metric.name), row.first.groups
-    return None if a is None or b is None else (paired_mean(a, b, groups), sign_flip(a - b, groups))
+    if a is None or b is None:
+        return None
+    return statistics.paired_mean(a, b, groups), statistics.sign_flip(a - b, groups)
 
 
 def row_p(row: Average, other: Average) -> float:
     """Return the exact p-value that two rows are equally often right on the same images; see `sign_flip_exact`."""
     whole = lcm(len(row.records), len(other.records))
     a, b = (each.hits * (whole // len(each.records)) for each in (row, other))
-    return sign_flip_exact(a - b)
+    return statistics.sign_flip_exact(a - b)
 
 
 def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
-    """Return the time at a batch size by the dense model's; None where there is none."""
+    """Return the time at a batch size by the dense model's; None if not measured."""
     return next((entry.ratio_to_dense for entry in latency if entry.batch == batch), None)
 
 
 def labels(rows: Sequence[Average]) -> dict[str, str]:
-    """Return the method by identity, with its settings where it comes several times at one keep.
+    """Return labels of rows by identity: the method, and the settings that differ between its rows of one keep rate.
 
-    The keep rate has its own column. Each setting named tells rows apart that those before it don't.
+    The keep rate has its own column. A setting is named if it tells rows apart that the settings before it don't.
     """
     names: dict[str, str] = {}
     for method in dict.fromkeys(row.first.label for row in rows):
         same = [row for row in rows if row.first.label == method]
         several = max(Counter(row.keep for row in same).values()) > 1
-        varying: list[str] = []
+        varying, distinct = list[str](), 1
         for name in dict.fromkeys(name for row in same for name in row.config if several and name != "keep"):
-            parts = [len({tuple(_setting(row, n) for n in own) for row in same}) for own in (varying, [*varying, name])]
-            varying += [name] if parts[1] > parts[0] else []
+            more = len({tuple(_setting(row, known) for known in (*varying, name)) for row in same})
+            if more > distinct:
+                varying, distinct = [*varying, name], more
         for row in same:
-            own = ", ".join(f"{n} {_setting(row, n)}" for n in varying if n in row.config)
-            names[row.identity] = f"{method} ({own})" if own else method
+            settings = ", ".join(f"{name} {_setting(row, name)}" for name in varying if name in row.config)
+            names[row.identity] = f"{method} ({settings})" if settings else method
     return names
 
 
@@ -354,7 +343,7 @@ def _setting(row: Average, name: str) -> str:
 
 
 def describe_uncounted(*records: Record) -> str:
-    """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
+    """Say which operators GFLOPs lack, and in which models; an empty string if all are counted."""
     lost: dict[str, dict[str, None]] = {}
     for record in records:
         for name in record.uncounted_operators or ():
@@ -363,7 +352,7 @@ def describe_uncounted(*records: Record) -> str:
 
 
 def _listed_dataset(record: Record) -> str | None:
-    """Return the listed dataset that a record is of, maybe of a half of it; None of others."""
+    """Return the listed dataset that a record is of, whole or a half; None for other datasets."""
     whole = record.dataset.partition(",")[0]
     return whole if whole in list_datasets() else None
 
@@ -377,8 +366,8 @@ def captions(dataset: str) -> str:
 def protocol(record: Record) -> str:
     """Say how the images of a record were classified, or retrieved."""
     if record.shots:
-        how = f"{PROMPTS[record.tuning]} ({record.prompt_tokens})" if record.tuning in PROMPTS else "linear probe"
-        return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}, {how}"
+        tokens = record.tuning in PROMPTS and f"{PROMPTS[record.tuning]} ({record.prompt_tokens})"
+        return f"{count_of(record.shots, 'shot')}, {tokens or 'linear probe'}"
     if not record.labelled:
         return "without labels" if record.caption_count is None else f"retrieval by {record.caption_count:,} captions"
     listed = _listed_dataset(record)
@@ -400,5 +389,5 @@ def tower_of(record: Record) -> str:
 
 
 def with_recovery(rows: Sequence[Average]) -> str:
-    """Say that rows of a table were trained without labels; nothing where none was."""
+    """Say that rows of a table were trained without labels; an empty string if none was."""
     return "; with recovery, trained without labels" if any(row.first.recovered for row in rows) else ""

@@ -1,4 +1,4 @@
-"""Metrics: one decorated function each; all that show, compare or check them ask here."""
+"""Metrics, one decorated function each, and what tables, comparisons and checks must know of them."""
 
 import base64
 import functools
@@ -26,13 +26,13 @@ SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 _ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 
 
-def require_order(thing: Any, *names: str) -> None:
-    """Raise ValueError unless the three named numbers rise and are finite; a middle one may be alone, or none there."""
-    ends = {name: getattr(thing, name) for name in names}
-    known = [number for number in ends.values() if number is not None]
-    alone = known == [ends[names[1]]]
+def require_order(record: object, *names: str) -> None:
+    """Raise ValueError unless three named numbers are finite and rise; all may be None, or all but the middle one."""
+    numbers = {name: getattr(record, name) for name in names}
+    known = [number for number in numbers.values() if number is not None]
+    alone = known == [numbers[names[1]]]
     if (len(known) not in {0, 3} and not alone) or known != sorted(known) or not all(map(math.isfinite, known)):
-        raise ValueError(f"need {' <= '.join(names)}, got {ends}")
+        raise ValueError(f"need {' <= '.join(names)}, got {numbers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,16 @@ class MetricValue:
     mean: int | float
     low: float | None = None
     high: float | None = None
-    values: str | None = None  # of each image, as `pack` does it; rows and runs are compared by these in pairs
-    at: int | float | None = None  # number of patches that it is for
-    chance: float | None = None  # what unrelated rankings give
+    values: str | None = None  # of each image, see `pack`; rows and runs are compared by these in pairs
+    at: int | float | None = None  # number of patches that are compared
+    chance: float | None = None  # mean of unrelated rankings
 
     def __post_init__(self) -> None:
         require_order(self, "low", "mean", "high")
 
     @property
     def interval(self) -> Interval | None:
-        """The mean with the ends of its interval; None without one."""
+        """The mean with the ends of its interval; None without interval."""
         return None if self.low is None or self.high is None else Interval(self.mean, self.low, self.high)
 
     def per_image(self, count: int) -> NDArray[np.float64] | None:
@@ -67,10 +67,10 @@ class Captions:
     pairs: NDArray[np.int64]  # (p, 2), an image and a text that describes it
 
 
-# Values per image that metrics read, by name; none of a row that has none.
+# Names of values per image that metrics read.
 PER_IMAGE = (
     "scores",  # (n, N) float32, the row's importance of patches
-    "golden",  # (n, N) float32, golden importance; NaN rows where there is no golden ranking
+    "golden",  # (n, N) float32, golden importance; NaN rows of images without golden ranking
     "labels",  # (n,) int64
     "groups",  # (n,) int64, see `bootstrap_mean`
     "detail",  # (n, 1) float32, of the images at the input's size, see `measure_detail`; of the dense row alone
@@ -97,10 +97,9 @@ class MetricInput:
 
     def read(self, name: str) -> Any:
         """Return values per image, a field or a property by name, the dense row's behind ``dense.``; None if absent."""
-        row, _, rest = name.partition(".")
-        if rest:
-            return None if self.dense is None else self.dense.read(rest)
-        return self.per_image.get(name) if name in PER_IMAGE else getattr(self, row)
+        if name.startswith("dense."):
+            return None if self.dense is None else self.dense.read(name.removeprefix("dense."))
+        return self.per_image.get(name) if name in PER_IMAGE else getattr(self, name)
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.int64] | None:
@@ -109,13 +108,13 @@ class MetricInput:
 
     @functools.cached_property
     def hits(self) -> NDArray[np.bool_] | None:
-        """(n,) whether the predicted class is right; None without labels."""
+        """(n,) whether the predicted class is right; None without classifier or labels."""
         labels = self.per_image.get("labels")
         return None if self.predicted is None or labels is None else np.asarray(self.predicted == labels)
 
     @functools.cached_property
     def neighbours(self) -> NDArray[np.int64]:
-        """(n, 10) nearest images by its own features."""
+        """(n, 10) nearest images by the row's own features."""
         return neighbours(self.features, self.features)
 
     @functools.cached_property
@@ -134,7 +133,7 @@ class MetricInput:
 
 
 class PerImage(NamedTuple):
-    """Values per image of a metric that is for a number of patches, or has a level of chance."""
+    """Values per image of a metric that compares a number of patches, or has a level of chance."""
 
     values: NDArray[Any]
     chance: float | None = None
@@ -145,14 +144,6 @@ Value = NDArray[Any] | PerImage | float | None
 F = TypeVar("F", bound=Callable[..., Value])
 
 
-class Limits(NamedTuple):
-    """Between which a mean may lie, and the same in words."""
-
-    low: float
-    high: float
-    words: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """How far `check` lets a metric's mean move, as the same images on another machine move it by rounding."""
@@ -160,10 +151,10 @@ class Tolerance:
     by: float = math.inf  # at most, either way
     setting: str = ""  # of `changes.Tolerances`, a flag of `check` that says ``by``
     flips: bool = False  # whether ``by`` is a number of images whose value of 0 or 1 flips
-    in_interval: bool = False  # whether the mean must stay in its expected 95 % interval; without one within 1 %
+    in_interval: bool = False  # whether the mean must stay in its expected 95 % interval; without interval within 1 %
 
-    def limits(self, expected: MetricValue, count: int) -> Limits:
-        """Return the limits of a mean over ``count`` images."""
+    def limits(self, expected: MetricValue, count: int) -> tuple[float, float, str]:
+        """Return the least and the largest mean over ``count`` images that is allowed, and both in words."""
         mean, interval, by = expected.mean, expected.interval, self.by
         if self.flips:
             by = (by + 0.5) / count  # half an image for rounding
@@ -171,11 +162,11 @@ class Tolerance:
             by = max(abs(mean) / 100, SHOWN_DIGITS)
         low, high, words = mean - by, mean + by, f"±{by:.4f}" if self.flips else f"±{by:g}"
         if self.in_interval and interval is not None:
-            # A golden row's has no width, and rounding is no news.
+            # The interval of a golden row has no width, and rounding is no news.
             low = min(max(interval.low, low), mean - SHOWN_DIGITS)
             high = max(min(interval.high, high), mean + SHOWN_DIGITS)
             words = f"{low:.4f} to {high:.4f}"
-        return Limits(low, high, words)
+        return low, high, words
 
 
 COUNTED = Tolerance(by=0)
@@ -185,19 +176,19 @@ FLIPS = Tolerance(setting="flips", flips=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Describe a metric for all that show, compare or check it."""
+    """Describe how a metric is measured, shown, compared and checked."""
 
     name: str
-    function: Callable[..., Value]  # of what it needs
-    needs: tuple[str, ...]  # by `MetricInput.read`; without one of them there is nothing to measure
-    heading: str = ""  # of its column in reports, CSV apart; empty: it has none
+    function: Callable[..., Value]  # of its needs
+    needs: tuple[str, ...]  # read by `MetricInput.read`; if one is None there is nothing to measure
+    heading: str = ""  # of its column in reports; without heading only CSV has a column
     form: str = ".2f"  # ``format`` of a value; if it ends in %, the column is in percent
-    unit: str = ""  # suffix of its column in CSV, where the name doesn't say it
+    unit: str = ""  # suffix of its column in CSV, unless the name says it
     better: Literal["", "higher", "lower"] = ""  # empty: neither
     tolerance: Tolerance | None = Tolerance(in_interval=True)  # None: unchecked
-    fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
-    plotted: str = ""  # what the files of its plots against cost begin with; empty: it has none
-    least: float = -1e9  # that it can be; rounding may take it a little further
+    fidelity: str = ""  # description for captions of a metric that says how near to the dense model a row is
+    plotted: str = ""  # begins the names of its plots against cost; empty: no plots
+    least: float = -1e9  # value; rounding may go a little further
     most: float = 1e9
     # Of (n,) values, one per image, and the images' groups.
     interval: Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None] = statistics.over_images
@@ -205,7 +196,7 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """What it is called in a sentence."""
+        """Name in a sentence."""
         return self.heading.partition(",")[0] or self.name.replace("_", " ")
 
     def text(self, value: float | None) -> str:
@@ -213,7 +204,7 @@ class Metric:
         return NOT_MEASURED if value is None else format(value, self.form).removesuffix("%")
 
     def require_value(self, value: float) -> None:
-        """Raise ValueError for a number that it can't have."""
+        """Raise ValueError for a number beyond its least and most."""
         slack = _ROUNDING * max(1.0, abs(value))
         if not self.least - slack <= value <= self.most + slack:
             raise ValueError(f"{self.name} must lie in [{self.least:g}, {self.most:g}], got {value!r}")
@@ -226,9 +217,11 @@ class Metric:
     def measure(self, data: MetricInput) -> MetricValue | None:
         """Return the metric with its interval; None where there is nothing to measure."""
         needed = [data.read(name) for name in self.needs]
-        value = None if any(one is None for one in needed) else self.function(*needed)
-        if value is None or isinstance(value, (int, float)):
-            return None if value is None else MetricValue(mean=value)
+        value = None if any(entry is None for entry in needed) else self.function(*needed)
+        if value is None:
+            return None
+        if isinstance(value, int | float):
+            return MetricValue(mean=value)
         values, chance, at = value if isinstance(value, PerImage) else PerImage(value)
         return self.summarise(values, data.per_image.get("groups"), chance, at)
 
@@ -236,25 +229,23 @@ class Metric:
         self, values: NDArray[Any], groups: NDArray[np.int64] | None, chance: float | None, at: float | None
     ) -> MetricValue | None:
         """Return the metric of (n,) values, one per image, with its interval; None if they have no spread."""
-        packed = None
-        if self.stored:  # the mean is that of the values as they are stored
-            packed = pack(values)
-            values = unpack(packed, len(values))
-        interval = self.interval(values, groups)
+        packed = pack(values) if self.stored else None
+        # The mean is that of the values as they are stored.
+        interval = self.interval(values if packed is None else unpack(packed, len(values)), groups)
         if interval is None:
             return None
         mean, low, high = interval
         return MetricValue(mean=mean, low=low, high=high, values=packed, at=at, chance=chance)
 
 
-METRICS: dict[str, Metric] = {}  # as their columns stand
+METRICS: dict[str, Metric] = {}  # by name, in the order of their columns
 
 
 def metric(name: str, *, needs: tuple[str, ...], **fields: Any) -> Callable[[F], F]:
     """Register a function as the metric ``name``; ``fields`` are the others of `Metric`.
 
-    The function takes what it ``needs`` in that order, see `MetricInput.read`, and returns (n,) values, one per image,
-    NaN where one has none; or a number that has no interval; or None where there is nothing to measure.
+    The function takes its ``needs`` in that order, see `MetricInput.read`, and returns (n,) values, one per image, NaN
+    for images without a value; or a number without interval; or None if there is nothing to measure.
     """
 
     def register(function: F) -> F:
@@ -264,11 +255,6 @@ def metric(name: str, *, needs: tuple[str, ...], **fields: Any) -> Callable[[F],
         return function
 
     return register
-
-
-def fidelity_metrics() -> list[Metric]:
-    """Return the metrics that say how near to the dense model a row is."""
-    return [metric for metric in METRICS.values() if metric.fidelity]
 
 
 def measure(data: MetricInput) -> dict[str, MetricValue]:
@@ -317,27 +303,18 @@ DIFFERENCE: dict[str, Any] = SHARE | {"form": "+.1%", "least": -1, "tolerance": 
 RANKING: dict[str, Any] = {"better": "higher", "tolerance": None, "stored": False}  # of patches, beside the golden one
 
 
-def _declare_recalls() -> None:
-    """Register the recalls at k of images by text and of texts by image, with differences to the dense row's."""
-
-    def recall(name: str, recalls: dict[str, NDArray[Any]]) -> Value:
-        return recalls[name]
-
-    def difference(name: str, recalls: dict[str, NDArray[Any]], dense: dict[str, NDArray[Any]]) -> Value:
-        return np.asarray(recalls[name] - dense[name].astype(float))
-
-    for k in RECALL_AT:
-        for kind, direction in (("image", "Text → image"), ("text", "Image → text")):
-            name, heading = f"recall_{kind}_{k}", f"{direction} R@{k}"
-            declare = metric(name, needs=("recalls",), heading=f"{heading}, %", tolerance=FLIPS, **SHARE)
-            declare(functools.partial(recall, name))
-            declare = metric(
-                f"{name}_diff", needs=("recalls", "dense.recalls"), heading=f"{heading} to dense", **DIFFERENCE
-            )
-            declare(functools.partial(difference, name))
+def _declare_recall(name: str, heading: str) -> None:
+    """Register a recall, and its difference to the dense row's."""
+    declare = metric(name, needs=("recalls",), heading=f"{heading}, %", tolerance=FLIPS, **SHARE)
+    declare(lambda recalls: recalls[name])
+    needs = ("recalls", "dense.recalls")
+    declare = metric(f"{name}_diff", needs=needs, heading=f"{heading} to dense", **DIFFERENCE)
+    declare(lambda recalls, dense: recalls[name] - dense[name].astype(float))
 
 
-_declare_recalls()
+for _k in RECALL_AT:
+    _declare_recall(f"recall_image_{_k}", f"Text → image R@{_k}")
+    _declare_recall(f"recall_text_{_k}", f"Image → text R@{_k}")
 
 
 @metric(
@@ -347,7 +324,7 @@ _declare_recalls()
 def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
     """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
 
-    By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
+    The difference of features is squared, so that nothing is cancelled and equal features are at exactly 0.
     """
     return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
 
@@ -357,13 +334,13 @@ def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
     better="lower", tolerance=COSINE, fidelity="1 - cosine to dense of the features per patch, mean over patches",
 )  # fmt: skip
 def _patch_distance(distance: NDArray[np.float32]) -> Value:
-    """Compare `Tokens.unmerge` with dense's tokens, normalised as those that leave the tower."""
+    """Compare `Tokens.unmerge` with the dense row's tokens, both normalised as at the end of the tower."""
     return distance[:, 0]
 
 
 def _declare_foreground(name: str, column: int, heading: str) -> None:
-    fields = {**SHARE, "tolerance": None}
-    metric(name, needs=("foreground",), heading=heading, **fields)(lambda foreground: foreground[:, column])
+    declare = metric(name, needs=("foreground",), heading=heading, tolerance=None, **SHARE)
+    declare(lambda foreground: foreground[:, column])
 
 
 _declare_foreground("foreground_iou", 0, "Foreground IoU by dense's probe, %")
@@ -388,15 +365,15 @@ def _kl_to_dense(
 ) -> Value:
     """Return KL(dense || row) of each image's class probabilities, by the softmax at the tower's own temperature.
 
-    A linear probe has none. Each row has its own classifier where prompts were learned. Classes whose row is NaN are
-    left out of both.
+    A linear probe has no temperature. Rows with learned prompts have classifiers of their own. Classes whose row is NaN
+    are left out of both.
     """
     known = ~(classifier + dense_classifier).isnan().any(dim=1)
-    ours, theirs = classifier[known].double().T, dense_classifier[known].double().T
+    classes, dense_classes = classifier[known].double().T, dense_classifier[known].double().T
     parts = []
-    for own, other in zip(features.split(_PART), dense_features.split(_PART), strict=True):
-        pairs = ((other, theirs), (own, ours))
-        p, q = ((scale * (images.double() @ classes)).log_softmax(dim=1) for images, classes in pairs)
+    for part, dense_part in zip(features.split(_PART), dense_features.split(_PART), strict=True):
+        p = (scale * (dense_part.double() @ dense_classes)).log_softmax(dim=1)
+        q = (scale * (part.double() @ classes)).log_softmax(dim=1)
         parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
     return np.asarray(torch.cat(parts).numpy())
 
@@ -406,7 +383,7 @@ def _kl_to_dense(
     fidelity="dense's 10 nearest images found, %",
 )  # fmt: skip
 def _neighbour_overlap(features: Tensor, dense: MetricInput) -> Value:
-    """Find with a row's own features the images that are nearest by dense ones."""
+    """Return the share of dense's nearest images that a row's features find in the gallery of dense ones."""
     if len(features) < LEAST_GALLERY:
         return None
     return overlap(neighbours(features, dense.features), dense.neighbours)
@@ -434,8 +411,8 @@ def _diff_to_dense(hits: NDArray[np.bool_], dense: NDArray[np.bool_]) -> Value:
 def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64], _scale: float) -> float | None:
     """Return the mean cosine with an image's own class minus that with the best other class.
 
-    The margin moves with every feature, of images and of text, long before an answer flips. None where there is only
-    one class. A linear probe, without scale, has no cosines.
+    The margin moves with every feature, of images and of text, long before an answer flips. None for a single class.
+    A linear probe, without scale, has no cosines.
     """
     cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
     label = torch.from_numpy(labels).unsqueeze(1)
@@ -473,11 +450,11 @@ def _weighted_tau(golden: Importance, scores: Importance, _taus: NDArray[np.floa
     **SHARE | RANKING,
 )  # fmt: skip
 def _match_at_k(golden: Importance, scores: Importance, final_tokens: int, _taus: NDArray[np.float64]) -> Value:
-    """Share golden's k best patches, k being as many as the row keeps."""
-    cells = golden.shape[1]
-    k = min(final_tokens, cells)
+    """Return the share of golden's k best patches that are among the row's, k being the number that the row keeps."""
+    patches = golden.shape[1]
+    k = min(final_tokens, patches)
     shares = compare_rankings(golden, scores, functools.partial(statistics.match_at_k, k=k))
-    return PerImage(shares, statistics.match_chance(k, cells), k)
+    return PerImage(shares, chance=k / patches, at=k)
 
 
 @metric("final_tokens", needs=("final_tokens",), heading="Final tokens", form="", least=0, most=1e9, tolerance=COUNTED)
@@ -487,14 +464,14 @@ def _final_tokens(final_tokens: int) -> Value:
 
 @metric("detail", needs=("detail",), form=".1f", least=0, most=255, tolerance=None)
 def _detail(detail: NDArray[np.float32]) -> Value:
-    """Tell of the dense row alone how much detail the images have: tables are split by it."""
+    """Return how much detail the images have, of the dense row alone: `record.halves` splits tables by it."""
     return detail[:, 0]
 
 
 def compare_rankings(
-    golden: Importance, scores: Importance, compare: Callable[[Any, Any], NDArray[np.float64]]
+    golden: Importance, scores: Importance, compare: Callable[[Importance, Importance], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Return (n,) what ``compare`` gives of golden importance and scores (n, N), NaN where no golden ranking is."""
+    """Return (n,) values of ``compare`` on golden importance and scores (n, N), NaN for images without a ranking."""
     known = np.asarray(~np.isnan(golden).any(axis=1))
     values = np.full(len(known), np.nan)
     if known.any():
@@ -523,32 +500,32 @@ def neighbours(features: Tensor, gallery: Tensor) -> NDArray[np.int64]:
     Both are unit features (n, D) of the same images; an image is not its own neighbour.
     """
     parts = []
-    for start, own in zip(range(0, len(features), _PART), features.split(_PART), strict=True):
-        cosines = own @ gallery.T
-        cosines[torch.arange(len(own)), start + torch.arange(len(own))] = -torch.inf
+    for start in range(0, len(features), _PART):
+        cosines = features[start : start + _PART] @ gallery.T
+        cosines.diagonal(start).fill_(-torch.inf)
         parts.append(cosines.topk(NEIGHBOURS, dim=1).indices)
     return np.asarray(torch.cat(parts).numpy())
 
 
-def overlap(found: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the share of each image's true neighbours (n, k) that are among those found, (n,)."""
-    return np.asarray((found[:, :, np.newaxis] == truth[:, np.newaxis]).any(axis=1).mean(axis=1))
+def overlap(neighbours: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of each image's true neighbours (n, k) that are among ``neighbours`` (n, k), (n,)."""
+    return np.asarray((neighbours[:, :, np.newaxis] == truth[:, np.newaxis]).any(axis=1).mean(axis=1))
 
 
 def found_after(queries: Tensor, gallery: Tensor, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many entries of a gallery come before the first that is a query's own, (n,).
 
-    Both are unit features, (n, D) and (m, D); ``pairs`` (p, 2) are a query and an entry of its own. What is as near as
-    the own one comes before it, so that features that are all alike find nothing.
+    Both are unit features, (n, D) and (m, D); ``pairs`` (p, 2) are a query and an entry of its own. Entries as near as
+    the first own one come before it, so that features that are all alike find nothing.
     """
-    own, counts = torch.from_numpy(pairs), []
-    for start, part in zip(range(0, len(queries), _PART), queries.split(_PART), strict=True):
-        cosines = part @ gallery.T
-        here = own[(own[:, 0] >= start) & (own[:, 0] < start + len(part))]
-        mine = torch.zeros_like(cosines, dtype=torch.bool)
-        mine[here[:, 0] - start, here[:, 1]] = True
-        first = cosines.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
-        counts.append((cosines.masked_fill(mine, -torch.inf) >= first).sum(dim=1))
+    places, counts = torch.from_numpy(pairs), []
+    for start in range(0, len(queries), _PART):
+        cosines = queries[start : start + _PART] @ gallery.T
+        here = places[(places[:, 0] >= start) & (places[:, 0] < start + len(cosines))]
+        own = torch.zeros_like(cosines, dtype=torch.bool)
+        own[here[:, 0] - start, here[:, 1]] = True
+        first = cosines.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        counts.append((cosines.masked_fill(own, -torch.inf) >= first).sum(dim=1))
     return np.asarray(torch.cat(counts).numpy())
 
 
@@ -556,7 +533,7 @@ def recalls(features: Tensor, captions: Captions) -> dict[str, NDArray[Any]]:
     """Return the metrics ``recall_*`` of each image, (n,), by unit image features (n, D).
 
     ``recall_text_K`` tells whether a text of the image is among the K nearest of all texts; ``recall_image_K`` is the
-    share of its texts for which it, or another image of theirs, is among the K nearest images.
+    share of the image's texts that have one of their images among the K nearest.
     """
     images, texts = captions.pairs.T
     by_image = found_after(features, captions.features, captions.pairs)

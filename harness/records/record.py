@@ -1,4 +1,4 @@
-"""Records: what is measured of a model on a dataset, and under which conditions; reading and using them again."""
+"""Records of a model on a dataset and of the conditions of its measurement; how they are read and used again."""
 
 import base64
 import hashlib
@@ -6,9 +6,10 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from zoo.core.json_reader import from_json, strict_json
 from zoo.deploy.runtime import OPTIMIZED
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
-UNREDUCED = (DENSE, OPTIMIZED)  # the latter is the dense tower by that runtime, in the precision of its settings
-RANDOM = "random"  # the control: a method that is no better than it does nothing
+UNREDUCED = (DENSE, OPTIMIZED)  # OPTIMIZED is the dense tower by that runtime, in the precision of its settings
+RANDOM = "random"  # the control: a method that is no better chooses by chance
 SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
@@ -38,13 +39,13 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
 TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 9
 RECORDS = "records.jsonl"  # in the folder of a run
-UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outputs whose records aren't written yet
-SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
+UNFINISHED = ".unfinished"  # suffix of a folder beside `RECORDS`: outputs whose records aren't written yet
+SHA256 = re.compile(r"[0-9a-f]{64}")  # of `images_digest`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Carry the time of one batch; ratios are None for the dense model and where it is missing."""
+    """Carry the time of one batch; ratios are None for the dense model and without one."""
 
     batch: int
     median_ms: float
@@ -63,19 +64,19 @@ class Times:
 
     @property
     def ratio(self) -> Interval | None:
-        """The ratio to dense with its interval; None where it wasn't measured."""
+        """The ratio to dense with its interval; None if not measured."""
         ends = (self.ratio_to_dense, self.ratio_low, self.ratio_high)
         return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What classifies images: the captions of classes, or something learned from shots."""
+    """Say how images are classified: by the captions of classes, or by something learned from shots."""
 
     shots: int = 0  # labelled training images per class; 0 takes the captions
     seed: int = 0  # of the choice of shots and of what is learned from them
     kind: str | None = None  # of ``TUNINGS``; None at 0 shots
-    prompt_tokens: int | None = None  # learned; None where none are
+    prompt_tokens: int | None = None  # number of learned tokens; None without
 
     @property
     def prompted(self) -> bool:
@@ -89,17 +90,17 @@ class Tuning:
 
 
 def device_name(device: str) -> str:
-    """Return what the device calls itself."""
+    """Return the name that a device has from its maker."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:(.*)$", info.read_text() if info.is_file() else "", re.M)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:(.*)$", info.read_text() if info.is_file() else "", re.M)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowRecord:
-    """Carry what every record says of its row. None means not measured; nothing unmeasured is 0."""
+    """Carry the fields of every record that say which row it is of. None means not measured, never 0."""
 
     schema_version: int
     created: str  # UTC, ISO 8601
@@ -126,13 +127,12 @@ class Record(RowRecord):
     prompt_tokens: int | None = None  # learned, where the tuning has some
     seed: int  # of the choice of shots and of what is learned from them
     image_count: int
-    # How many classes are judged, and of how many, where some have no name; see `--skip-unknown-classes`.
+    # How many classes are judged, and of how many, if some are left out by `--skip-unknown-classes`.
     classes_judged: tuple[int, ...] | None = None
     images_sha256: str | None = None  # of ids in order: `images_digest`
-    image_groups: str | None = None  # number of each image's group; None where each is its own
+    image_groups: str | None = None  # of `pack_groups`; None if every image is its own group
     image_size: tuple[int, ...] | None = None  # height and width
-    # Distinct captions of the images, by which images are retrieved and the other way round; None without.
-    caption_count: int | None = None
+    caption_count: int | None = None  # distinct captions for retrieval in both directions; None without
     metrics: dict[str, MetricValue] = field(default_factory=dict)  # by name, of `metrics.METRICS`
     feature_probe: tuple[float, ...] | None = None  # see `rows.feature_probe`
     uncounted_operators: tuple[str, ...] | None = None  # missing from gflops
@@ -175,7 +175,7 @@ class Record(RowRecord):
 
     @property
     def label(self) -> str:
-        """The method, with what was added to it."""
+        """The method, with a faster dense model's precision, and with recovery."""
         if self.method == OPTIMIZED:
             return f"{DENSE}, {SHORT_PRECISIONS[self.method_config['precision']]}"
         return f"{self.method} + recovery" if self.recovered else self.method
@@ -200,11 +200,11 @@ class Record(RowRecord):
         return None if self.image_groups is None else unpack_groups(self.image_groups, self.image_count)
 
     def mean(self, name: str) -> int | float | None:
-        """Return the mean of a metric; None where it wasn't measured."""
+        """Return the mean of a metric; None if not measured."""
         return self.metrics[name].mean if name in self.metrics else None
 
     def per_image(self, name: str) -> NDArray[np.float64] | None:
-        """Return (image_count,) values of a metric; None if there are none."""
+        """Return (image_count,) values of a metric; None without."""
         return self.metrics[name].per_image(self.image_count) if name in self.metrics else None
 
 
@@ -214,18 +214,18 @@ MEASURED = (
     "image_groups", "metrics", "feature_probe", "uncounted_operators", "tokens_per_block", "latency", "golden_images",
     "tau_undefined",
 )  # fmt: skip
-# Equal in all records that stand in one column.
+# Fields that are equal in all records of a column.
 CONDITIONS = tuple(each.name for each in fields(Record) if each.name not in (*_RUN, *_SETTINGS, *MEASURED))
-UNITS = {  # suffixes of columns in CSV, where a field's name doesn't say it
+UNITS = {  # suffixes of columns in CSV, for fields whose name doesn't say the unit
     **{"keep": "fraction", "shots": "per_class", "classes_judged": "classes", "image_size": "pixels"},
     **{"caption_count": "captions", "tau_undefined": "images"},
 }
 
 
 def lacking(operators: Iterable[str]) -> str:
-    """Say which operators multiply-adds lack; nothing if there are none."""
-    named = ", ".join(operators)
-    return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
+    """Say which operators multiply-adds lack; an empty string for none."""
+    names = ", ".join(operators)
+    return f"GFLOPs lack operators of unknown cost: {names}" if names else ""
 
 
 def utc_now() -> str:
@@ -234,9 +234,10 @@ def utc_now() -> str:
 
 
 def record_values(record: Record) -> dict[str, Any]:
-    """Return what a line of JSON says; a metric has only what was measured of it."""
+    """Return the values of a line of JSON; metrics are without fields that are None."""
     values = asdict(record)
-    values["metrics"] = {n: {key: v for key, v in own.items() if v is not None} for n, own in values["metrics"].items()}
+    for name, metric in values["metrics"].items():
+        values["metrics"][name] = {field: value for field, value in metric.items() if value is not None}
     return values
 
 
@@ -279,16 +280,13 @@ def parse_line(line: str | bytes, schema_version: int) -> dict[str, Any]:
 
 def _read_record(line: str | bytes) -> Record:
     values = parse_line(line, SCHEMA_VERSION)
-    own = from_json(dict[str, Any], values.pop("metrics", None), "metrics")
-    metrics = {name: _read_metric(name, facts) for name, facts in own.items()}
+    metrics = from_json(dict[str, Any], values.pop("metrics", None), "metrics")
+    for name, fields_of_metric in metrics.items():
+        try:
+            metrics[name] = from_json(MetricValue, fields_of_metric, "it")
+        except ValueError as error:
+            raise ValueError(f"metric {name!r}: {error}") from error
     return from_json(Record, values, "record", complete=True, metrics=metrics)
-
-
-def _read_metric(name: str, facts: Any) -> MetricValue:
-    try:
-        return from_json(MetricValue, facts, "it")
-    except ValueError as error:
-        raise ValueError(f"metric {name!r}: {error}") from error
 
 
 def earlier(path: Path, *, fresh: bool) -> list[Record]:
@@ -302,11 +300,11 @@ def read_run(path: Path) -> list[Record]:
     """Read a run: a file of records, or the folder of one; raise ValueError if it has no records."""
     file = path / RECORDS if path.is_dir() else path
     if not file.is_file():
-        what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
+        reason = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
         if kind := kind_of(file):
-            what = f"{str(file)!r} is {kind}"
+            reason = f"{str(file)!r} is {kind}"
         wanted = "expected a file of records, or the folder that patchrank compare --output wrote"
-        raise FileNotFoundError(f"run {str(path)!r}: {what}; {wanted}")
+        raise FileNotFoundError(f"run {str(path)!r}: {reason}; {wanted}")
     if records := read_records(file):
         return records
     raise ValueError(f"run {str(path)!r}: {file.name} holds no records")
@@ -318,9 +316,9 @@ def lacks_times(record: Record, batches: Iterable[int]) -> bool:
 
 
 def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, ranked: bool = False) -> Record | None:
-    """Find the newest known record made under the same conditions as ``blank``, best with times at these batch sizes.
+    """Find the newest known record of the same conditions as ``blank``, if possible with times at these batch sizes.
 
-    If ``ranked``, agreement with golden rankings must be there; it needs tokens that went.
+    If ``ranked``, the record must have its agreement with golden rankings, unless it keeps all tokens.
     """
     same, untimed = measured_alike(blank), None
     for record in reversed(known):
@@ -335,7 +333,7 @@ def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, r
 
 
 def measured_alike(record: Record) -> str:
-    """Return what is the same text for all records made under the same conditions."""
+    """Return a text that is equal for records of the same row and conditions."""
     return json.dumps([getattr(record, name) for name in (*_SETTINGS, *CONDITIONS)], sort_keys=True)
 
 
@@ -351,29 +349,28 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
         )
 
 
-def differing(facts: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return each name whose value isn't the same everywhere, with its values; names are the same for all."""
-    values: dict[str, dict[Any, None]] = {}
-    for own in facts:
-        for name, value in own.items():
-            values.setdefault(name, {})[value] = None
+def differing(mappings: Iterable[Mapping[str, Hashable]]) -> dict[str, list[Hashable]]:
+    """Return the distinct values of each name whose value isn't the same in all mappings, which have equal names."""
+    values: dict[str, dict[Hashable, None]] = {}
+    for name, value in chain.from_iterable(mapping.items() for mapping in mappings):
+        values.setdefault(name, {})[value] = None
     return {name: list(several) for name, several in values.items() if len(several) > 1}
 
 
 def images_digest(image_ids: Iterable[str]) -> str:
-    """Return the SHA-256 of ids in their order, in hex; each is preceded by its length, so that no two lists agree."""
+    """Return the SHA-256 in hex of ids in their order, each behind its length, so that no two lists agree."""
     names = [image_id.encode() for image_id in image_ids]
     return hashlib.sha256(b"".join(b"%d:%s" % (len(name), name) for name in names)).hexdigest()
 
 
 def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Restrict records to the images of less detail, and to those of more: to half of them each, as two datasets.
+    """Restrict records to the half of the images of less detail, and to the half of more, as two datasets.
 
-    Of metrics without a value per image those that aren't of images, such as GFLOPs, stay. Raises ValueError for a
-    record without a dense one of the same images that says their detail.
+    Of metrics without a value per image only counted ones, such as GFLOPs, stay. Raises ValueError if no dense record
+    tells the detail of a record's images.
     """
 
-    def key(record: Record) -> tuple[Any, ...]:
+    def key(record: Record) -> tuple[Hashable, ...]:
         return record.dataset, record.dataset_revision, record.split, record.images_sha256, record.image_size
 
     known = {key(record): detail for record in records if (detail := record.per_image("detail")) is not None}
@@ -391,16 +388,16 @@ def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def _on_images(record: Record, places: NDArray[np.int64], name: str) -> Record:
-    """Return a record on some of its images as of a dataset of that name."""
+    """Return a record on some of its images as of a dataset called after their part, ``name``."""
     groups = None if record.groups is None else record.groups[places]
     metrics = dict[str, MetricValue]()
-    for metric, own in record.metrics.items():
-        if metric in METRICS and own.values is not None:
-            values = unpack(own.values, record.image_count)[places]
-            if (part := METRICS[metric].summarise(values, groups, own.chance, own.at)) is not None:
+    for metric, whole in record.metrics.items():
+        if metric in METRICS and whole.values is not None:
+            values = unpack(whole.values, record.image_count)[places]
+            if (part := METRICS[metric].summarise(values, groups, whole.chance, whole.at)) is not None:
                 metrics[metric] = part
-        elif metric in METRICS and METRICS[metric].counted and own.interval is None:
-            metrics[metric] = own  # what is counted, such as GFLOPs, is the same for all images
+        elif metric in METRICS and METRICS[metric].counted and whole.interval is None:
+            metrics[metric] = whole
     return replace(
         record,
         dataset=f"{record.dataset}, {name}",
@@ -416,9 +413,9 @@ def _on_images(record: Record, places: NDArray[np.int64], name: str) -> Record:
 
 
 def pack_groups(names: Sequence[str]) -> str | None:
-    """Return base64 of little-endian numbers of each image's group; None if none has two images.
+    """Return base64 of little-endian numbers of each image's group; None if no group has two images.
 
-    Numbers take 1, 2 or 4 bytes, as few as hold them all: every record of a dataset has them.
+    Numbers take 1, 2 or 4 bytes, as few as possible, since every record of a dataset has them.
     """
     numbers = np.unique(names, return_inverse=True)[1]
     if not numbers.size or numbers.max() == numbers.size - 1:
@@ -428,7 +425,7 @@ def pack_groups(names: Sequence[str]) -> str | None:
 
 
 def unpack_groups(packed: str, image_count: int) -> NDArray[np.int64]:
-    """Return (image_count,) numbers, every one from 0 to the largest; ValueError for what `pack_groups` didn't make."""
+    """Return (image_count,) numbers of `pack_groups`, all from 0 to the largest; ValueError for other texts."""
     raw = base64.b64decode(packed, validate=True)
     width, rest = divmod(len(raw), max(image_count, 1))
     if width in (1, 2, 4) and not rest:

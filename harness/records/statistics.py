@@ -1,7 +1,7 @@
-"""Intervals of what is measured, tests of whether models differ, many tests judged together, agreement of rankings.
+"""Intervals, tests of whether models differ, families of tests, agreement of rankings.
 
-Scipy has what isn't here, but its permutation_test takes all draws in memory, and for Holm's adjustment alone
-statsmodels would bring pandas along.
+All else is scipy's, whose permutation_test holds all draws in memory; for Holm's adjustment alone statsmodels would
+bring pandas along.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,8 +16,8 @@ LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
 FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flip`
-SEED = 0  # of what is drawn: the same values always have the same interval and p-value
-LEAST_ROUNDS = 6  # from which on a median has an interval
+SEED = 0  # of all draws: the same values always have the same interval and p-value
+LEAST_ROUNDS = 6  # values of which a median has an interval
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 POWER = 0.8  # with which a detectable difference is found
@@ -78,11 +78,11 @@ def median_interval(values: Sequence[float]) -> Interval:
     """Return the median with the exact, distribution-free interval between order statistics.
 
     From `LEAST_ROUNDS` values on it covers the true median with at least 95 %; of fewer it is the whole range, which
-    covers it with 1 - 2**(1 - n) only.
+    covers the median with 1 - 2**(1 - n) only.
     """
-    sample = finite_sample(values)
     from scipy.stats import quantile_test
 
+    sample = finite_sample(values)
     ends = quantile_test(sample, p=0.5).confidence_interval(1 - LEVEL)
     low, high = (sample.min(), sample.max()) if np.isnan(ends).any() else ends
     return Interval(float(np.median(sample)), float(low), float(high))
@@ -103,13 +103,13 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike) -> Interval:
 
 
 def bootstrap_counts(values: ArrayLike) -> Interval:
-    """Return what `bootstrap_mean` does, quickly where few values are distinct, such as numbers of seeds."""
+    """Return `bootstrap_mean` without groups, quickly where few values are distinct, such as numbers of seeds."""
     distinct, counts = np.unique(finite_sample(values), return_counts=True)
     return _bootstrap_shares(counts, distinct)
 
 
 def _bootstrap_shares(counts: NDArray[np.int64], worths: NDArray[Any]) -> Interval:
-    """Draw how many images fall into each outcome, a multinomial, so that no image is ever indexed."""
+    """Draw the number of images of each outcome, a multinomial, so that no image is ever indexed."""
     n = int(counts.sum())
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=RESAMPLES)
     return Interval(float(counts @ worths / n), *_percentiles(drawn @ worths / n))
@@ -118,8 +118,8 @@ def _bootstrap_shares(counts: NDArray[np.int64], worths: NDArray[Any]) -> Interv
 def bootstrap_mean(values: ArrayLike, groups: ArrayLike | None = None, seed: int = SEED) -> Interval:
     """Return the mean over images (of Kendall taus, say) with a percentile bootstrap; ValueError for NaN.
 
-    Images of one of the ``groups``, (n,) numbers from 0, such as crops of one photograph, say less than as many others,
-    so whole groups are resampled. Source: Davison and Hinkley, 1997, 3.8.
+    Images of one of the ``groups``, (n,) numbers from 0, such as crops of one photograph, say less than independent
+    images, so whole groups are resampled. Source: Davison and Hinkley, 1997, 3.8.
     """
     sample = finite_sample(values)
     sums, sizes = (sample, None) if groups is None else (_sums(sample, groups), np.bincount(np.asarray(groups)))
@@ -143,8 +143,9 @@ def paired_mean(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> Interval:
     """Return the mean of ``a`` over the mean of ``b`` on the same images, with the resampling of `bootstrap_mean`."""
-    both = [finite_sample(values) for values in (a, b)]
-    top, bottom = both if groups is None else (_sums(values, groups) for values in both)
+    top, bottom = finite_sample(a), finite_sample(b)
+    if groups is not None:
+        top, bottom = _sums(top, groups), _sums(bottom, groups)
     return Interval(float(top.sum() / bottom.sum()), *_percentiles(_resampled(top, bottom, SEED)))
 
 
@@ -158,21 +159,18 @@ def _percentiles(resampled: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def over_images(values: ArrayLike, groups: ArrayLike | None = None, seed: int = SEED) -> Interval | None:
-    """Return the mean of (B,) values, one per image, those that are NaN left out; None of fewer than two.
-
-    The interval and the groups are those of `bootstrap_mean`.
-    """
+    """Return `bootstrap_mean` of (B,) values, one per image, without NaN; None if they have no spread."""
     every = np.asarray(values, dtype=np.float64)
     if not has_spread(every, groups):
         return None
     defined = ~np.isnan(every)
     left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
     mean, low, high = bootstrap_mean(every[defined], left, seed)
-    return Interval(mean, min(low, mean), max(high, mean))  # equal values leave it out by the last digit
+    return Interval(mean, min(low, mean), max(high, mean))  # of equal values the mean differs by the last digit
 
 
 def has_spread(values: NDArray[np.float64], groups: ArrayLike | None) -> bool:
-    """Tell whether two of (B,) values, of images of two groups, aren't NaN: one says nothing about the spread."""
+    """Tell whether two of (B,) values, of images of two groups, aren't NaN: one value has no spread."""
     known = np.arange(len(values)) if groups is None else np.asarray(groups)
     return len(np.unique(known[~np.isnan(values)])) > 1
 
@@ -181,9 +179,9 @@ def sign_flip_exact(differences: ArrayLike) -> float:
     """Return the two-sided exact p-value that (n,) whole differences are as likely up as down.
 
     The paired permutation test of their sum: if neither of two models is better, each image's difference could as well
-    have the other sign, and all 2**n ways are equally likely. Their sums are counted, not drawn. With differences of
-    -1, 0 and 1 it is McNemar's exact test; with sums over seeds it judges the mean over these seeds, and says nothing
-    of others. Source: Fisher, 1935.
+    have the other sign, and all 2**n choices of signs are equally likely. Their sums are counted, not drawn. With
+    differences of -1, 0 and 1 it is McNemar's exact test; with sums over seeds it judges the mean over these seeds, and
+    says nothing of others. Source: Fisher, 1935.
     """
     sample = np.asarray(differences)
     if sample.ndim != 1 or not sample.size or not np.issubdtype(sample.dtype, np.integer):
@@ -206,17 +204,17 @@ def sign_flip_exact(differences: ArrayLike) -> float:
         chances = np.convolve(chances, spread)
         least += size * (2 * int(kept[0]) - count)
     tail = float(chances[least + 2 * np.arange(chances.size) >= total].sum())
-    # The signs as they are, and all of them the other way round, are two ways at least.
+    # Two choices of signs at least reach the total: the observed one and its opposite.
     return min(1.0, max(2 * tail, 2.0 ** (1 - min(int(counts.sum()), _DEEP))))
 
 
 def sign_flip(differences: ArrayLike, groups: ArrayLike | None = None) -> float:
     """Return the two-sided p-value that the mean of paired differences is zero.
 
-    Where the two of a pair could be exchanged, each difference is as likely as its negative. Of up to 14 differences
-    that aren't zero all sign-flips are tried; of more, 20,000 random ones, and the p-value is (hits + 1) / (draws + 1),
-    which is valid whatever the number of draws. Images of one of the ``groups``, see `bootstrap_mean`, change their
-    sign together. Sources: Fisher, 1935; Phipson and Smyth, 2010.
+    If the two models of a pair could be exchanged, each difference is as likely as its negative. Of up to 14
+    differences that aren't zero all sign-flips are tried; of more, 20,000 random ones, and the p-value is
+    (hits + 1) / (draws + 1), which is valid for any number of draws. Images of one of the ``groups``, see
+    `bootstrap_mean`, change their sign together. Sources: Fisher, 1935; Phipson and Smyth, 2010.
     """
     sample = finite_sample(differences)
     sample = sample if groups is None else _sums(sample, groups)
@@ -241,8 +239,8 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Return p-values adjusted for being judged together, in the order given.
 
-    Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before. The chance that any
-    true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
+    The smallest of m is multiplied by m, the next by m - 1 and so on, and each is at least the one before. The chance
+    that any true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
     """
     sample = np.asarray(p_values, dtype=np.float64)
     order, m = np.argsort(sample), sample.size
@@ -255,17 +253,17 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 class Together(Generic[K]):
     """P-values of one family."""
 
-    alone: Mapping[K, float]  # of each difference that was tested, as if it were the only one
-    adjusted: Mapping[K, float]  # the same by Holm over all of them
-    clear: frozenset[K]  # those that stay at most 5 %: where none really differs, one is among them in 5 %
+    alone: Mapping[K, float]  # of each difference that was tested, as if there were no other
+    adjusted: Mapping[K, float]  # the same by Holm over the family
+    clear: frozenset[K]  # keys of at most 5 % adjusted: if nothing really differs, the set is empty in 95 %
 
     def mark(self, key: K) -> str:
-        """Return what stands behind a difference: the mark if it is clear, or nothing."""
+        """Return the mark of a clear difference, else an empty string."""
         return CLEAR if key in self.clear else ""
 
 
 def together(p_values: Mapping[K, float | None]) -> Together[K]:
-    """Judge differences together, see `holm`; those without a p-value aren't in the family."""
+    """Judge differences together, see `holm`; differences without a p-value aren't in the family."""
     alone = {key: p for key, p in p_values.items() if p is not None}
     adjusted = dict(zip(alone, holm(list(alone.values())).tolist(), strict=True))
     return Together(alone=alone, adjusted=adjusted, clear=frozenset(k for k, p in adjusted.items() if p <= LEVEL))
@@ -277,7 +275,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 
 
 def minimum_detectable_difference(n: int, discordance: float) -> float | None:
-    """Return the least difference in top-1 that McNemar's exact test finds with a power of 80 %; None if none will do.
+    """Return the least difference in top-1 that McNemar's exact test finds with a power of 80 %; None if it finds none.
 
     Discordant images, the share of n on which two models disagree, are binomial among all n, and those of the
     better model among them: exact, no normal approximation. Source: Duffy, 1984.
@@ -291,14 +289,14 @@ def minimum_detectable_difference(n: int, discordance: float) -> float | None:
     critical -= binom.cdf(critical, trials, 0.5) > LEVEL / 2
 
     def lacking(share: float) -> float:
-        tails = sum(binom.cdf(critical, trials, (1 + way * share) / 2) for way in (-1, 1))
+        tails = sum(binom.cdf(critical, trials, (1 + sign * share) / 2) for sign in (-1, 1))
         return POWER - float(binom.pmf(trials, n, discordance) @ tails)
 
     return None if lacking(1.0) > 0 else float(brentq(lacking, 0.0, 1.0)) * discordance
 
 
 def detectable_note(images: int, discordances: Sequence[float]) -> str:
-    """Say, after a semicolon, what so many images may miss in rows without a mark, by their `discordant` shares."""
+    """Say, after a semicolon, which difference ``images`` may miss in rows of these `discordant` shares."""
     if not discordances:
         return ""
     if (least := minimum_detectable_difference(images, max(discordances))) is None:
@@ -321,7 +319,7 @@ def kendall_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]
 def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:
     """Return the top-weighted Kendall tau of every image, (B,) in [-1, 1], of two (B, N) scores; NaN likewise.
 
-    A pair of patches counts by 1 / (1 + rank) of the one plus that of the other (Vigna, 2015), ranked by a and by b.
+    A pair of patches counts by the sum of both 1 / (1 + rank) (Vigna, 2015), ranked by a and by b.
     """
     from scipy.stats import weightedtau
 
@@ -333,18 +331,13 @@ def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64
 def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.float64]:
     """Return the share, (B,), of the k best patches by a, (B, N), that are among the k best by b, k in 1..N.
 
-    With k = the patch tokens that a model keeps, this is the overlap exactly at its pruning border.
+    With k = the patch tokens that a model keeps, this is the overlap exactly at its pruning border. Unrelated scores
+    have k / N.
     """
     a, b = _require_pair(scores_a, scores_b)
-    match_chance(k, a.shape[1])
+    if not 1 <= k <= a.shape[1]:
+        raise ValueError(f"k must lie in 1..{a.shape[1]} (the number of patches), got {k}")
     return np.asarray(((_places(a) < k) & (_places(b) < k)).sum(axis=1) / k)
-
-
-def match_chance(k: int, n: int) -> float:
-    """Return the match at k expected from unrelated scores of n patches."""
-    if not 1 <= k <= n:
-        raise ValueError(f"k must lie in 1..{n} (the number of patches), got {k}")
-    return k / n
 
 
 def _places(scores: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""One timed model, its JSON line, when a line of an earlier run may be used again, and the table of such lines."""
+"""One timed model, its JSON line, and when a line of an earlier run may be used again."""
 
 import importlib
 import json
@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,11 +15,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from harness.base.lines import append_lines, parse_lines
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimate_cell, figure
-from harness.records.record import DENSE, RowRecord, Times, device_name, parse_line
+from harness.records.record import RowRecord, Times, device_name, parse_line
 from harness.records.statistics import Interval, median_interval
 from zoo.core.json_reader import from_json
-from zoo.deploy.runtime import EAGER
 
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it
 LEAST_QUERIES = 200  # of a run, so that two of them take longer than its p99
@@ -33,7 +30,7 @@ CONDITIONS = (
     "random_weights", "image_size", "device", "precision", "runtime", "batch", "threads", "stopwatch",
     "bound_ms", "rate", "machine",
 )  # fmt: skip
-TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
+TOO_BUSY = "too busy to time"  # begins a reason that isn't kept
 AGAIN = "the same command times again when the machine is idle, or with a smaller OMP_NUM_THREADS"
 
 
@@ -52,24 +49,31 @@ class Timing:
         return Interval(float(median), float(first), float(third))
 
     def ratio_to(self, reference: Self) -> Interval:
-        """Return the median over rounds of this time by the reference's in the same round; ValueError for others."""
-        ours, theirs = ((len(timing.samples_ms), timing.batch) for timing in (self, reference))
-        if ours != theirs:
-            raise ValueError(f"not timed together: (rounds, batch) is {ours} and {theirs}")
+        """Return the median over rounds of this time by the reference's; ValueError for times of other rounds."""
+        sizes = [(len(timing.samples_ms), timing.batch) for timing in (self, reference)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"not timed together: (rounds, batch) is {sizes[0]} and {sizes[1]}")
         pairs = zip(self.samples_ms, reference.samples_ms, strict=True)
         return median_interval([sample / other for sample, other in pairs])
 
     def latency(self, dense: Self | None = None) -> Times:
         """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
         median, first, third = self.spread_ms
-        times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
-        if dense is not None:
-            times |= zip(("ratio_to_dense", "ratio_low", "ratio_high"), self.ratio_to(dense), strict=True)
-        return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
+        ratio, low, high = (None, None, None) if dense is None else self.ratio_to(dense)
+        return Times(
+            batch=self.batch,
+            median_ms=median,
+            q1_ms=first,
+            q3_ms=third,
+            ratio_to_dense=ratio,
+            ratio_low=low,
+            ratio_high=high,
+            images_per_s=1000 * self.batch / median,
+        )
 
 
 def percentile(values: ArrayLike, percent: int) -> float:
-    """Return the least value that so many percent of the values, by the nearest rank, do not exceed."""
+    """Return the least value that ``percent`` of the values do not exceed, by the nearest rank."""
     ordered = np.sort(np.asarray(values))
     return float(ordered[-(-percent * len(ordered) // 100) - 1])
 
@@ -83,7 +87,7 @@ class Percentiles(NamedTuple):
 
     @classmethod
     def of(cls, latencies_ms: ArrayLike) -> Self:
-        """Return those of some queries, see `percentile`."""
+        """Return the percentiles of queries' latencies, see `percentile`."""
         return cls(*(percentile(latencies_ms, percent) for percent in (50, 90, 99)))
 
 
@@ -130,10 +134,10 @@ def read_gpu(device: torch.device) -> dict[str, float] | None:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what of this machine must be equal before two times on a device may be compared, as JSON values."""
-    cuda, backends = device.type == "cuda", torch.backends.cuda
+    """Return the facts, as JSON values, that are equal on two machines whose times may be compared."""
+    backends = torch.backends.cuda
     kernels = {"flash": backends.flash_sdp_enabled(), "math": backends.math_sdp_enabled()}  # a CPU's, too
-    facts: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "device_name": device_name(str(device)),
         "platform": platform.platform(),
         "cores": cores(),
@@ -148,11 +152,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "torch_version": str(torch.__version__),
         "timm_version": version("timm"),
     }
-    if cuda:
+    if device.type == "cuda":
         kernels |= {"efficient": backends.mem_efficient_sdp_enabled(), "cudnn": backends.cudnn_sdp_enabled()}
         benchmark = bool(torch.backends.cudnn.benchmark)  # convolutions take the algorithm that was fastest in a trial
-        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "cudnn_benchmark": benchmark}
-    return facts | {"sdpa": [name for name, enabled in kernels.items() if enabled]}
+        machine |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "cudnn_benchmark": benchmark}
+    return machine | {"sdpa": [name for name, enabled in kernels.items() if enabled]}
 
 
 def cores() -> int:
@@ -196,24 +200,23 @@ class LatencyRecord(RowRecord):
 
     @property
     def cell(self) -> str:
-        """What rows of one table that were timed together share."""
+        """The batch, and the rate of a server: equal in rows of a table that were timed together."""
         return f"batch {self.batch}" + ("" if self.rate is None else f", {self.rate:g} queries a second")
 
     @property
     def condition(self) -> str:
-        """All that models which were timed together share."""
+        """How models were run that were timed together."""
         return f"{self.precision}, {self.runtime}, threads {self.threads}, {self.cell}"
 
     @property
     def rounds(self) -> int:
-        """How many calls or runs were timed."""
+        """Number of calls or runs that were timed."""
         return len(self.samples_ms) if self.load is None else len(self.load.runs)
 
     def percentile_ms(self, percent: int) -> float | None:
-        """Return the time that so many percent of the calls did not exceed; None where no sample lies beyond it."""
-        if len(self.samples_ms) * (100 - percent) < 100:
-            return None
-        return percentile(self.samples_ms, percent)
+        """Return the time that ``percent`` of the calls did not exceed; None where no sample lies beyond it."""
+        beyond = len(self.samples_ms) * (100 - percent) >= 100
+        return percentile(self.samples_ms, percent) if beyond else None
 
     @property
     def ratio(self) -> Interval | None:
@@ -244,140 +247,15 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
 
 def read_latencies(path: Path) -> list[LatencyRecord]:
     """Read JSON lines, in file order; ValueError names file, line and what is wrong."""
-    return parse_lines(path, _read_latency)
-
-
-def _read_latency(line: str | bytes) -> LatencyRecord:
-    record: LatencyRecord = from_json(LatencyRecord, parse_line(line, SCHEMA_VERSION), "record", complete=True)
-    return record
+    return parse_lines(
+        path, lambda line: from_json(LatencyRecord, parse_line(line, SCHEMA_VERSION), "record", complete=True)
+    )
 
 
 def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -> LatencyRecord | None:
-    """Find the newest known record of equal conditions with so many rounds, or that failed."""
+    """Find the newest known record of equal conditions that failed, or has as many ``rounds``."""
     for record in reversed(known):
         same = all(getattr(record, name) == getattr(blank, name) for name in CONDITIONS)
         if same and (record.failed is not None or record.rounds >= rounds):
             return record
     return None
-
-
-LEGEND = "ratio: to the time of the dense model in the same round, with its 95 % interval"
-SERVER_LEGEND = "verdict: whether p99 stays within {:g} ms, by its 95 % interval over runs of {} queries or more"
-WORDS = ("model", "verdict")
-NARROW = ("batch", "ms", "ratio", "queries/s", "x dense", "p99, ms")  # figures that a narrow terminal shows
-ABOUT = {  # columns, for captions
-    "ms": "ms: median [quartiles] of whole calls",
-    "p99": "p90, p99: ms that 90 and 99 % of the calls did not exceed",
-    "MiB": "MiB: the most that a call holds beside weights and images",
-    "first, s": "first: preparing, compiling and the first call",
-    "off": "off: largest difference of features from eager's, by their length",
-    "queries/s": "queries/s: arrivals per second; batch: queries that share a call, at most",
-    "p99, ms": "p50, p90, p99: ms from the scheduled arrival, medians over runs",
-    "a call": "a call: queries that shared a call, on average",
-}
-
-
-def latency_table(rows: Sequence[LatencyRecord]) -> Table:
-    """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
-    bound_ms, legend = rows[0].bound_ms, LEGEND
-    if bound_ms is not None:
-        legend = SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
-    dense = {row.cell: row.load for row in reversed(rows) if row.method == DENSE}
-    cells = [_cells(row) if bound_ms is None else _server_cells(row, dense.get(row.cell)) for row in rows]
-    columns = []
-    for heading in cells[0]:
-        forms = FORMS if heading in (*WORDS, *NARROW) else FORMS[:1]
-        columns.append(Column(heading=heading, left=heading in WORDS, forms=forms, about=ABOUT.get(heading, "")))
-    return Table(
-        title=table_of(rows[0]),
-        legend=legend,
-        caption=legend,
-        columns=columns,
-        rows=[list(own.values()) for own in cells],
-        models=[row.model for row in rows],
-        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.cell != b.cell),
-        notes=_notes(rows),
-    )
-
-
-def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
-    lines = []
-    for cell, group in groupby(rows, key=lambda row: row.cell):
-        together = list(group)
-        names: dict[str, list[str]] = {}  # by what failed
-        for row in together:
-            if row.failed:
-                names.setdefault(row.failed, []).append(short_name(row))
-        for text, some in names.items():
-            who = "" if len(some) == len(together) else f", {', '.join(some)}"
-            lines.append(f"{cell}{who}: {text}")
-    if unclear := [f"{short_name(r)} at {r.cell}" for r in rows if r.verdict == OPEN]:
-        what, where = ("no difference to dense", "the ratio includes 1")
-        if rows[0].bound_ms is not None:
-            what, where = ("nothing about the bound", "p99 includes it")
-        lines.append(f"{what} can be concluded, as the interval of {where}: {', '.join(unclear)}")
-    return lines
-
-
-def table_of(row: LatencyRecord) -> str:
-    """Return the title of the table that a record belongs to."""
-    weights = "random weights" if row.random_weights else row.tag or "its own weights"
-    side = "x".join(map(str, row.image_size))
-    how = f"{row.precision}, {row.runtime}"
-    if row.bound_ms is not None:
-        how = f"{how}, server with p99 within {row.bound_ms:g} ms"
-    dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
-    return (
-        f"{dense} ({weights}, {side} px), {how}, {row.device}: "
-        f"{row.machine['device_name']}, threads: {row.threads}, by {row.stopwatch}"
-    )
-
-
-def short_name(row: LatencyRecord) -> str:
-    """Return a model's name without its tower's, which the title has, or the name of its exported file."""
-    if "file" in row.method_config:
-        return str(row.method_config["file"])
-    return row.method if row.method == DENSE else row.model.rpartition("_")[2]
-
-
-def _model_cells(row: LatencyRecord) -> dict[str, Cell]:
-    name, tokens, gflops = Cell(short_name(row)), figure(row.final_tokens, "d"), figure(row.gflops, ".2f")
-    return {"batch": figure(row.batch, "d"), "model": name, "tokens": tokens, "GFLOPs": gflops}
-
-
-def _cells(row: LatencyRecord) -> dict[str, Cell]:
-    """Say how long calls that follow each other took."""
-    times = row.times
-    spread = None if times is None else Interval(times.median_ms, times.q1_ms, times.q3_ms)
-    cells = _model_cells(row) | {
-        "ms": estimate_cell(spread, ("{:.2f}" if times and times.median_ms < 100 else "{:.0f}").format),
-        "p90": figure(row.percentile_ms(90), ".2f"),
-        "p99": figure(row.percentile_ms(99), ".2f"),
-        "images/s": figure(None if times is None else times.images_per_s, ".1f"),
-        "ratio": estimate_cell(row.ratio, "{:.3f}".format),
-        "verdict": _verdict(row),
-        "MiB": figure(row.peak_mib, ".1f"),
-    }
-    if row.runtime != EAGER:
-        cells |= {"first, s": figure(row.first_call_s, ".1f"), "off": figure(row.deviation, ".0e")}
-    return cells
-
-
-def _server_cells(row: LatencyRecord, dense: Load | None) -> dict[str, Cell]:
-    """Say how a server fared, and at which rate beside the dense model's."""
-    load = row.load
-    cells = _model_cells(row) | {"queries/s": figure(None if load is None else load.rate, ".1f")}
-    if row.rate is None:
-        cells["x dense"] = figure(None if load is None or dense is None else load.rate / dense.rate, ".2f")
-    p50, p90, p99 = (None, None, None) if load is None else map(load.summary, Percentiles._fields)
-    return cells | {
-        "p50": figure(p50 and p50.estimate, ".1f"),
-        "p90": figure(p90 and p90.estimate, ".1f"),
-        "p99, ms": estimate_cell(p99, "{:.1f}".format),
-        "a call": figure(None if load is None else load.batch_mean, ".1f"),
-        "verdict": _verdict(row),
-    }
-
-
-def _verdict(row: LatencyRecord) -> Cell:
-    return Cell("not timed" if row.failed else row.verdict or NOT_MEASURED)

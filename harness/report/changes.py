@@ -1,4 +1,4 @@
-"""What differs between two records of one row: beyond bounds, for `check`; by intervals, between two runs."""
+"""Differences between two records of one row: beyond bounds, for `check`; by intervals, between two runs."""
 
 import json
 import math
@@ -21,14 +21,14 @@ from harness.records.statistics import Interval, discordant, paired_difference, 
 from zoo.core.settings import check_fields
 
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
-ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
-# What makes a row the same row in both runs. The weights' hash doesn't: that it differs is said.
+ABSENT = "(absent)"  # value of a setting that a run's method didn't have, unlike null
+# Fields by which a row is the same in both runs. Weights may differ, which is told.
 _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
 _TABLE = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "precision", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
-# Conditions that must agree for anything else to be comparable; all others are only told.
+# Conditions that must agree; differences in all others are only told.
 FIXED = ("weights_sha256", "precision", "image_size", "golden_images")
 _HEADS = ("method", "quantity", "A", "B", "B - A")
 _CAPTION = (
@@ -39,20 +39,20 @@ _CAPTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """How far quantities may move. What is counted may not move at all.
+    """How far quantities may move; counted ones may not move at all.
 
-    The images are the same, so only rounding moves the others: the bounds let float32 on another processor pass
-    and show bfloat16 in its place.
+    The images are the same, so only rounding moves measured quantities: the bounds let float32 on another processor
+    pass and show bfloat16.
     """
 
-    answers: int = 1  # in the number of right answers, either way
-    flips: int = 2  # images whose answer changed, which in that number may cancel out; answers that are dense's, too
-    cosine: float = 5e-4  # in mean cosines: to dense, and in the margin
-    divergence: float = 2e-3  # in mean KL to dense, in nats, and in neighbours that are dense's, too
-    probe: float = 2e-4  # in any direction of the mean feature, which isn't relative to dense
-    tau: float = 2e-3  # in Kendall's tau, which must also stay in the expected 95 % interval
-    # Factor on the expected ratio of time to dense, which the least of the ratio's interval may not exceed; inf not to
-    # judge latency. Faster is never wrong.
+    answers: int = 1  # right answers more or fewer
+    flips: int = 2  # images whose answer changed, or agrees with dense's no longer; they may cancel out in `answers`
+    cosine: float = 5e-4  # of mean cosines: to dense, and in the margin
+    divergence: float = 2e-3  # of mean KL to dense, in nats, and of the share of dense's neighbours
+    probe: float = 2e-4  # of any direction of the mean feature, which isn't relative to dense
+    tau: float = 2e-3  # of Kendall's tau, which must also stay in the expected 95 % interval
+    # Factor on the expected ratio of time to dense, below which the ratio's interval must begin; inf not to judge
+    # latency. Faster is never wrong.
     slower: float = 1.5
 
     def __post_init__(self) -> None:
@@ -60,10 +60,11 @@ class Tolerances:
         check_fields(self, **dict.fromkeys(names, "[0, inf)"), slower="[1, inf]")
 
     def of(self, metric: Metric) -> Tolerance | None:
-        """Return a metric's tolerance with these settings; None where nothing is tolerated or checked."""
-        if metric.counted or metric.tolerance is None or not metric.tolerance.setting:
-            return None if metric.counted else metric.tolerance
-        return replace(metric.tolerance, by=getattr(self, metric.tolerance.setting))
+        """Return a metric's tolerance with these settings; None for counted and unchecked metrics."""
+        tolerance = None if metric.counted else metric.tolerance
+        if tolerance is None or not tolerance.setting:
+            return tolerance
+        return replace(tolerance, by=getattr(self, tolerance.setting))
 
 
 # To show every difference; time always differs.
@@ -73,13 +74,13 @@ EXACT = Tolerances(
 
 
 class Movement(NamedTuple):
-    """A quantity of a row that isn't what it was."""
+    """A quantity of a row that has changed."""
 
     quantity: str
-    then: Any  # None of a row that wasn't there
-    now: Any  # None where it wasn't measured
-    by: Interval | float | None = None  # now minus then, where that says something
-    allowed: str = "nothing"  # how much it may move, in words
+    then: Any  # JSON value; None of a new row
+    now: Any  # JSON value; None if not measured
+    by: Interval | float | None = None  # now minus then, of numbers
+    allowed: str = "nothing"  # movement, in words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +91,24 @@ class Pair:
     now: Record
 
     def differing(self, names: Sequence[str], *, known: bool = False) -> list[Movement]:
-        """Return the fields and metrics that differ; with ``known`` only of what both have."""
-        then, now = (
-            [r.mean(name) if name in METRICS else getattr(r, name) for name in names] for r in (self.then, self.now)
-        )
-        values = map(Movement, names, then, now)
-        return [one for one in values if one.then != one.now and not (known and None in (one.then, one.now))]
+        """Return the fields and metrics that differ; with ``known`` only those that both records have."""
+        moved = []
+        for name in names:
+            then, now = (r.mean(name) if name in METRICS else getattr(r, name) for r in (self.then, self.now))
+            if then != now and not (known and None in (then, now)):
+                moved.append(Movement(name, then, now))
+        return moved
 
     @cached_property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
         images = self.differing(_IMAGES) or self.differing(["images_sha256"], known=True)
-        return "; ".join(f"{one.quantity} {one.then!r} and {one.now!r}" for one in images) or None
+        return "; ".join(f"{name} {then!r} and {now!r}" for name, then, now, *_ in images) or None
 
     def change(self, name: str) -> Interval | float | None:
-        """Return a metric's value of now minus then, of several images with a 95 % paired bootstrap over them.
+        """Return a metric's mean of now minus then, with a 95 % paired bootstrap over images where they have values.
 
-        None unless both have the metric of the same images.
+        None unless both records have the metric of the same images.
         """
         then, now = self.then.mean(name), self.now.mean(name)
         if self.other_images or then is None or now is None:
@@ -124,20 +126,20 @@ class Pair:
         return [*differing, *self.differing(["image_size"], known=True)]
 
     def counted(self) -> Iterator[Movement]:
-        """Yield settings, but how a keep rate was found, and costs that differ: nothing in them may vary."""
+        """Yield costs and settings that differ, in which nothing may vary, without the search of a keep rate."""
         then, now = self.then.method_config, self.now.method_config
         settings = (Movement(n, then.get(n, ABSENT), now.get(n, ABSENT)) for n in {**then, **now} if n != MATCHED)
-        yield from (one for one in settings if one.then != one.now)
+        yield from (setting for setting in settings if setting.then != setting.now)
         names = (*(name for name, metric in METRICS.items() if metric.counted), *COUNTED)
-        for one in self.differing(names):
-            if one.then is not None:
-                numbers = isinstance(one.then, int | float) and isinstance(one.now, int | float)
-                yield one._replace(by=one.now - one.then if numbers else None)
+        for cost in self.differing(names):
+            if cost.then is not None:
+                numbers = isinstance(cost.then, int | float) and isinstance(cost.now, int | float)
+                yield cost._replace(by=cost.now - cost.then if numbers else None)
 
     def times(self, alike: Sequence[str]) -> Iterator[tuple[str, Interval, Interval]]:
-        """Yield the ratios to the dense model's time, by batch size, where these conditions are alike.
+        """Yield the ratios to the dense model's time, by batch size, if the conditions ``alike`` are equal.
 
-        Each was timed in turns with its dense model, so a busier machine cancels out.
+        A model is timed in turns with its dense model, so a busier machine cancels out.
         """
         times = {} if self.differing(alike) else {entry.batch: entry.ratio for entry in self.now.latency}
         for entry in self.then.latency:
@@ -148,34 +150,34 @@ class Pair:
 def describe_conditions(
     pairs: Sequence[Pair], words: tuple[str, str], skip: Sequence[str] = (), alike: Sequence[str] = _MACHINE
 ) -> list[str]:
-    """Say which conditions differ, and in how many rows; and why times aren't compared, for which some are alike."""
+    """Say which conditions differ, in how many rows, and why times aren't compared, which need ``alike`` conditions."""
     counts: Counter[str] = Counter()
     for pair in pairs:
-        for one in (one for one in pair.conditions if one.quantity not in skip):
-            then, now = map(movement_text, (one.then, one.now))
-            counts[f"{one.quantity}: {then} {words[0]}, {now} {words[1]}"] += 1
-        if pair.then.latency and (other := pair.differing(alike)):
-            counts[f"latency isn't judged: another {' and '.join(one.quantity for one in other)}"] += 1
+        for condition, then, now, *_ in pair.conditions:
+            if condition not in skip:
+                counts[f"{condition}: {movement_text(then)} {words[0]}, {movement_text(now)} {words[1]}"] += 1
+        if pair.then.latency and (unlike := pair.differing(alike)):
+            counts[f"latency isn't judged: another {' and '.join(moved.quantity for moved in unlike)}"] += 1
         elif len(pair.then.latency) > len(pair.now.latency):
             counts["latency isn't judged: it wasn't measured"] += 1
     return [f"{w} ({count} of {len(pairs)} rows)" if count < len(pairs) else w for w, count in counts.items()]
 
 
 def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) -> Iterator[Movement]:
-    """Yield what moved further than it may in a row; a row that is new, or gone, moved as a whole."""
+    """Yield the quantities of a row that moved further than allowed; a new or missing row moved as a whole."""
     if then is None or now is None:
         yield Movement("row", then and "measured", now and "measured")
         return
     pair = Pair(then=then, now=now)
-    yield from (one for one in pair.conditions if one.quantity in FIXED)
+    yield from (condition for condition in pair.conditions if condition.quantity in FIXED)
     yield from pair.counted()
     if pair.other_images:
         yield Movement("images", pair.other_images, None)
     else:
         if then.labelled and now.labelled:
             lost, won, _ = discordant(then.correct, now.correct)
+            right = int(then.correct.sum())
             if abs(won - lost) > bounds.answers:
-                right = int(then.correct.sum())
                 yield Movement("images right", right, right + won - lost, won - lost, f"±{bounds.answers}")
             if won + lost > bounds.flips:
                 yield Movement("answers flipped", 0, f"{lost} lost, {won} won", won + lost, f"{bounds.flips}")
@@ -194,9 +196,9 @@ def _moved_means(then: Record, now: Record, bounds: Tolerances) -> Iterator[Move
         if name in METRICS and (tolerance := bounds.of(METRICS[name])) is not None
     ]
     if (probe := then.feature_probe) is not None:
-        here = now.feature_probe
-        most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())  # the number that moved most
-        mean = None if here is None else here[most]
+        moved = now.feature_probe
+        most = 0 if moved is None else int(np.abs(np.subtract(moved, probe)).argmax())
+        mean = None if moved is None else moved[most]
         compared.append(("feature_probe", MetricValue(mean=probe[most]), mean, Tolerance(by=bounds.probe)))
     for name, expected, mean, tolerance in compared:
         low, high, words = tolerance.limits(expected, then.image_count)
@@ -206,12 +208,12 @@ def _moved_means(then: Record, now: Record, bounds: Tolerances) -> Iterator[Move
 
 
 def find_changes(pair: Pair) -> Iterator[Movement]:
-    """Yield what differs in a row of two runs, and every metric that isn't counted; time only where it is clear."""
+    """Yield the differences in a row of two runs: all metrics, counted ones and times only if they differ clearly."""
     yield from pair.counted()
     if pair.other_images:
         yield Movement("images", pair.other_images, None)
     for name, metric in METRICS.items():
-        if metric.counted or not (metric.tolerance or metric.stored):  # the last is a difference itself
+        if metric.counted or not (metric.tolerance or metric.stored):  # without both it is a difference itself
             continue
         if (by := pair.change(name)) is not None:
             yield Movement(name, pair.then.mean(name), pair.now.mean(name), by)
@@ -222,39 +224,39 @@ def find_changes(pair: Pair) -> Iterator[Movement]:
 
 
 def compare_runs(a: Path, b: Path) -> Shown:
-    """Tell what changed between two runs; of each row the newest record counts. Raises what `read_run` does."""
+    """Tell the changes between two runs; of each row the newest record counts. Raises as `read_run`."""
     row, runs = attrgetter(*_ROW, "recovered"), [read_run(path) for path in (a, b)]
-    ours, theirs = ({row(record): record for record in run} for run in runs)
+    before, after = ({row(record): record for record in run} for run in runs)
     groups: dict[Hashable, list[Pair]] = {}
-    for key, record in ours.items():
-        if key in theirs:
+    for key, record in before.items():
+        if key in after:
             group = (tower_of(record), *attrgetter(*_TABLE)(record))
-            groups.setdefault(group, []).append(Pair(then=record, now=theirs[key]))
-    pairs = [pair for own in groups.values() for pair in own]
+            groups.setdefault(group, []).append(Pair(then=record, now=after[key]))
+    pairs = [pair for group_pairs in groups.values() for pair in group_pairs]
     notes = describe_conditions(pairs, ("in A", "in B"))
     notes += filter(None, [describe_uncounted(*(record for pair in pairs for record in (pair.then, pair.now)))])
     alone = {}
-    for run, every, newest, others in (("A", runs[0], ours, theirs), ("B", runs[1], theirs, ours)):
-        if older := len(set(map(measured_alike, every))) - len(newest):
+    for name, run, newest, partners in (("A", runs[0], before, after), ("B", runs[1], after, before)):
+        if older := len(set(map(measured_alike, run))) - len(newest):
             many = count_of(older, "older record")
-            notes.append(f"left out of {run}: {many} of its rows, with other conditions or settings")
-        alone[run] = [_name(record) for key, record in newest.items() if key not in others]
+            notes.append(f"left out of {name}: {many} of its rows, with other conditions or settings")
+        alone[name] = [_name(record) for key, record in newest.items() if key not in partners]
     lines = [f"A: {a}", f"B: {b}", f"{len(pairs)} {'row is' if len(pairs) == 1 else 'rows are'} in both runs", *notes]
     lines += [f"only in {run}: {', '.join(names)}" for run, names in alone.items() if names]
-    tables, moved = list[Table](), list[dict[str, Any]]()
-    for own in groups.values():
-        cells, first = list[list[str]](), own[0].then
-        for then, one in ((pair.then, one) for pair in own for one in find_changes(pair)):
-            by = one.by
+    tables, moved = list[Table](), list[dict[str, object]]()
+    for group_pairs in groups.values():
+        cells, first = list[list[str]](), group_pairs[0].then
+        for record, change in ((pair.then, change) for pair in group_pairs for change in find_changes(pair)):
+            quantity, then, now, by, _ = change
             if by in (0, (0, 0, 0)):
                 continue
-            name = f"{then.label} {100 * then.keep:.4g} %" + (f", seed {then.seed}" if then.shots else "")
+            name = f"{record.label} {100 * record.keep:.4g} %" + (f", seed {record.seed}" if record.shots else "")
             text = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*by) if isinstance(by, Interval) else movement_text(by)
-            quantity = one.quantity.replace("_", " ")
-            cells.append([name, quantity, movement_text(one.then), movement_text(one.now), text])
-            values = {name: getattr(then, name) for name in _ROW}
-            moved.append(values | {"quantity": one.quantity, "a": one.then, "b": one.now, "difference": by})
-        images = " or ".join(map(str, sorted({one.image_count for pair in own for one in (pair.then, pair.now)})))
+            cells.append([name, quantity.replace("_", " "), movement_text(then), movement_text(now), text])
+            values = {name: getattr(record, name) for name in _ROW}
+            moved.append(values | {"quantity": quantity, "a": then, "b": now, "difference": by})
+        counts = sorted({record.image_count for pair in group_pairs for record in (pair.then, pair.now)})
+        images = " or ".join(map(str, counts))
         title = f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}"
         tables += [Table.of(title, _HEADS, cells, words=_HEADS[:-1], caption=_CAPTION)] if cells else []
     data = {"a": str(a), "b": str(b), "rows": len(pairs), "moved": moved, "notes": notes}

@@ -5,13 +5,17 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.records.record import DENSE
 from harness.records.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
 # marker says the same once more. Dense is drawn in the colour of the text.
@@ -48,15 +52,15 @@ class Style(NamedTuple):
         return {"color": self.colour, "linestyle": self.line, "linewidth": 1.3, "marker": self.marker, **edge}
 
 
-def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
+def encode(figure: "Figure", form: str, dpi: int = 160, **options: Any) -> bytes:
     """Return a figure as "png", "svg" or "jpg" bytes, without the day that it was drawn on."""
     import matplotlib as mpl
 
     buffer = io.BytesIO()
     undated = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}}}
-    how = undated.get(form, {"pil_kwargs": {"quality": 80}}) | how
+    options = undated.get(form, {"pil_kwargs": {"quality": 80}}) | options
     with mpl.rc_context(OPTIONS):
-        figure.savefig(buffer, format=form, dpi=dpi, **how)
+        figure.savefig(buffer, format=form, dpi=dpi, **options)
     return buffer.getvalue()
 
 
@@ -100,7 +104,7 @@ def styles_of(charts: Iterable[Chart]) -> dict[str, Style]:
     return dict(zip(names, looks, strict=False)) | {DENSE: Style(INK, "h", "-")}
 
 
-def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
+def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> "Figure":
     """Return a figure of charts, two in a row; a ``small`` one fits a phone, without titles and legend.
 
     ``styles`` has one for every series, in the order of the legend.
@@ -136,7 +140,7 @@ def names_of(charts: Sequence[Chart], styles: Mapping[str, Style]) -> list[str]:
     return [name for name in styles if name in drawn]
 
 
-def draw_sample(style: Style) -> Any:
+def draw_sample(style: Style) -> "Figure":
     """Return a figure with the line and the marker of a legend's entry."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -151,7 +155,7 @@ def render(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, f
     return encode(draw(charts, styles), form)
 
 
-def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
+def _draw(axes: "Axes", chart: Chart, styles: Mapping[str, Style]) -> None:
     """Draw a chart; all that is drawn of a series has its id."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -167,15 +171,15 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     for name, dots in chart.series.items():
         x, y = [dot.x for dot in dots], [dot.y for dot in dots]
-        centres = [one.estimate for one in x], [one.estimate for one in y]
+        across, up = [[value.estimate for value in values] for values in (x, y)]
         look = styles[name].look | {"elinewidth": 0.9, "capsize": 2.5}
-        for artist in axes.errorbar(*centres, xerr=_bars(x), yerr=_bars(y), **look).get_children():
+        for artist in axes.errorbar(across, up, xerr=_bars(x), yerr=_bars(y), **look).get_children():
             artist.set_gid(id_of(name, styles))
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
 
 
-def _label(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
+def _label(axes: "Axes", chart: Chart, styles: Mapping[str, Style]) -> None:
     """Write labels beside their markers, clear of markers and of each other, those without room not at all.
 
     Of places with room the first that crosses no line is taken, or as little of lines as can be.
@@ -187,7 +191,7 @@ def _label(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
     centres, lines = list[tuple[str, Dot, NDArray[np.float64]]](), [np.empty((0, 2))]
     for name, dots in chart.series.items():
         places = axes.transData.transform([(dot.x.estimate, dot.y.estimate) for dot in dots]) / point
-        centres += [(name, *one) for one in zip(dots, places, strict=True)]
+        centres += [(name, dot, place) for dot, place in zip(dots, places, strict=True)]
         lines += [np.linspace(start, end, 60) for start, end in pairwise(places)]
     crossed, taken = np.concatenate(lines), [Bbox.from_bounds(x - 3.5, y - 3.5, 7, 7) for *_, (x, y) in centres]
     for name, dot, (x, y) in centres:

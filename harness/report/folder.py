@@ -10,7 +10,7 @@ from functools import cache, partial
 from html import escape
 from itertools import chain, product, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -24,6 +24,9 @@ from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
 from harness.report.tables import RATIO, Group, group_records, sections
 from zoo.core.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Token reduction for CLIP, side by side"
 ON_PAGE = 4  # plots at most, the first; files have all
@@ -60,24 +63,21 @@ def write_report(
     """Write the report of runs, each file whole; say which method is nearest to dense at equal cost.
 
     All records are in the CSV; the newest of a row are in the rest. ``drawn`` are the files of plots to write, None for
-    all. ``by_half`` adds what there is to show of the `halves` of images by detail.
-
-    Raises:
-        ValueError: no records, or a gallery that can't be read.
-        NotADirectoryError: ``folder`` is a file.
+    all. ``by_half`` adds tables and plots of the `halves` of images by detail. ValueError without records, or for a
+    gallery that can't be read; NotADirectoryError if ``folder`` is a file.
     """
-    records = [record for own in runs.values() for record in own]
+    records = list(chain.from_iterable(runs.values()))
     groups = group_records([*records, *chain.from_iterable(halves(records))] if by_half else records)
     pictures = read_galleries(run if run.is_dir() else run.parent for run in map(Path, runs))
-    plots, ranked, found = plots_of(groups), standings(groups), list(sections(groups))
+    plots, ranked, tables = plots_of(groups), standings(groups), list(sections(groups))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
-    brief, conclusion = [one.table() for one in ranked], headline(ranked)
+    brief, conclusion = [standing.table() for standing in ranked], headline(ranked)
     files: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(groups, plots, found, brief, conclusion, pictures),
-        "table.md": lambda: markdown([*brief, *found]),
-        "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
-        "table.csv": lambda: records_csv(records, [run for run, own in runs.items() for _ in own]),
+        "report.html": lambda: page(groups, plots, tables, brief, conclusion, pictures),
+        "table.md": lambda: markdown([*brief, *tables]),
+        "table.tex": lambda: latex([table.wide(summary=True) for table in tables]),
+        "table.csv": lambda: records_csv(records, [run for run, of_run in runs.items() for _ in of_run]),
     }
     styles = styles_of(chart for plot in plots for chart in plot.charts)
     for plot, form in product(plots, ("svg", "png")):
@@ -90,8 +90,8 @@ def write_report(
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
     data = {"runs": list(runs), "records": len(records), "files": [str(folder / name) for name in files]}
-    wrote = f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"
-    return Shown(parts=(*brief, *conclusion, wrote), data=data | {"conclusion": conclusion})
+    summary = f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"
+    return Shown(parts=(*brief, *conclusion, summary), data=data | {"conclusion": conclusion})
 
 
 def page(
@@ -109,7 +109,7 @@ def page(
         groups=groups,
         title=TITLE,
         brief=brief,
-        tables=[one.wide() for one in tables],
+        tables=[table.wide() for table in tables],
         headline=conclusion,
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
@@ -133,7 +133,7 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def inline(figure: Any, name: str, alt: str = "") -> Markup:
+def inline(figure: "Figure", name: str, alt: str = "") -> Markup:
     """Return a figure as an SVG element with the words of a picture, or hidden from those who need words.
 
     Ink has the colour of the page's text; ids begin with the drawing's name, and those of series are classes.
@@ -206,9 +206,9 @@ def _latex_text(text: str) -> str:
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
-    """Return CSV with a line per record, at least one, of all fields but values per image; what is None is empty.
+    """Return CSV with a line per record, at least one, of all fields but values per image; None is empty.
 
-    Of each batch size timed there is a column per figure. ``runs``, which run each record is from, are the last.
+    Each batch size that was timed has a column per figure. The last column has ``runs``, the run of each record.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Times) if field.name != "batch"]
@@ -218,25 +218,22 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     for record, run in zip_longest(records, runs):
         row = {f"{name}_{unit}" if unit else name: getattr(record, name) for name, unit in units.items()}
         for name in measured:
-            own, unit = record.metrics.get(name), METRICS[name].unit if name in METRICS else ""
+            value, unit = record.metrics.get(name), METRICS[name].unit if name in METRICS else ""
             for part in ("mean", "low", "high", "chance"):
                 column = filter(None, (name, part.removeprefix("mean"), unit))
-                row["_".join(column)] = getattr(own, part, None)
-            row[f"{name}_at"] = getattr(own, "at", None)
+                row["_".join(column)] = getattr(value, part, None)
+            row[f"{name}_at"] = getattr(value, "at", None)
         timed = {entry.batch: entry for entry in record.latency}
         row |= {f"latency_batch{b}_{name}": getattr(timed.get(b), name, None) for b in batches for name in times}
         rows.append(row | ({"run": run} if runs else {}))
     return csv_text(rows)
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of the same columns, at least one, numbers as they are; None is empty."""
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows of the same columns, at least one, as CSV: numbers as JSON has them; None is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(rows[0])
     for row in rows:
-        texts = (
-            value if isinstance(value, str | None) else json.dumps(value, sort_keys=True) for value in row.values()
-        )
-        writer.writerow(texts)
+        writer.writerow(v if isinstance(v, str | None) else json.dumps(v, sort_keys=True) for v in row.values())
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from harness.report.tables import RATIO, Group, describe_optimized
 from zoo.deploy.runtime import OPTIMIZED
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
-# What the images of several datasets were judged under, by one tower.
+# Conditions that are equal on all datasets of a standing, beside the tower.
 _ALIKE = (
     *("tag", "weights_sha256", "image_size", "device", "device_name", "precision", "threads"),
     *("torch", "timm", "version"),
@@ -23,7 +23,7 @@ _ALIKE = (
 
 
 def cost_interval(row: Average, batch: int | None) -> Interval | None:
-    """Return a row's multiply-adds, or its time at a batch size over dense's; None where it wasn't measured."""
+    """Return a row's multiply-adds, or its time at a batch size over dense's; None if not measured."""
     if batch is None:  # an optimised model saves none
         gflops = None if row.method == OPTIMIZED else row.mean("gflops")
         return None if gflops is None else exact(gflops)
@@ -40,7 +40,7 @@ class Standing:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What rows are called, by identity."""
+        """Labels of rows by identity."""
         return labels([row for level in self.levels for row in level.rows])
 
     @cached_property
@@ -60,42 +60,43 @@ class Standing:
 
     @property
     def cost(self) -> str:
-        """What the rows cost, in words."""
+        """Cost of the rows, in words."""
         batch, dense = self.levels[0].batch, self.groups[0].rows[0]
-        own, whole = cost_of(self.levels[0].target, batch) or 0, dense.method == DENSE and dense.mean("gflops")
+        cost, whole = cost_of(self.levels[0].target, batch) or 0, dense.method == DENSE and dense.mean("gflops")
         if batch is not None:
-            return f"{100 * own:.0f} % of dense's time at batch {batch}"
-        return f"{100 * own / whole:.0f} % of dense's multiply-adds" if whole else f"{own:.2f} GFLOPs"
+            return f"{100 * cost:.0f} % of dense's time at batch {batch}"
+        return f"{100 * cost / whole:.0f} % of dense's multiply-adds" if whole else f"{cost:.2f} GFLOPs"
 
     def sentence(self) -> str:
-        """Say which row is nearest to dense where the others are clearly further, and where none is."""
-        places: dict[tuple[str, ...], list[int]] = {}  # by the rows of which none is clearly further
+        """Say on which datasets which row is nearest to dense, with all others clearly further."""
+        places: dict[tuple[str, ...], list[int]] = {}  # of datasets, by the rows that aren't clearly further
         for at, (group, level) in enumerate(zip(self.groups, self.levels, strict=True)):
             near = sorted(self.names[row.identity] for row in level.rows if not self.further(group, row))
             places.setdefault(tuple(near) if len(near) < len(level.rows) else (), []).append(at)
         clauses = []
-        for names, found in sorted(places.items(), key=lambda one: (len(one[0]) != 1, -len(one[1]))):
-            sets = list_words([self.groups[at].first.dataset for at in found])
+        for names, positions in sorted(places.items(), key=lambda item: (len(item[0]) != 1, -len(item[1]))):
+            datasets = [self.groups[at].first.dataset for at in positions]
+            listed = list_words(datasets)
             if len(names) == 1:
-                first, second, *_ = self.levels[found[0]].rows
-                where = f" on {self.groups[found[0]].first.dataset}" if len(found) > 1 else ""
+                first, second, *_ = self.levels[positions[0]].rows
+                value = f"{DISTANCE.heading} {_show_distance(first)}{f' on {datasets[0]}' if datasets[1:] else ''}"
                 clauses.append(
-                    f"{names[0]} stays nearest to dense on {sets} ({DISTANCE.heading} {_show_distance(first)}{where}, "
+                    f"{names[0]} stays nearest to dense on {listed} ({value}, "
                     f"against {_show_distance(second)} of {self.names[second.identity]})"
                 )
             elif names:
-                clauses.append(f"{list_words(names)} may each be nearest on {sets}")
+                clauses.append(f"{list_words(names)} may each be nearest on {listed}")
             else:
-                clauses.append(f"no method is clearly nearest to dense on {sets}")
+                clauses.append(f"no method is clearly nearest to dense on {listed}")
         return f"At {self.cost}, {'; '.join(clauses)}."
 
     def table(self) -> Table:
         """Lay the rows out beside the unreduced ones, a column of 1 - cosine per dataset."""
-        beside, known = dict[str, dict[str, Average]](), dict[str, Average]()  # rows by identity
+        by_dataset, known = dict[str, dict[str, Average]](), dict[str, Average]()  # rows by identity
         for group, level in zip(self.groups, self.levels, strict=True):
-            own = [*(row for row in group.rows if row.method in UNREDUCED), *level.rows]
-            beside[group.name] = {row.identity: row for row in own}
-            for row in own:
+            shown = [*(row for row in group.rows if row.method in UNREDUCED), *level.rows]
+            by_dataset[group.name] = {row.identity: row for row in shown}
+            for row in shown:
                 known.setdefault(row.identity, row)
         rows = list(known.values())
         scored = next((group for group in self.groups if group.first.labelled), None)
@@ -105,22 +106,22 @@ class Standing:
             yield Cell(self.names.get(row.identity, row.first.label), row.first.label)
             yield figure(row.mean("gflops"), ".2f")
             for group in self.groups:
-                own = beside[group.name].get(row.identity)
-                cell = UNMEASURED if own is None else _show_distance(own)
-                yield Cell(cell, cell.value, CLEAR if own is not None and self.further(group, own) else "")
+                there = by_dataset[group.name].get(row.identity)
+                cell = UNMEASURED if there is None else _show_distance(there)
+                yield Cell(cell, cell.value, CLEAR if there is not None and self.further(group, there) else "")
             if scored is not None:
-                own = beside[scored.name].get(row.identity)
-                yield UNMEASURED if own is None else estimate_cell(own.estimate(TOP1), TOP1.text)
+                there = by_dataset[scored.name].get(row.identity)
+                yield UNMEASURED if there is None else estimate_cell(there.estimate(TOP1), TOP1.text)
             if batch:
                 yield Cell("1") if row.method == DENSE else estimate_cell(cost_interval(row, batch), "{:.2f}".format)
 
         heads = ["Method", "GFLOPs", *(f"{DISTANCE.heading}, {group.first.dataset}" for group in self.groups)]
         heads += [f"{TOP1.heading}, {scored.first.dataset}"] if scored else []
         heads += [f"Batch {batch}, {RATIO}"] if batch else []
-        images = list_words([f"{one.first.image_count} images of {one.first.dataset}" for one in self.groups])
+        images = list_words([f"{group.first.image_count} images of {group.first.dataset}" for group in self.groups])
         missing = list_words(list(dict.fromkeys(name for level in self.levels for name in level.missing)))
         first = self.groups[0].first
-        about = [
+        caption = [
             f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
             f"{images}; 95 % intervals",
             f"{RATIO}: time by the dense model's" if batch else "",
@@ -135,7 +136,7 @@ class Standing:
             words=("Method",),
             wide=heads[3:],
             legend=f"{CLEAR} clearly further from dense than the nearest",
-            caption="; ".join(filter(None, about)),
+            caption="; ".join(filter(None, caption)),
         )
 
 
@@ -168,10 +169,11 @@ def _conditions(record: Record) -> tuple[Hashable, ...]:
 
 def headline(every: Sequence[Standing]) -> list[str]:
     """Say for each of `standings` which row is nearest to dense, with the conditions in which they differ."""
-    facts = [dict(zip(("tower", *_ALIKE), _conditions(one.groups[0].first), strict=True)) for one in every]
-    apart = [name for name in differing(facts) if name not in ("tag", "weights_sha256")]
-    places = [", ".join(str(own[name]) for name in apart) for own in facts]
-    return [": ".join(filter(None, (place, one.sentence()))) for place, one in zip(places, every, strict=True)]
+    names = ("tower", *_ALIKE)
+    conditions = [dict(zip(names, _conditions(standing.groups[0].first), strict=True)) for standing in every]
+    unlike = [name for name in differing(conditions) if name not in ("tag", "weights_sha256")]
+    places = [", ".join(str(values[name]) for name in unlike) for values in conditions]
+    return [": ".join(filter(None, (place, own.sentence()))) for place, own in zip(places, every, strict=True)]
 
 
 def list_words(words: Sequence[str]) -> str:
@@ -187,7 +189,7 @@ def plots_of(groups: Sequence[Group]) -> list[Plot]:
     """Return plots of each quality against each cost, the largest batch first, with a chart per group that has both."""
     batches = sorted({timed.batch for group in groups for row in group.rows for timed in row.latency}, reverse=True)
     plots = []
-    for batch, metric in product((*batches, None), (one for one in METRICS.values() if one.plotted)):
+    for batch, metric in product((*batches, None), (metric for metric in METRICS.values() if metric.plotted)):
         cost = "GFLOPs" if batch is None else f"time at batch {batch}"
         charts = [chart for group in groups if (chart := _chart(group, metric, batch, cost)).series.keys() - {DENSE}]
         title = f"{f'{TOP1.title} to dense' if metric == TOP1 else metric.title} against {cost}"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from harness.report.charts import OPTIONS, encode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
 Size = tuple[int, int]  # height and width, in pixels or in patches
@@ -32,30 +35,30 @@ LETTER = 0.115  # inches of a letter of text
 
 @dataclass(kw_only=True)
 class PatchSheet:
-    """Images in rows, and in columns what is known of their N patches."""
+    """Images in rows, with columns that colour their N patches."""
 
     names: Sequence[str]
     labels: Sequence[str]  # classes, empty where unknown
     views: Colours  # (n, H, W, 3), the images as the model sees them
     grid: Size
     columns: dict[str, str] = field(default_factory=dict)  # titles; the image itself comes before them
-    # (n, N) by column. Of float: importance, higher = keep. Of integers: position of the token that a patch is in, its
-    # own where it is kept, below 0 where dropped.
-    panels: dict[str, NDArray[Any]] = field(default_factory=dict)
+    # (n, N) by column. Floats are importance, higher = keep; integers the position of the token that a patch is in: its
+    # own if it is kept, below 0 if it is dropped.
+    panels: dict[str, NDArray[np.number]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # lines below
 
 
-def draw(sheet: PatchSheet, scale: float = 1.0, form: str = "png", **how: Any) -> bytes:
-    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1; ``how`` as `encode` takes it."""
+def draw(sheet: PatchSheet, scale: float = 1.0, form: str = "png", **options: object) -> bytes:
+    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1; ``options`` are those of `encode`."""
     import matplotlib as mpl
 
     with mpl.rc_context(OPTIONS | {"font.size": 15, "axes.titlesize": 16}), warnings.catch_warnings():
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight", **how)
+        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight", **options)
 
 
-def _figure(sheet: PatchSheet, scale: float) -> Any:
+def _figure(sheet: PatchSheet, scale: float) -> "Figure":
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
@@ -138,14 +141,14 @@ def token_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Siz
 
     ``token`` is as in `PatchSheet`. Lines are between patches that don't share a token.
     """
-    patches, own = _split_patches(image_panel(view, size), grid), np.arange(len(token))
-    apart = np.where(token < 0, -1 - own, token)  # what is dropped is in no token together
+    patches = _split_patches(image_panel(view, size), grid)
+    distinct = np.where(token < 0, -1 - np.arange(len(token)), token)  # every dropped patch by itself
     means = patches.mean(axis=(1, 3)).reshape(-1, 3)
-    _, group, count = np.unique(apart, return_inverse=True, return_counts=True)
+    _, group, count = np.unique(distinct, return_inverse=True, return_counts=True)
     mean = np.stack([np.bincount(group, channel) for channel in means.T], axis=1) / count[:, None]
     merged = np.where(_align(count[group] > 1, grid), _align(mean[group], grid), patches)
     pixels = np.where(_align(token < 0, grid), dim(patches), merged).reshape(*size, 3)
-    cells = np.broadcast_to(_align(apart, grid)[..., 0], patches.shape[:4]).reshape(size)
+    cells = np.broadcast_to(_align(distinct, grid)[..., 0], patches.shape[:4]).reshape(size)
     pixels[1:][cells[1:] != cells[:-1]] = BORDER
     pixels[:, 1:][cells[:, 1:] != cells[:, :-1]] = BORDER
     return pixels
@@ -183,17 +186,17 @@ class Gallery(NamedTuple):
 
 def read_galleries(folders: Iterable[Path]) -> list[Gallery]:
     """Read the galleries in the folders of runs; raise ValueError for one that can't be read."""
-    found = list[Gallery]()
+    galleries = list[Gallery]()
     for path in sorted({path for folder in folders for path in folder.glob("gallery_*.jpg")}):
         title, separator, alt = read_comment(path).partition("\n")
         if not separator:
             raise ValueError(f"{str(path)!r} is no gallery; delete it, and `compare` draws it again")
-        found.append(Gallery(title, alt, base64.b64encode(path.read_bytes()).decode()))
-    return found
+        galleries.append(Gallery(title, alt, base64.b64encode(path.read_bytes()).decode()))
+    return galleries
 
 
 def read_comment(path: Path) -> str:
-    """Return what a picture says of itself, an empty string where it says nothing or can't be read."""
+    """Return the comment in a picture's file; an empty string if there is none, or no picture."""
     try:
         with Image.open(path) as image:
             comment: bytes = image.info.get("comment", b"")

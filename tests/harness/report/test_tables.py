@@ -18,10 +18,11 @@ from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Metric, MetricInput, MetricValue, Tolerance, metric
 from harness.records.record import MEASURED, Record, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip
+from harness.records.times import LatencyRecord
 from harness.report.changes import Pair, Tolerances, find_changes, find_movements
 from harness.report.folder import latex, markdown, page, records_csv
 from harness.report.highlights import plots_of
-from harness.report.tables import comparison_table, group_records, sections
+from harness.report.tables import comparison_table, group_records, latency_table, sections
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 NOTHING = dict.fromkeys(MEASURED) | {"latency": ()}
@@ -258,3 +259,25 @@ def test_rows_of_equal_time_stand_beside_the_method_whose_time_they_take(row: An
     assert equal.cells("Keep")[1:] == ["60 %", "45 %"]
     assert ["tome" in note for note in equal.notes] == [True]
     assert len(list(sections(group_records([target])))) == 1
+
+
+def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(
+    latency_record: Callable[..., LatencyRecord],
+):
+    dense = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
+
+    def row(method: str, factor: float, **facts: Any) -> LatencyRecord:
+        names = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
+        costs = {"gflops": 1.5, "final_tokens": 32}
+        samples = () if facts.get("failed") else tuple(factor * sample for sample in dense)
+        return latency_record(samples, dense, **(names | costs | facts))
+
+    late = row("evit", 1.0, batch=8, failed="out of memory")
+    table = latency_table([latency_record(dense), row("tome", 0.8), row("evit", 1.0), late])
+    ratio, unknown = "0.800 [0.800, 0.800]", ["–"] * 5
+    assert table.rows[1] == ["1", "tome50", "32", "1.50", "8.12 [8.08, 8.16]", "–", "–", "123.2", ratio, "faster", "–"]
+    assert table.rows[3] == ["8", "evit50", "32", "1.50", *unknown, "not timed", "–"]
+    assert table.notes == [
+        "batch 8: out of memory",
+        "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
+    ]
