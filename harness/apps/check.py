@@ -1,4 +1,4 @@
-"""Measure an expectation, a file of records, again and say what moved; or write it anew.
+"""Measure the rows of an expectation (a file of records) again and list the values that moved; or write a new file.
 
 The first row of a name in it has its method's defaults; other rows of the name differ from it in their options. So a
 default that changes later is seen as a changed setting, and isn't taken for an option.
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import git_commit
-from harness.apps.settings import CheckPlan
 from harness.base.lines import require_appendable
 from harness.base.table import Shown, Table, count_of
 from harness.base.terminal import Progress
@@ -23,7 +22,7 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
 from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
-from harness.measure.bench import Bench
+from harness.measure.bench import Bench, Costs
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
@@ -39,6 +38,7 @@ from harness.records.record import (
     read_run,
     record_lines,
 )
+from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import (
     ABSENT,
     EXACT,
@@ -52,7 +52,7 @@ from harness.report.changes import (
 from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.reducer import METHODS
-from zoo.core.settings import tower_name
+from zoo.core.settings import check_fields, tower_name
 from zoo.deploy.runtime import OPTIMIZED
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
@@ -73,6 +73,30 @@ _LEARNED = ("predictor", "prompts", MATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckPlan:
+    """Say which rows are checked, or with ``update`` written anew; None takes all of a kind."""
+
+    files: Sequence[Path] = ()  # expectations; none for the one that ships
+    models: Sequence[str] | None = None  # dense names
+    methods: Sequence[str] | None = None
+    keeps: Sequence[float] | None = None
+    datasets: Sequence[str] | None = None
+    device: str | None = None  # None for the expectation's
+    rounds: int = 6
+    no_latency: bool = False
+    update: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, rounds=f"[{LEAST_ROUNDS}, inf)")
+
+    @property
+    def narrowing(self) -> str:
+        """Flags that take some of the rows."""
+        names = {"model": self.models, "methods": self.methods, "keeps": self.keeps, "dataset": self.datasets}
+        return " ".join(f"--{name}" for name, values in names.items() if values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckRow:
     """One row on one dataset."""
 
@@ -89,13 +113,13 @@ class CheckRow:
 
     @property
     def name(self) -> str:
-        """Method and keep rate as in models' names, and what else was asked for."""
+        """Method and keep rate as in models' names, with the options."""
         percent = "" if self.method == DENSE else str(round(100 * self.keep))
         return f"{self.method}{percent} {self.what}".rstrip()
 
 
 class Case(NamedTuple):
-    """What is measured on one tower under one set of conditions."""
+    """The rows of one tower under one set of conditions."""
 
     tower: str  # dense name with its weight tag
     plan: Plan  # whose one model is how the tower is loaded
@@ -116,10 +140,9 @@ def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
     cases: dict[tuple[Any, ...], dict[tuple[str, str], CheckRow]] = {}
     for record in records:
         if record.shots or record.recovered:
-            what = "with recovery" if record.recovered else protocol(record)
-            raise ValueError(
-                f"{where}: {record.model} on {record.dataset} is {what}; check measures by text, leave such rows out"
-            )
+            condition = "with recovery" if record.recovered else protocol(record)
+            row_name = f"{record.model} on {record.dataset}"
+            raise ValueError(f"{where}: {row_name} is {condition}; check measures by text, leave such rows out")
         shared = (tower_of(record), record.split, record.precision, record.device, record.image_count)
         rows, place = cases.setdefault(shared, {}), (record.dataset, record.method, record.keep)
         first = next((row.record for row in rows.values() if (row.dataset, row.method, row.keep) == place), None)
@@ -162,7 +185,7 @@ def shipped_rows(tower: str, dataset: str) -> list[CheckRow]:
 
 
 def shipped_cases() -> list[Case]:
-    """Return the expectation that ships, with rows of our methods that it lacks, of which nothing is expected yet."""
+    """Return the expectation that ships, with the missing rows of our methods, which expect nothing yet."""
     cases = cases_of([record for file in sorted(FOLDER.glob("*.jsonl")) for record in read_run(file)], None)
     for case in cases:
         names = {(row.dataset, row.name) for row in case.rows}
@@ -175,16 +198,13 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
     """Return how to load each tower, by its name in records, which is free of folders."""
     names = {}
     for name in models:
-        if name.removeprefix(TIMM).partition(".")[0] in MODELS:  # whose names say it without weights
-            known = tower_name(*split_name(name))
-        else:
-            known = load_tower(name).name
-        names[known] = name
+        ours = name.removeprefix(TIMM).partition(".")[0] in MODELS  # whose names say it without weights
+        names[tower_name(*split_name(name)) if ours else load_tower(name).name] = name
     return names
 
 
 def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
-    """Measure expectations again and say what moved; exit code 1 if something did.
+    """Measure expectations again and list the values that moved; exit code 1 if there are any.
 
     With ``plan.update`` nothing is judged: the files are written when everything is measured, each whole.
 
@@ -199,10 +219,10 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
     cases = [case for file in files for case in cases_of(read_run(file), file)] if files else shipped_cases()
     cases = narrow(cases, plan)
     if plan.update and not plan.files and git_commit() is None:
-        raise ValueError(
-            "--update without FILE writes the expectation that ships with this package, for which "
-            "it takes a checkout; name a FILE for one of your own"
+        reason = (
+            "--update without FILE writes the expectation that ships with this package, for which it takes a checkout"
         )
+        raise ValueError(f"{reason}; name a FILE for one of your own")
     checked = list(measure(cases, plan, progress))
     if not plan.update:
         both = [Pair(then=row.record, now=now) for _, row, now in checked if row.record is not None and now is not None]
@@ -210,10 +230,9 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         return show_verdict(checked, bounds, notes)
     records: dict[Path, list[Record]] = {}
     for case, row, now in checked:
-        of_file = records.setdefault(case.file or FOLDER / f"{row.dataset}.jsonl", [])
-        of_file += [] if now is None else [now]
-    for file, of_file in records.items():
-        write_whole(file, record_lines(of_file))
+        records.setdefault(case.file or FOLDER / f"{row.dataset}.jsonl", []).extend([] if now is None else [now])
+    for file, written in records.items():
+        write_whole(file, record_lines(written))
     notes = [f"wrote {file}" for file in records]
     if (git_commit() or "").endswith("-dirty"):
         notes.append(f"measured with uncommitted changes on {git_commit()}")
@@ -223,7 +242,7 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
 def show_verdict(
     checked: Sequence[Checked], bounds: Tolerances, notes: Sequence[str], *, update: bool = False
 ) -> Shown:
-    """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
+    """Lay out the values that moved, a table per tower; with ``update`` nothing is judged."""
     keys = ("tower", "dataset", "row", "quantity", "expected", "now", "by", "allowed")
     moved = [
         dict(zip(keys, (case.tower, row.dataset, row.name, *movement), strict=True))
@@ -266,11 +285,9 @@ def narrow(cases: Sequence[Case], plan: CheckPlan) -> list[Case]:
     ]
     known = {row.method for case in left for row in case.rows}
     if set(plan.methods or known) - known or not left:
-        there = sorted({case.tower for case in cases}), sorted({row.dataset for case in cases for row in case.rows})
-        raise ValueError(
-            f"{plan.narrowing}: the expectation has no such row; it is of "
-            f"{' on '.join(', '.join(names) for names in there)}"
-        )
+        every = sorted({case.tower for case in cases}), sorted({row.dataset for case in cases for row in case.rows})
+        known_rows = " on ".join(", ".join(names) for names in every)
+        raise ValueError(f"{plan.narrowing}: the expectation has no such row; it is of {known_rows}")
     before, after = (sum(len(case.rows) for case in some) for some in (cases, left))
     if plan.update and after < before:
         raise ValueError(f"{plan.narrowing} with --update takes {after} of {before} rows, and a file is written whole")
@@ -295,14 +312,14 @@ def _measure_rows(
 ) -> Iterator[tuple[CheckRow, Record | None]]:
     """Measure rows of the plan's tower, one dataset after the other."""
     tower = load_tower(plan.models[0])
-    parts = tower.require_clip()
+    clip = tower.require_clip()
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
     variants = {name: _variant(tower, row) for name, row in unique.items()}
-    weights, costs = fingerprint(tower.vit), dict[str, Any]()
+    weights, costs = fingerprint(tower.vit), Costs()
     for where in dict.fromkeys(row.dataset for row in every):
         dataset, rows = get_dataset(where), [row for row in every if row.dataset == where]
-        enough = _with_enough_images(plan, parts, dataset)
+        enough = _with_enough_images(plan, clip, dataset)
         bench = Bench(enough, dataset, tower, list(variants.values()), weights, progress, costs=costs)
         known = [row.name for row in rows if row.name in variants]
         records = bench.judge(Tuning(), [variants[name] for name in known], {})
@@ -319,14 +336,14 @@ def _variant(tower: Tower, row: CheckRow) -> Variant:
     return make_row(tower, row.method, {"keep": row.keep, **options}, row.what if options else "")
 
 
-def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
+def _with_enough_images(plan: Plan, clip: ClipParts, dataset: Dataset) -> Plan:
     """Return the plan with a limit that leaves as many images as the expectation has.
 
     Images of classes that a compact text tower can't name are left out after the limit was applied.
     """
-    if plan.limit is None or not dataset.classes or not isinstance(parts.model.text, CompactText):
+    if plan.limit is None or not dataset.classes or not isinstance(clip.model.text, CompactText):
         return plan
-    classifier, left_out = text_classifier(parts, dataset)
+    classifier, left_out = text_classifier(clip, dataset)
     if not left_out:
         return plan
     labels = dataset.split(plan.split).labels

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from harness import git_commit
-from harness.apps.settings import CONTROLS, ChooseConfig
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
@@ -24,24 +23,50 @@ from harness.datasets.text_features import text_classifier
 from harness.measure import timing
 from harness.measure.fidelity import CHANGE, COSINE, Pictures, SetupBounds, Values, split_pictures
 from harness.measure.rows import Variant, make_row, usual_methods
+from harness.measure.settings import Plan
 from harness.records.record import DENSE, utc_now
-from harness.records.statistics import Interval, median_interval
+from harness.records.statistics import LEAST_ROUNDS, Interval, median_interval
 from harness.records.times import Timing, describe_machine
 from zoo.core.digests import digest, fingerprint
-from zoo.core.host import share_weights
+from zoo.core.host import Host, share_weights
 from zoo.core.reducer import METHODS, configure
-from zoo.core.settings import best_precision, torch_dtype
+from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
 from zoo.deploy.runtime import EAGER, OPTIMIZED
 from zoo.deploy.setup import Setup
 from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
 from zoo.loading.towers import load_tower, split_method
 
+CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 ROUNDS = 6  # in which candidates are compared
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
 WORDS = {COSINE: "cosine", CHANGE: "top-1, points"}  # what metrics are called, as columns
 # Ratios of times: to the dense tower in eager float32, and as it is run in the setup's precision.
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseConfig:
+    """The methods and precisions to choose from, and how they are measured."""
+
+    methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
+    precisions: tuple[str, ...] = ()  # none for float32 and the fastest of the device
+    search: int = 64  # pictures to search by
+    held_out: int = 256  # other pictures, that decide
+    batch: int = Plan.match_batch  # images per call, where time is measured
+    rounds: int = 9  # calls of the chosen setup and of dense in the end, at least
+    seconds: float = 5.0  # that these go on for
+    seed: int = 0  # of the split of pictures and of bootstraps
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        allowed = sorted(METHODS.keys() - CONTROLS)
+        for method in self.methods:
+            if method not in allowed:
+                control = " is a control to compare methods with" if method in CONTROLS else ""
+                raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
+        ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
+        check_fields(self, precisions=PRECISIONS, rounds=f"[{LEAST_ROUNDS}, inf)", **ranges)
 
 
 class Candidate(NamedTuple):
@@ -125,105 +150,103 @@ class Lab:
         self.known: dict[str, dict[str, Values]] = (not fresh and known) or {"search": {}, "held_out": {}}
 
     def _find_reductions(self) -> list[Candidate]:
-        """Return what the tower can run, each at its highest keep rate, in the fastest precision.
+        """Return the reductions that the tower can run, each at its highest keep rate, in the fastest precision.
 
         What was asked for by name must run.
         """
         fast = next(iter(self.served))
         names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
         depth = self.tower.vit.depth
-        able = []
+        reductions = []
         for name in names:
             for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth)):
-                one = Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
+                candidate = Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
                 try:
-                    self.find_setup(one).reduce(self.tower)
-                    able.append(one)
+                    self.find_setup(candidate).reduce(self.tower)
+                    reductions.append(candidate)
                 except (ValueError, FileNotFoundError) as error:
                     if self.config.methods:
                         raise
                     self.left_out[name] = why = describe_error(error)
                     self.say(f"{name} is left out: {why}")
-        return able
+        return reductions
 
     def _split_pictures(self) -> list[Pictures]:
-        """Return pictures to search by, and those held out."""
+        """Return the pictures to search by and the pictures held out."""
         learned = set[str]()
         for path in self.predictors:
-            facts = PredictorFile.read(path).provenance or {}
+            provenance = PredictorFile.read(path).provenance or {}
             try:
-                learned |= set(dataset_names(facts.get("rankings", []), "dataset"))
+                learned |= set(dataset_names(provenance.get("rankings", []), "dataset"))
             except ValueError as error:
                 raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
         classifier, clip = None, self.tower.clip
         if (loss := self.bounds.max_loss) is not None:
             if not self.dataset.labelled or clip is None:
-                lack = (
-                    f"dataset {self.dataset.name!r} has no classes" if clip else f"{self.tower.name} has no text tower"
-                )
+                lack = f"dataset {self.dataset.name!r} has no classes"
+                if clip is None:
+                    lack = f"{self.tower.name} has no text tower"
                 raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
             classifier, _ = text_classifier(clip, self.dataset)
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
         return split_pictures(self.dataset, sizes, seed, learned=learned, tower=self.tower, classifier=classifier)
 
-    def find_setup(self, one: Candidate) -> Setup:
+    def find_setup(self, candidate: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
-        options = {} if one.method is None else {"keep": one.keep, **dict(one.rule)}
-        runtime = self.runtimes[one.precision]
-        return Setup(model=self.model, method=one.method, options=options, runtime=runtime, precision=one.precision)
+        method, precision, keep, rule = candidate
+        options = {} if method is None else {"keep": keep, **dict(rule)}
+        runtime = self.runtimes[precision]
+        return Setup(model=self.model, method=method, options=options, runtime=runtime, precision=precision)
 
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""
-        depth, arch, tag = self.tower.vit.depth, self.tower.arch, self.tower.tag
-        found = set[Path]()
-        for one in self.reductions:
-            config = configure(str(one.method), self.find_setup(one).options, depth)
-            if (block := config.predictor_block(depth)) is not None:
-                found.add(find_predictor(arch, tag, block).path)
-        return sorted(found)
+        depth = self.tower.vit.depth
+        configs = [configure(str(row.method), self.find_setup(row).options, depth) for row in self.reductions]
+        blocks = {block for config in configs if (block := config.predictor_block(depth)) is not None}
+        return sorted(find_predictor(self.tower.arch, self.tower.tag, block).path for block in blocks)
 
-    def serve(self, one: Candidate) -> Variant:
+    def serve(self, candidate: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights.
 
         Raises:
             ValueError: the tower can't have it, such as ToMe's that would merge more than half of the tokens.
             FileNotFoundError: its predictor is missing.
         """
-        reduced, dense = self.find_setup(one).reduce(self.tower), self.served[one.precision]
+        reduced, dense = self.find_setup(candidate).reduce(self.tower), self.served[candidate.precision]
         vit = share_weights(dense, type(dense))
         vit.reducer = reduced.reducer
-        if vit.reducer is not None and self.runtimes[one.precision] == EAGER:
-            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(one.precision))
-        return dataclasses.replace(make_row(self.tower, DENSE, {}, str(one)), vit=vit)
+        if vit.reducer is not None and self.runtimes[candidate.precision] == EAGER:
+            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(candidate.precision))
+        return dataclasses.replace(make_row(self.tower, DENSE, {}, str(candidate)), vit=vit)
 
-    def measure(self, one: Candidate, pictures: str) -> Values:
+    def measure(self, candidate: Candidate, pictures: str) -> Values:
         """Return values of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
-        known = self.known[pictures]
-        if str(one) not in known:
+        known, name = self.known[pictures], str(candidate)
+        if name not in known:
             try:
-                row = self.serve(one)
+                row = self.serve(candidate)
             except ValueError:
-                known[str(one)] = {}
-            else:
-                known[str(one)] = getattr(self, pictures).values(row)
-                keep_json(self._path, self.known)
-        return known[str(one)]
+                return known.setdefault(name, {})
+            known[name] = getattr(self, pictures).values(row)
+            keep_json(self._path, self.known)
+        return known[name]
 
-    def share(self, one: Candidate) -> float:
-        """Return how much of what the bounds allow a candidate uses up, by the pictures to search by."""
-        return self.bounds.share(self.measure(one, "search"), self.held_out.photographs)
+    def share(self, candidate: Candidate) -> float:
+        """Return the share of the allowed loss that a candidate uses up, by the pictures to search by."""
+        return self.bounds.share(self.measure(candidate, "search"), self.held_out.photographs)
 
-    def assess(self, one: Candidate) -> Assessment:
+    def assess(self, candidate: Candidate) -> Assessment:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
-        self.say(f"{one} on pictures held out")
-        if not (values := self.measure(one, "held_out")):
-            raise ValueError(f"features of {one} overflow on these pictures: leave {one.precision} out of --precisions")
+        self.say(f"{candidate} on pictures held out")
+        if not (values := self.measure(candidate, "held_out")):
+            remedy = f"leave {candidate.precision} out of --precisions"
+            raise ValueError(f"features of {candidate} overflow on these pictures: {remedy}")
         figures = self.held_out.figures(values, self.config.seed)
-        return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
+        return Assessment(candidate=candidate, passed=self.bounds.meets(figures), fidelity=figures)
 
-    def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
+    def _time(self, vits: Mapping[Candidate, Host], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
-        models = {DENSE: self.tower.vit, **vits}
+        models: dict[Any, Host] = {DENSE: self.tower.vit, **vits}
         return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
@@ -231,49 +254,45 @@ class Lab:
 
         They are of the quickest calls, which other processes disturb least; certificates have medians.
         """
-        vits = dict[Any, Any]()
-        for one in candidates:
+        vits = dict[Candidate, Host]()
+        for candidate in candidates:
             with suppress(ValueError):
-                vits[one] = self.serve(one).vit
-        least = {key: min(own.samples_ms) for key, own in self._time(vits, ROUNDS, warmup=1).items()}
-        return {one: least[one] / least[DENSE] for one in vits}
+                vits[candidate] = self.serve(candidate).vit
+        least = {key: min(times.samples_ms) for key, times in self._time(vits, ROUNDS, warmup=1).items()}
+        return {candidate: least[candidate] / least[DENSE] for candidate in vits}
 
     def measure_times(self, candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, Any]]:
         """Time candidates in the same rounds as the dense tower in eager float32, and as each of them is run."""
         self.say(f"time of {', '.join(map(str, candidates))}")
-        alike = {one: Candidate(None, one.precision, 1.0) for one in candidates}
-        vits = {one: self.serve(one).vit for one in (*alike.values(), *alike)}
+        dense_alike = {candidate: Candidate(None, candidate.precision, 1.0) for candidate in candidates}
+        vits = {candidate: self.serve(candidate).vit for candidate in (*dense_alike.values(), *dense_alike)}
         timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         dense, batch = timings[DENSE], self.config.batch
-        medians = {one: median_interval(own.samples_ms) for one, own in timings.items()}
+        medians = {key: median_interval(times.samples_ms) for key, times in timings.items()}
         return {
-            one: {
-                TOTAL: timings[one].ratio_to(dense)._asdict(),
-                ALIKE: timings[one].ratio_to(timings[other])._asdict(),
-                "median_ms": medians[one]._asdict(),
-                "images_per_s": 1000 * batch / medians[one].estimate,
+            candidate: {
+                TOTAL: timings[candidate].ratio_to(dense)._asdict(),
+                ALIKE: timings[candidate].ratio_to(timings[alike])._asdict(),
+                "median_ms": medians[candidate]._asdict(),
+                "images_per_s": 1000 * batch / medians[candidate].estimate,
                 "dense_images_per_s": 1000 * batch / medians[DENSE].estimate,
                 **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(dense.samples_ms)},
             }
-            for one, other in alike.items()
+            for candidate, alike in dense_alike.items()
         }
 
     def certify(self, judged: Sequence[Assessment], **outcome: Any) -> Setup:
-        """Return the setup that was judged last with what was measured of it, where and on what, and the outcome."""
-        pictures = {
-            name: {"pictures": len(one), "photographs": one.photographs}
-            for name, one in (("search", self.search), ("held_out", self.held_out))
-        }
+        """Return the setup that was judged last with a certificate: measurements, machine, pictures and outcome."""
+        parts = {"search": self.search, "held_out": self.held_out}
+        sizes = {name: {"pictures": len(part), "photographs": part.photographs} for name, part in parts.items()}
         chosen = judged[-1]
+        pairs = [(assessment.candidate, assessment.passed) for assessment in judged]
         certificate = {
             "bounds": dataclasses.asdict(self.bounds),
             "fidelity": chosen.fidelity,
             "time": chosen.time,
-            "judged": [
-                {"name": one.candidate.name, "precision": one.candidate.precision, "passed": one.passed}
-                for one in judged
-            ],
-            "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
+            "judged": [{"name": row.name, "precision": row.precision, "passed": passed} for row, passed in pairs],
+            "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **sizes},
             "model": {"name": self.tower.name, "weights": self.weights},
             "machine": describe_machine(torch.device(self.config.device)),
             "seed": self.config.seed,
@@ -284,7 +303,7 @@ class Lab:
         return dataclasses.replace(self.find_setup(chosen.candidate), certificate=certificate)
 
 
-def build_ladder(lab: Any) -> list[Candidate]:
+def build_ladder(lab: Lab) -> list[Candidate]:
     """Return setups that should meet the bounds, each less faithful than the one before.
 
     Dense towers come first, then the fastest reduction in the fastest precision in which dense meets the bounds, from
@@ -292,17 +311,17 @@ def build_ladder(lab: Any) -> list[Candidate]:
     most faithful dense tower is returned.
     """
     lab.say("dense in each precision")
-    dense = sorted((one for one in lab.dense if lab.share(one) <= 1), key=lab.share)
+    dense = sorted((tower for tower in lab.dense if lab.share(tower) <= 1), key=lab.share)
     if not dense:
         return [min(lab.dense, key=lab.share)]
     lab.say("times of dense in each precision")
     ratios = lab.ratios(dense)
     precision = min(dense, key=ratios.__getitem__).precision
     rungs = dict[Candidate, list[Candidate]]()  # by the lowest
-    for way in lab.reductions:
-        lab.say(f"keep rates of {way.method}")
-        rates = way._replace(precision=precision).rates
-        at = bisect_left(rates, True, key=lambda one: lab.share(one) <= 1)
+    for reduction in lab.reductions:
+        lab.say(f"keep rates of {reduction.method}")
+        rates = reduction._replace(precision=precision).rates
+        at = bisect_left(rates, True, key=lambda candidate: lab.share(candidate) <= 1)
         if at < len(rates):
             rungs[rates[at]] = [rates[at + up] for up in SAFER if at + up < len(rates)]
     if not rungs:
@@ -313,7 +332,7 @@ def build_ladder(lab: Any) -> list[Candidate]:
 
 
 class Selection(NamedTuple):
-    """What a search came to."""
+    """The result of a search."""
 
     setup: Setup  # with its certificate; the nearest one if the bounds aren't met
     why: str  # the bounds aren't met; empty if they are
@@ -357,28 +376,29 @@ def _judge(lab: Lab) -> list[Assessment]:
         judged[rung] = lab.assess(rung)
         if not judged[rung].passed:
             break
-    passed = [one for one, own in judged.items() if own.passed]
-    rivals = [one for one in passed if one.method is None or one == passed[-1]] or list(judged)
-    judged |= {one: dataclasses.replace(judged[one], time=own) for one, own in lab.measure_times(rivals).items()}
-    paying = [one for one in rivals if judged[one].pays]
-    met = [one for one in paying if not _describe_miss(lab.bounds, judged[one])]
-    last = judged.pop(min(met or paying, key=lambda one: judged[one].time[TOTAL]["estimate"]))
+    passed = [candidate for candidate, assessment in judged.items() if assessment.passed]
+    rivals = [candidate for candidate in passed if candidate in (*lab.dense, passed[-1])] or list(judged)
+    for candidate, time_of in lab.measure_times(rivals).items():
+        judged[candidate] = dataclasses.replace(judged[candidate], time=time_of)
+    paying = [candidate for candidate in rivals if judged[candidate].pays]
+    met = [candidate for candidate in paying if not _describe_miss(lab.bounds, judged[candidate])]
+    last = judged.pop(min(met or paying, key=lambda candidate: judged[candidate].time[TOTAL]["estimate"]))
     return [*judged.values(), last]
 
 
-def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
+def _describe_miss(bounds: SetupBounds, assessment: Assessment) -> str:
     """Say which bound the ends of a setup's intervals miss, nothing if none."""
     for metric, least in bounds.floors.items():
-        figures = one.fidelity[metric]
+        figures = assessment.fidelity[metric]
         flag = f"--max-loss {bounds.max_loss}" if metric == CHANGE else f"--min-cosine {least}"
         if figures["low"] < least:
             words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
             return f"{flag} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
-    ratio = one.time[TOTAL]
+    ratio = assessment.time[TOTAL]
     if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
         words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
         return f"--speed-up {bounds.speed_up} is missed: it is {words}"
-    return "" if one.pays else "it isn't clearly faster than dense in the same precision and runtime"
+    return "" if assessment.pays else "it isn't clearly faster than dense in the same precision and runtime"
 
 
 def selection_table(selection: Selection) -> Table:
@@ -389,15 +409,15 @@ def selection_table(selection: Selection) -> Table:
         return Cell(mean if low == high else f"{mean} [{low}, {high}]", figures["estimate"])
 
     metrics, rows = [WORDS[metric] for metric in selection.judged[-1].fidelity], []
-    for one in selection.judged:
-        means = [points(Interval(**own)) if m == CHANGE else interval(own, 4) for m, own in one.fidelity.items()]
-        ratios = [interval(one.time[ratio], 2) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
-        met = "yes" if one.passed else "no"
-        rows.append([one.candidate.name, one.candidate.precision, *means, *ratios, met])
-    facts = selection.setup.certificate["dataset"]
-    held = facts["held_out"]
+    for assessment in selection.judged:
+        candidate, fidelity, times = assessment.candidate, assessment.fidelity, assessment.time
+        means = [points(Interval(**mean)) if m == CHANGE else interval(mean, 4) for m, mean in fidelity.items()]
+        ratios = [interval(times[ratio], 2) if times else UNMEASURED for ratio in (TOTAL, ALIKE)]
+        rows.append([candidate.name, candidate.precision, *means, *ratios, "yes" if assessment.passed else "no"])
+    dataset = selection.setup.certificate["dataset"]
+    held = dataset["held_out"]
     return Table.of(
-        f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {facts['name']} "
+        f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {dataset['name']} "
         f"({held['photographs']} photographs)",
         ["setup", "precision", *metrics, "x dense", "x dense alike", "met"],
         rows,

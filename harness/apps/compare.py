@@ -24,7 +24,7 @@ from zoo.loading.towers import split_method, without_folders
 def compare(
     plan: Plan, known: Sequence[Record], progress: Progress, *, release: bool = False, folder: Path | None = None
 ) -> Iterator[list[Record]]:
-    """Measure what the plan asks for and ``known`` lacks; raise ValueError for what can't be measured.
+    """Measure the rows of a plan that ``known`` lacks; raise ValueError for a plan that can't be measured.
 
     A ``release`` may read the split "final". Outcomes of a run that is stopped are kept in ``folder``, for the next.
 
@@ -45,7 +45,7 @@ def compare(
     done = 0
     with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
         for name in plan.models:
-            bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
+            bench = Bench.build(plan, name, pairs[0][0], progress, known, folder)
             for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
                 bench, tuner = replace(bench, dataset=dataset), None
                 for _, shots in group:
@@ -70,7 +70,7 @@ def _measure(bench: Bench, shots: int, tuner: Tuner | None) -> list[Record]:
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
-    """Return the datasets with the numbers of shots that are measured on each; 0 alone without labels."""
+    """Return the datasets with the numbers of shots that are measured on each; only 0 without labels."""
     pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
     if not pairs:
         require_labels(datasets[0], f"--shots {plan.shots[0]}")
@@ -105,7 +105,7 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
 
 
 def require_models(plan: Plan) -> None:
-    """Refuse, before a tower is loaded, what no row can show: recoveries without keep rate or of no tower of the plan.
+    """Refuse, before a tower is loaded, recoveries without keep rate, and those of no tower of the plan.
 
     Raises ValueError for these, and what `require_rows` does.
     """

@@ -71,7 +71,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
 
 
 def _find_copies(dataset: Dataset, decoded: dict[SplitName, list[Decoded]]) -> list[str]:
-    """Tell images with equal pixels that are in two splits, or in two classes of one."""
+    """Return a line about images with equal pixels in two splits, and about those in two classes."""
     places: dict[str, list[tuple[SplitName, int, str]]] = defaultdict(list)
     for name in SPLITS:
         for image, label in zip(decoded[name], dataset.labels(name).tolist(), strict=True):

@@ -14,7 +14,6 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
-from harness.apps.settings import OPEN_CLIP_FORMAT, SENTENCE, TIMM_FORMAT
 from harness.measure.cost import gflops
 from harness.records.record import DENSE, RECOVERY, Record, lacking
 from harness.report.folder import markdown
@@ -39,6 +38,8 @@ from zoo.loading.towers import (
 from zoo.loading.weights import FOLDER, HUB, OPEN_CLIP_FILES, find_clip, read_weights
 from zoo.towers.vit import TimmHost
 
+TIMM_FORMAT, SENTENCE, OPEN_CLIP_FORMAT = "timm", "sentence-transformers", "open_clip"
+FORMATS = (TIMM_FORMAT, SENTENCE, OPEN_CLIP_FORMAT)  # of a published folder
 FILES = ("README.md", "config.json", "model.safetensors")
 OPEN_CLIP_FOLDER = ("README.md", CONFIG, OPEN_CLIP_FILES[0])
 SENTENCE_FILES = ("config_sentence_transformers.json", CODE, "modules.json", TEXT)  # beside the others
@@ -50,7 +51,7 @@ _HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_
 
 @dataclass(frozen=True, kw_only=True)
 class Publishable:
-    """A model in evaluation mode with its weights, and where these are from.
+    """A model in evaluation mode with its weights and their provenance.
 
     Attributes:
         provenance: metadata of the files that the weights came from, as JSON values, in ``predictor``, ``prompts`` and
@@ -71,15 +72,14 @@ class Publishable:
     @property
     def license(self) -> str:
         """Licence of the tower's weights, ``unknown`` if nobody said."""
-        facts: Any = self.vit.pretrained_cfg
-        return str(facts.get("license") or UNKNOWN)
+        config: Any = self.vit.pretrained_cfg
+        return str(config.get("license") or UNKNOWN)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that tuned text features tell apart; none without them."""
-        facts: Any = self.vit.pretrained_cfg
-        tuned = isinstance(self.vit.head, CosineHead)
-        return tuple(facts.get("label_names") or ()) if tuned else ()
+        config: Any = self.vit.pretrained_cfg
+        return tuple(config.get("label_names") or ()) if isinstance(self.vit.head, CosineHead) else ()
 
     @property
     def predicted(self) -> bool:
@@ -87,29 +87,27 @@ class Publishable:
         return self.vit.reducer is not None and self.vit.reducer.config.predictor_block(self.vit.depth) is not None
 
     def find_rows(self, records: Sequence[Record], path: Path) -> list[Record]:
-        """Return what was measured of this model and of its dense tower; ValueError if ``path`` has nothing of it."""
+        """Return the records of this model and of its dense tower; ValueError if ``path`` has none of the model."""
         weights = self.provenance.get("weights") or _tower_fingerprint(self.vit)
         settings = {} if self.vit.reducer is None else self.vit.reducer.config.plain()
         settings |= self.provenance.get("digests", {})
         wanted = (self.arch, self.tag, weights, RECOVERY in self.provenance, bool(self.classes))
-        mine = [
-            one
-            for one in records
-            if (one.model, one.tag, one.weights_sha256, one.recovered, one.shots > 0) == wanted
-            and settings.items() <= one.method_config.items()
+        rows = [
+            row
+            for row in records
+            if (row.model, row.tag, row.weights_sha256, row.recovered, row.shots > 0) == wanted
+            and settings.items() <= row.method_config.items()
         ]
-        if not mine:
-            raise ValueError(
-                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights ({weights}) and settings; "
-                "measure it with `compare`, or leave --records out"
-            )
-        same = {conditions_of(one) for one in mine}
-        dense = [one for one in records if one.method == DENSE and conditions_of(one) in same and one not in mine]
-        return [*dense, *mine]
+        if not rows:
+            lack = f"no record of {self.arch}.{self.tag} with these weights ({weights}) and settings"
+            raise ValueError(f"{str(path)!r} has {lack}; measure it with `compare`, or leave --records out")
+        conditions = {conditions_of(row) for row in rows}
+        dense = [row for row in records if row.method == DENSE and conditions_of(row) in conditions]
+        return [*(row for row in dense if row not in rows), *rows]
 
 
 def _tower_fingerprint(vit: TimmHost) -> str:
-    """Return the fingerprint of a tower as records keep it: without what was tuned."""
+    """Return the fingerprint of a tower as records keep it: without learned prompts and classifier."""
     tower: TimmHost = reduce(vit, method=None)
     tower.prompts = None
     if isinstance(tower.head, CosineHead):
@@ -142,7 +140,7 @@ def load_publishable(
     tower, tag = split_name(split_method(name)[0])
     files = {"predictor": predictor, "prompts": prompts}
     addition = None if recovery is None else RecoveryFile.read(recovery)
-    options: dict[str, Any] = {what: str(path) for what, path in files.items() if path is not None}
+    options: dict[str, Any] = {role: str(path) for role, path in files.items() if path is not None}
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
     block = None if vit.reducer is None else vit.reducer.config.predictor_block(vit.depth)
     if block is not None and predictor is None:
@@ -150,27 +148,25 @@ def load_publishable(
     weights = _tower_fingerprint(vit)
     if addition is not None:
         vit, files[RECOVERY] = add_recovery(vit, addition), addition.path
-    used = {what: path for what, path in files.items() if path is not None}
-    provenance: dict[str, Any] = {what: read_facts(path, what) for what, path in used.items()}
-    provenance |= {"digests": {what: digest(path) for what, path in used.items()}, "weights": weights}
+    used = {role: path for role, path in files.items() if path is not None}
+    provenance: dict[str, Any] = {role: read_facts(path, role) for role, path in used.items()}
+    provenance |= {"digests": {role: digest(path) for role, path in used.items()}, "weights": weights}
     return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
 def _load_saved(name: str) -> Publishable:
     vit = create_pretrained(name)
     if not isinstance(vit, TimmHost):
-        raise ValueError(
-            f"model {name!r} is {type(vit).__name__}, none that zoo.reduce made; save it by timm.models.save_for_hf("
-            "zoo.reduce(model, method=METHOD, keep=RATE), FOLDER)"
-        )
-    facts: Any = vit.pretrained_cfg
+        remedy = "save it by timm.models.save_for_hf(zoo.reduce(model, method=METHOD, keep=RATE), FOLDER)"
+        raise ValueError(f"model {name!r} is {type(vit).__name__}, none that zoo.reduce made; {remedy}")
+    pretrained: Any = vit.pretrained_cfg
     config = Path(name.removeprefix(FOLDER), "config.json")
     if name.startswith(HUB):
         repo, _, revision = name.removeprefix(HUB).partition("@")
         config = Path(str(try_to_load_from_cache(repo, config.name, revision=revision or None)))
     provenance = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
-    arch = str(vit.__dict__["_model_args"].get("base") or facts["architecture"]).partition(".")[0]
-    return Publishable(vit=vit.eval(), arch=arch, tag=str(facts.get("tag") or ""), provenance=provenance)
+    arch = str(vit.__dict__["_model_args"].get("base") or pretrained["architecture"]).partition(".")[0]
+    return Publishable(vit=vit.eval(), arch=arch, tag=str(pretrained.get("tag") or ""), provenance=provenance)
 
 
 def model_card(
@@ -187,7 +183,8 @@ def model_card(
     """
     known = MODELS.get(model.arch)
     weights = None if known is None else SIZES[known.size].weights
-    facts, uncounted = _count_facts(model)
+    facts, uncounted = _describe_model(model)
+    parts = sections(group_records(records)) if records else ()
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True)
     environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
     return environment.get_template("model_card.md").render(
@@ -202,13 +199,13 @@ def model_card(
         embedded=known is not None and weights is None,
         facts=facts,
         uncounted=uncounted,
-        table=markdown([one.wide(summary=True) for one in sections(group_records(records))]).strip() if records else "",
+        table=markdown([part.wide(summary=True) for part in parts]).strip(),
         records=records,
-        **{what: model.provenance.get(what) for what in ("predictor", "prompts", RECOVERY)},
+        **{role: model.provenance.get(role) for role in ("predictor", "prompts", RECOVERY)},
     )
 
 
-def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
+def _describe_model(model: Publishable) -> tuple[dict[str, str], str]:
     """Return the rows of the card's first table, and which operators GFLOPs lack."""
     vit = model.vit
     config: Any = vit.pretrained_cfg
@@ -218,25 +215,25 @@ def _count_facts(model: Publishable) -> tuple[dict[str, str], str]:
         trace = vit.trace(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
     patches = trace.grid[0] * trace.grid[1]
     cost = gflops(vit, size[1:], size[0])
-    facts = {"input": " x ".join(map(str, size))}
+    rows = {"input": " x ".join(map(str, size))}
     dense = ""
     if vit.reducer is not None:
-        about = (sys.modules[type(vit.reducer).__module__].__doc__ or "").strip().partition("\n")[0]
+        summary = (sys.modules[type(vit.reducer).__module__].__doc__ or "").strip().partition("\n")[0]
         dense = f" (dense: {gflops(reduce(vit, method=None), size[1:], size[0]).gflops:.2f})"
-        facts |= {
-            "method": f"{model.method}. {about}",
+        rows |= {
+            "method": f"{model.method}. {summary}",
             "settings": f"`{json.dumps(vit.reducer.config.plain())}`",
             "keep rate": f"{100 * trace.final_tokens / patches:.1f} %",
         }
     classes = len(model.classes)
-    facts |= {
+    rows |= {
         "patch tokens": f"{trace.final_tokens} of {patches} at the end",
         "tokens leaving each block": ", ".join(map(str, trace.tokens_per_block)),
         "GFLOPs per image": f"{cost.gflops:.2f}{dense}",
         "parameters": f"{cost.params:,}",
         "output": f"logits of {classes} classes" if classes else f"{vit.output_dim} features",
     }
-    return facts, lacking(cost.unsupported)
+    return rows, lacking(cost.unsupported)
 
 
 def write_folder(
@@ -251,8 +248,8 @@ def write_folder(
         FileNotFoundError: the weights of its text tower are missing.
     """
     allowed = {SENTENCE: (*FILES, *SENTENCE_FILES), OPEN_CLIP_FORMAT: OPEN_CLIP_FOLDER}.get(format, FILES)
-    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if strange := sorted(others.difference(allowed)):
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if strange := sorted(present.difference(allowed)):
         raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
     sentence = _sentence_tower(model) if format == SENTENCE else None
     card = model_card(model, repo, records, sentence, format)
@@ -265,9 +262,9 @@ def write_folder(
         save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
     else:
         sentence.save(str(folder), config)
-        about = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
+        settings = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
         modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(CODE).stem}.{SentenceTower.__name__}"}]
-        write_whole(folder / "config_sentence_transformers.json", json.dumps(about, indent=2).encode())
+        write_whole(folder / "config_sentence_transformers.json", json.dumps(settings, indent=2).encode())
         write_whole(folder / "modules.json", json.dumps(modules, indent=2).encode())
         write_whole(folder / CODE, SENTENCE_CODE.encode())
     write_whole(folder / "README.md", card.encode())
@@ -301,21 +298,18 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
         api = HfApi(library_name="clip-patchrank")
         api.create_repo(repo, private=private, exist_ok=True)
         files = [name for name in (*FILES, *SENTENCE_FILES, *OPEN_CLIP_FOLDER[1:]) if (folder / name).is_file()]
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Upload model and card"
-        )
+        message = "Upload model and card"
+        api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=files, commit_message=message)
     except Exception as error:  # the client raises what its transport does, release by release
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConnectionError(
-            f"can't upload to {repo!r}: {reason} (log in with 'hf auth login' or set HF_TOKEN, "
-            "where the hub can be reached; or write the files with --folder DIR and upload them "
-            f"from elsewhere with 'hf upload {repo} DIR')"
-        ) from error
+        remedy = "log in with 'hf auth login' or set HF_TOKEN, where the hub can be reached; or write the files with "
+        remedy += f"--folder DIR and upload them from elsewhere with 'hf upload {repo} DIR'"
+        raise ConnectionError(f"can't upload to {repo!r}: {reason} ({remedy})") from error
     return f"https://huggingface.co/{repo}"
 
 
 def check_repo(repo: str) -> None:
-    """Raise ValueError for what is no repository's name."""
+    """Raise ValueError for a name that no repository can have."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo, re.ASCII):
         raise ValueError(f"--to {repo!r}: expected OWNER/NAME, of letters, digits and - _ .")
 

@@ -10,7 +10,7 @@ import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from ray import serve
 from starlette.exceptions import HTTPException
 
-from harness.apps.settings import ServeConfig
 from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
-from harness.base.workers import cluster_address, ray_running
+from harness.base.workers import cluster_address, ray_running, require_actors
+from harness.records.times import cores
 from zoo.core.errors import is_out_of_memory
 from zoo.core.json_reader import strict_json
+from zoo.core.settings import check_fields
 from zoo.deploy.export import read_description
 from zoo.deploy.setup import Setup
 
@@ -43,6 +44,34 @@ async def refuse(_: Request, error: HTTPException) -> JSONResponse:
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     body = {"message": error.detail, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": body}, error.status_code, error.headers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a model is served."""
+
+    replicas: int = 1  # Ray actors with the model each
+    threads: int | None = None  # of each replica; None: this machine's cores shared among them
+    batch: int = 16  # pictures and texts that the model takes at once
+    wait_ms: float = 5.0  # that a batch waits for more
+    queue: int = 128  # requests that wait for a replica; more get 503
+    host: str = "127.0.0.1"
+    port: int = 8000
+    route: str = "/"  # what paths begin with
+    device: str = "cpu"
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("replicas", "threads", "batch", "queue"), "[1, inf)")
+        check_fields(self, **counts, wait_ms="[0, inf)", port="[1, 65535]")
+        if not self.route.startswith("/"):
+            raise ValueError(f"--route {self.route!r}: expected a path that starts with '/'")
+        require_actors("--replicas", self.replicas, self.device)
+
+    @property
+    def cores(self) -> int:
+        """Threads of each replica."""
+        return self.threads or max(1, cores() // self.replicas)
 
 
 def read_query(content: bytes, kind: str, model: str, width: int) -> tuple[list[PictureFile | str], bool]:
@@ -72,7 +101,7 @@ def read_query(content: bytes, kind: str, model: str, width: int) -> tuple[list[
     inputs = inputs if isinstance(inputs, list) else [inputs]
     if not 1 <= len(inputs) <= MOST:
         raise ValueError(f"input: expected {EXPECTED}, 1 to {MOST} of them")
-    return [_read_input(f"input[{place}]", one) for place, one in enumerate(inputs)], form == "base64"
+    return [_read_input(f"input[{place}]", value) for place, value in enumerate(inputs)], form == "base64"
 
 
 def _read_input(name: str, value: Any) -> PictureFile | str:
@@ -118,20 +147,14 @@ class VectorServer:
         run = asyncio.get_running_loop().run_in_executor
         inputs, packed = await run(self.decoders, self._read, content, kind)
         try:
-            results: list[Any] = await asyncio.gather(*(self._vector(one) for one in inputs))
+            results: list[Any] = await asyncio.gather(*(self._vector(entry) for entry in inputs))
         except (ValueError, MemoryError, RuntimeError) as error:  # the batch overflows, or takes too much memory
             short = is_out_of_memory(error.__cause__ or error)
             raise HTTPException(503 if short else 500, str(error)) from error
-        if wrong := [f"input[{place}]: {one}" for place, one in enumerate(results) if isinstance(one, str)]:
+        if wrong := [f"input[{place}]: {why}" for place, why in enumerate(results) if isinstance(why, str)]:
             raise HTTPException(400, "; ".join(wrong))
-        data = [
-            {
-                "object": "embedding",
-                "index": place,
-                "embedding": base64.b64encode(one.tobytes()).decode() if packed else one.tolist(),
-            }
-            for place, one in enumerate(results)
-        ]
+        values = [base64.b64encode(row.tobytes()).decode() if packed else row.tolist() for row in results]
+        data = [{"object": "embedding", "index": place, "embedding": value} for place, value in enumerate(values)]
         usage = {"prompt_tokens": 0, "total_tokens": 0}  # clients ask for the field; nothing is counted
         return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
 
@@ -139,10 +162,10 @@ class VectorServer:
     def models(self) -> dict[str, Any]:
         """Describe the model."""
         kinds = ["image", "text"] if self.encoder.has_text else ["image"]
-        facts = {"dimensions": self.encoder.width, "modalities": kinds}
-        facts |= {"runtime": self.encoder.runtime, "precision": self.encoder.setup.precision}
         model = {"id": self.name, "object": "model", "created": 0, "owned_by": "clip-patchrank"}
-        return {"object": "list", "data": [model | facts]}
+        model |= {"dimensions": self.encoder.width, "modalities": kinds}
+        model |= {"runtime": self.encoder.runtime, "precision": self.encoder.setup.precision}
+        return {"object": "list", "data": [model]}
 
     @app.get("/health")
     def health(self) -> dict[str, str]:
@@ -150,23 +173,23 @@ class VectorServer:
         return {"status": "ok"}
 
     def _read(self, content: bytes, kind: str) -> tuple[list[PictureFile | str], bool]:
-        """Read the body of a request for this model; raise HTTPException for what it doesn't take."""
+        """Read the body of a request for this model; raise HTTPException for a body that it doesn't take."""
         try:
             inputs, packed = read_query(content, kind, self.name, self.encoder.width)
-            if any(isinstance(one, str) for one in inputs):
+            if any(isinstance(entry, str) for entry in inputs):
                 _ = self.encoder.clip
         except (ValueError, FileNotFoundError) as error:
             raise HTTPException(400, str(error)) from error
         return inputs, packed
 
-    async def _vector(self, one: PictureFile | str) -> NDArray[np.float32] | str:
+    async def _vector(self, entry: PictureFile | str) -> NDArray[np.float32] | str:
         """Return the vector (D,) of a picture or text, or why there is none."""
         async with self.room:
-            if isinstance(one, str):
-                item = Item(one)
+            if isinstance(entry, str):
+                item = Item(entry)
             else:
                 run = asyncio.get_running_loop().run_in_executor
-                [item] = (await run(self.decoders, prepare, [one], self.encoder.transform)).items
+                [item] = (await run(self.decoders, prepare, [entry], self.encoder.transform)).items
             if item.wrong:
                 return item.wrong
             await self.idle.wait()  # Ray would close small batches while the model computes
@@ -175,7 +198,7 @@ class VectorServer:
 
     @serve.batch
     async def _embed(self, items: list[Item]) -> list[NDArray[np.float32] | str]:
-        """Embed what came together, from whichever requests."""
+        """Embed a batch of pictures and texts, from any requests."""
         self.idle.clear()
         try:
             return await asyncio.get_running_loop().run_in_executor(self.computer, self._compute, items)
@@ -237,7 +260,7 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
                 serve.run(deployment.bind(setup, config), name=name, route_prefix=config.route)
             except RuntimeError as error:
                 raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
-            node = next(one for one in ray.nodes() if one["Alive"])
+            node = next(node for node in ray.nodes() if node["Alive"])
             yield {
                 "url": f"http://{config.host}:{config.port}{config.route.rstrip('/')}",
                 "metrics": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",

@@ -1,7 +1,8 @@
-"""Show images beside the importance of their patches by several rankings, and what is kept."""
+"""Show images beside the importance of their patches by several rankings, and the patches that are kept."""
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from harness.apps.settings import ShowConfig
 from harness.base.hints import describe_error
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
@@ -24,7 +24,9 @@ from harness.measure.settings import Plan
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchSheet, draw, read_comment
 from zoo.core.files import write_whole
+from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, final_count
+from zoo.core.settings import check_fields, expected
 from zoo.core.tokens import top
 from zoo.loading.towers import Tower, load_tower, without_folders
 from zoo.ranking.golden import golden_importance
@@ -35,8 +37,26 @@ NAMES = {GOLDEN: "golden\nranking", PREDICTOR: "predictor", "clsattn": "CLS\natt
 FEW, GALLERY_SCALE = 4, 0.62  # images of a gallery, and its size as a share of a sheet's 2000 pixels
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """The rankings and keep rates that are shown beside an image."""
+
+    keeps: tuple[float, ...] = (0.6,)  # in (0, 1); a column for each of what the predictor, or a golden ranking, keeps
+    left: tuple[str, ...] = ()  # methods or ``golden``: what each leaves, without rankings
+    golden: GoldenConfig = field(default_factory=GoldenConfig)  # of a score that needs no classes
+    scale: float = 1.0  # of the figure, 1 for about 2000 pixels of width
+
+    def __post_init__(self) -> None:
+        if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):
+            raise ValueError(f"--keeps {self.keeps}: expected fractions in (0, 1), such as 0.6, each once")
+        for name in self.left:
+            if name not in (known := [*sorted(METHODS), GOLDEN]):
+                raise ValueError(f"--left {name!r}: {expected(name, known)}")
+        check_fields(self, scale="[0.25, 8]")
+
+
 class Subject(NamedTuple):
-    """One RGB image with what is known about it."""
+    """One RGB image with its name and class."""
 
     name: str
     image: Image.Image
@@ -76,7 +96,7 @@ def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
 
 
 def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path, device: str = "cpu") -> PatchSheet:
-    """Draw images beside what a dense tower (see ``towers.load_tower``) makes of them, as a PNG.
+    """Draw images beside the rankings of a dense tower (see ``towers.load_tower``), as a PNG.
 
     Raises:
         ValueError: a name or setting that doesn't fit, or nothing to decide what is kept.
@@ -91,7 +111,7 @@ def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path,
 
 
 def draw_galleries(plan: Plan, datasets: Iterable[str], folder: Path) -> None:
-    """Draw what the methods of a comparison leave of a few images of each dataset, at its lowest keep rate.
+    """Draw the tokens that the methods of a comparison leave of a few images of each dataset, at its lowest keep rate.
 
     ``datasets`` have been read, and go by their own names. A picture that is there already stays.
     """
@@ -114,7 +134,7 @@ def draw_galleries(plan: Plan, datasets: Iterable[str], folder: Path) -> None:
 
 
 def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, device: str) -> PatchSheet:
-    """Lay out images beside their rankings, the golden one first, and what is left of them."""
+    """Lay out images beside their rankings, the golden one first, and the tokens that are left."""
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
     with torch.inference_mode():
@@ -136,7 +156,7 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
         sheet.notes[0] += " Colours show the rank of a patch within its image and ranking; they don't compare images."
         sheet.columns, sheet.panels = {name: NAMES[name] for name in rankings}, dict(rankings)
         left = (PREDICTOR if PREDICTOR in rankings else GOLDEN,)
-    patches, merges = sheet.grid[0] * sheet.grid[1], False
+    patches, merges = grid[0] * grid[1], False
     for keep, method in product(config.keeps, left):
         if method == GOLDEN:
             tokens, count = find_kept(rankings[GOLDEN], keep), final_count(patches, keep)
@@ -183,10 +203,8 @@ def _rank_by_methods(tower: Tower, images: Tensor, block: int, notes: list[str])
     """Return the importance by predictor and CLS attention at a block, where there are any."""
     rankings = dict[str, NDArray[np.floating]]()
     for method in (PREDICTOR, "clsattn"):
-        try:
-            output = _run_method(tower, images, method, 0.5, block)  # in the same order at any keep rate
+        try:  # at any keep rate, as all rank in the same order
+            rankings[method] = _run_method(tower, images, method, 0.5, block).per_image["scores"]
         except (FileNotFoundError, ValueError) as error:
             notes.append(f"Left out: {method}: {describe_error(error)}.")
-        else:
-            rankings[method] = output.per_image["scores"]
     return rankings

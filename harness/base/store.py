@@ -93,8 +93,8 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     with _reading():
         file = pq.ParquetFile(pa.BufferReader(content))
         texts, whole = file.metadata.metadata or {}, file.metadata
-        rows = [whole.row_group(at).num_rows for at in range(whole.num_row_groups)]
-        if sum(rows) != whole.num_rows:  # Arrow would take memory for them
+        rows = sum(whole.row_group(at).num_rows for at in range(whole.num_row_groups))
+        if rows != whole.num_rows:  # Arrow would take memory for them
             raise BrokenShardError("its numbers of rows don't agree")
     if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
@@ -201,11 +201,9 @@ class ShardKind(Generic[P]):
         return shard
 
     def shards(self, folder: Path) -> Iterator[Shard[P]]:
-        """Yield the shards of a store, finished or not, one in memory at a time.
+        """Yield the shards of a store, finished or not, one in memory at a time; FileNotFoundError if there are none.
 
-        Raises:
-            ValueError: a shard is broken, somebody else's, or made in another way or size than the first.
-            FileNotFoundError: there are none.
+        ValueError for a shard that is broken, somebody else's, or made in another way or size than the first.
         """
         first: Shard[P] | None = None
         for index, path in (shard_paths(folder) if folder.is_dir() else {}).items():

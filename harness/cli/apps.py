@@ -30,8 +30,7 @@ LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's server
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.choose import ALIKE, TOTAL, choose, selection_table
-    from harness.apps.settings import ChooseConfig
+    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
     from harness.base.lines import lock_file
     from harness.measure.fidelity import SetupBounds
 
@@ -50,19 +49,18 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
     rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
     alike = "dense in the same precision and runtime"
     if selection.why:
-        text = (
-            f"nothing meets {bounds.words}; the nearest is {setup.name} in {setup.precision}, {total}: {selection.why}"
-        )
+        nearest = f"the nearest is {setup.name} in {setup.precision}, {total}"
+        text = f"nothing meets {bounds.words}; {nearest}: {selection.why}"
         return Shown(parts=(table, text), data=data, code=1)
     if setup.method is not None:
         text = f"{setup.name} in {setup.precision} is {_faster(time[ALIKE])} {alike}, and {total}"
     else:
         text = f"Don't reduce: dense, {setup.precision}, is {total}"
-        reductions = [one for one in selection.judged if one.candidate.method is not None and one.passed]
-        for one in reductions:
-            if one.time:
-                slow = f"but slower than dense, {setup.precision}" if one.pays else "not clearly faster"
-                text += f"; {one.candidate} is {_faster(one.time[ALIKE])} {alike}, {slow}"
+        reductions = [row for row in selection.judged if row.candidate.method is not None and row.passed]
+        for row in reductions:
+            if row.time:
+                slow = f"but slower than dense, {setup.precision}" if row.pays else "not clearly faster"
+                text += f"; {row.candidate} is {_faster(row.time[ALIKE])} {alike}, {slow}"
         if not reductions:
             text += "; no reduction was found that meets the bounds"
     wrote = f"wrote {args.output} in {setup.certificate['seconds']:.0f} s; {bounds.words}: met, by 95 % intervals"
@@ -82,17 +80,14 @@ def _describe_use(setup: "Setup", args: Namespace) -> str:
     prefix, _, path = (args.dataset or f"images:{args.images}").partition(":")
     pictures = shlex.quote(path) if prefix in ("images", "folder") else "FOLDER"
     device = "" if args.device == "cpu" else f" --device {shlex.quote(args.device)}"
-    lines = [
-        *(
-            "",
-            f"# vectors, in {setup.precision}",
-            f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors",
-        ),
-        f"# a file for ONNX Runtime, in {_file_precision(ONNXRUNTIME, setup.precision)}",
-        f"{PROGRAM} export --model {file} --output model.onnx",
-        *("# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
-    ]
-    return "\n".join(lines)
+    return f"""
+# vectors, in {setup.precision}
+{PROGRAM} embed {pictures} --model {file}{device} --output vectors
+# a file for ONNX Runtime, in {_file_precision(ONNXRUNTIME, setup.precision)}
+{PROGRAM} export --model {file} --output model.onnx
+# Python
+from zoo.deploy.setup import Setup
+model = Setup.read({str(args.output)!r}).build()"""
 
 
 def _file_precision(runtime: str, precision: str) -> str:
@@ -103,12 +98,7 @@ def _file_precision(runtime: str, precision: str) -> str:
 
 
 def run_export(args: Namespace, progress: Progress) -> Shown:
-    """Write a file, and keep it if its runtime gives the model's features.
-
-    Raises:
-        ValueError: what the model or the runtime refuses, or too few images.
-        FileNotFoundError: weights or images are missing.
-    """
+    """Write a file, and keep it if its runtime gives the model's features."""
     import torch
 
     from harness.base.lines import lock_file
@@ -133,21 +123,20 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if len(split) < 2:
         raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
-    about: dict[str, Any] = {
+    origin = {
         "model": setup.name,
         "tower": setup.model,
         "preprocessing": describe_preprocessing(tower.preprocess),
         "text_weights": None if tower.clip is None else weights_digest(tower.clip.model.text.state_dict()),
+        **{"recovery": setup.recovery, "random_weights": args.random_weights},
     }
-    about |= {"recovery": setup.recovery, "random_weights": args.random_weights}
-    progress.say(
-        f"{setup.name}: writing a file for {runtime} in {setup.precision}, then checking it on {len(images)} images"
-    )
+    where = f"for {runtime} in {setup.precision}"
+    progress.say(f"{setup.name}: writing a file {where}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"runtime": runtime, "precision": setup.precision}
-    how = data | {"batches": args.batches, "least_cosine": args.least_cosine}
+    options = data | {"batches": args.batches, "least_cosine": args.least_cosine, "facts": origin}
     with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
-            data["agreement"] = export_model(tower.vit, path, images, **how, facts=about, tick=tick)
+            data["agreement"] = export_model(tower.vit, path, images, tick=tick, **options)
         except DisagreementError as error:
             data |= {"path": None, "problem": str(error), "agreement": error.agreement}
     table = _agreement_table(setup, runtime, data["agreement"])
@@ -165,20 +154,19 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
 def _write_layout(server: str, model: Path) -> Path:
     """Write what a server reads beside the folder of a model's version, and return its path.
 
-    Raises:
-        ValueError: OpenVINO Model Server's file is there and is none.
+    Raise ValueError for a file that isn't OpenVINO Model Server's where its file should be.
     """
     from zoo.core.files import write_whole
     from zoo.core.json_reader import strict_json
 
-    about, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
+    description, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
     if server == "triton":
         lines = [
             f"name: {json.dumps(folder.name)}",
             'backend: "onnxruntime"',
             "max_batch_size: 64",
-            f'input {{ name: "images" data_type: TYPE_FP32 dims: {[3, *about["image_size"]]} }}',
-            f'output {{ name: "features" data_type: TYPE_FP32 dims: [{about["features"]}] }}',
+            f'input {{ name: "images" data_type: TYPE_FP32 dims: {[3, *description["image_size"]]} }}',
+            f'output {{ name: "features" data_type: TYPE_FP32 dims: [{description["features"]}] }}',
             "dynamic_batching { max_queue_delay_microseconds: 2000 }",
         ]
         path, content = folder / "config.pbtxt", "\n".join(lines)
@@ -186,13 +174,13 @@ def _write_layout(server: str, model: Path) -> Path:
         path = folder.parent / "config.json"  # of all models of the repository
         try:
             whole = strict_json(path.read_bytes()) if path.exists() else {"model_config_list": []}
-            models = [one for one in whole["model_config_list"] if one["config"]["name"] != folder.name]
+            kept = [model for model in whole["model_config_list"] if model["config"]["name"] != folder.name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
         # Without the hint the server computes in the precision that it finds fastest.
-        hint = {"INFERENCE_PRECISION_HINT": about["precision"].replace("float", "f")}
-        own = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
-        content = json.dumps({**whole, "model_config_list": [*models, {"config": own}]}, indent=2)
+        hint = {"INFERENCE_PRECISION_HINT": description["precision"].replace("float", "f")}
+        config = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
+        content = json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path
 
@@ -200,28 +188,23 @@ def _write_layout(server: str, model: Path) -> Path:
 def _agreement_table(setup: "Setup", runtime: str, agreement: "FeatureAgreement") -> Table:
     """Lay out how a file's features agree with the eager model's."""
     heads = ("runtime", "precision", "images", "cosine", "5 % quantile", "largest difference", "same nearest")
-    row = [
-        runtime,
-        setup.precision,
-        str(agreement.images),
-        f"{agreement.cosine_mean:.5f}",
-        f"{agreement.cosine_q05:.5f}",
-    ]
-    row += [f"{agreement.deviation:.1e}", f"{100 * agreement.same_nearest:.1f} %"]
+    cosines = f"{agreement.cosine_mean:.5f}", f"{agreement.cosine_q05:.5f}"
+    shares = f"{agreement.deviation:.1e}", f"{100 * agreement.same_nearest:.1f} %"
+    row = (runtime, setup.precision, str(agreement.images), *cosines, *shares)
     title = f"{setup.name} against eager float32, {' and '.join(map(str, agreement.batches))} images per call"
     return Table.of(title, heads, [row], words=heads[:2])
 
 
 def run_embed(args: Namespace, progress: Progress) -> Shown:
-    """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
+    """Embed pictures or texts; name the folder, the bad items, and the bottleneck."""
     from harness.apps.vectors.embed import embed
     from harness.apps.vectors.settings import EmbedJob
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args, args.runtime), source=_source(args, progress))
     done = embed(job, progress)
-    facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
-    data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
-    return Shown(parts=_embedded_lines(done, job), data=data)
+    counts = {"total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
+    data = {"path": done.path, **counts, "errors": done.errors, "per_s": done.rates, "binds": done.binds}
+    return Shown(parts=_embedded_lines(done, job), data=json_values(data))
 
 
 def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource":
@@ -238,17 +221,15 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
 
 
 def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
-    """Say what came of it: how fast, then where it is and what is missing."""
+    """Return a line of speeds, and a line with the folder and the number of bad items."""
     lines = []
     if done.binds is not None:
         count = job.processes * (job.workers or 1)
-        by = (
-            f"{count} process{'es' * (count > 1)} decode{'s' * (count < 2)}" if count else "the model's process decodes"
-        )
-        what = {"decoding": by, "copying": "copying takes", "model": "the model embeds"}
-        line = ", ".join(
-            f"{what[name]} {float(format(rate, '.3g')):,g} {job.kind}/s" for name, rate in done.rates.items()
-        )
+        processes = f"{count} processes decode" if count > 1 else f"{count} process decodes"
+        decoding = processes if count else "the model's process decodes"
+        verbs = {"decoding": decoding, "copying": "copying takes", "model": "the model embeds"}
+        rates = {name: f"{float(format(rate, '.3g')):,g} {job.kind}/s" for name, rate in done.rates.items()}
+        line = ", ".join(f"{verbs[name]} {rate}" for name, rate in rates.items())
         lines.append(f"{done.binds} is the bottleneck: {line}" if len(done.rates) > 1 else line)
     text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
     if done.bad:
@@ -274,60 +255,51 @@ def run_search(args: Namespace, progress: Progress) -> Shown:
     source = None if args.sheet is None else open_source(provenance.source, column=provenance.column)
     with lock_file(args.sheet, "--sheet"):
         vector = query_vector(args.query, provenance, progress.say, device=args.device, file=args.model)
-        found = nearest(args.vectors, vector, args.top, progress.say)
+        result = nearest(args.vectors, vector, args.top, progress.say)
         if source is not None:
-            write_sheet(args.sheet, args.query, found, source)
+            write_sheet(args.sheet, args.query, result, source)
     name = "path" if provenance.kind == IMAGES else "text"
-    rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
+    rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in result.hits]
     below = provenance.source[0]
-    some = "" if found.searched == provenance.count else f"{found.searched:,} of "
+    some = "" if result.searched == provenance.count else f"{result.searched:,} of "
     text = f"searched {some}{provenance.count:,} {provenance.kind}, embedded by {provenance.setup.name}"
     if name == "path" and Path(below).is_dir():
         text += f"; paths are below {below}"
     parts: list[Part] = [Table.of(f"nearest to {args.query}", ("rank", "score", name), rows, words=(name,)), text]
     if source is not None:
         parts.append(f"wrote {args.sheet}")
-    hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, name: hit.name} for hit in found.hits]
-    facts = {"query": args.query, "source": provenance.source, "model": provenance.setup.name}
-    sheet = None if source is None else str(args.sheet)
-    facts |= {"searched": found.searched, "of": provenance.count, "missing": found.missing}
-    return Shown(parts=tuple(parts), data={**facts, "hits": hits, "sheet": sheet})
+    hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, name: hit.name} for hit in result.hits]
+    data = {"query": args.query, "source": provenance.source, "model": provenance.setup.name}
+    data |= {"searched": result.searched, "of": provenance.count, "missing": result.missing, "hits": hits}
+    return Shown(parts=tuple(parts), data=data | {"sheet": None if source is None else str(args.sheet)})
 
 
 def _show_losses(args: Namespace, progress: Progress) -> Shown:
-    """Lay out what each storage would lose."""
+    """Lay out the loss of each storage."""
     from harness.apps.vectors.search import measure_losses
 
     count, losses = measure_losses(args.vectors, progress.say)
     headings = ("stored as", "bytes", "mean cosine", "10 nearest found, %")
-    rows = []
-    for one in losses:
-        share = estimate_cell(one.overlap, lambda value: f"{100 * value:.1f}")
-        rows.append((one.stored, str(one.bytes), f"{one.cosine:.4f}", share))
+    shares = [estimate_cell(loss.overlap, lambda value: f"{100 * value:.1f}") for loss in losses]
+    cells = [(loss.stored, str(loss.bytes), f"{loss.cosine:.4f}") for loss in losses]
+    rows = [(*row, share) for row, share in zip(cells, shares, strict=True)]
     title = f"{count:,} embeddings against float32, each searched for among the others"
     table = Table.of(title, headings, rows, words=headings[:1])
     return Shown(parts=(table,), data=json_values({"count": count, "losses": losses}))
 
 
 def run_serve(args: Namespace, progress: Progress) -> Shown:
-    """Serve a model until Ctrl-C or SIGTERM.
-
-    Raises:
-        ValueError: what Ray, the model or the settings refuse.
-        FileNotFoundError: weights are missing.
-    """
+    """Serve a model until Ctrl-C or SIGTERM."""
     if missing := [name for name in ("ray", "fastapi", "uvicorn") if find_spec(name) is None]:
         raise ValueError(f"serve needs {', '.join(missing)}: pip install 'clip-patchrank[ray]'")
-    from harness.apps.serve import serving
-    from harness.apps.settings import ServeConfig
+    from harness.apps.serve import ServeConfig, serving
 
     setup, config = flags.setup_of(args, args.runtime), flags.settings(ServeConfig, args)
     progress.say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
-        progress.say(
-            f"{setup.name} is served at {served['url']}/v1/embeddings; Ray's metrics are at {served['metrics']}"
-        )
+        address = f"{served['url']}/v1/embeddings"
+        progress.say(f"{setup.name} is served at {address}; Ray's metrics are at {served['metrics']}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
@@ -335,8 +307,7 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
 
 def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.apps.settings import ShowConfig
-    from harness.apps.show import find_subject, show
+    from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
     from zoo.core.recipes import GoldenConfig
 
@@ -349,8 +320,7 @@ def run_show(args: Namespace, _progress: Progress) -> Shown:
 
 def run_check(args: Namespace, progress: Progress) -> Shown:
     """Check expectations, or write them anew."""
-    from harness.apps.check import check
-    from harness.apps.settings import CheckPlan
+    from harness.apps.check import CheckPlan, check
     from harness.report.changes import Tolerances
 
     untimed = {"slower": math.inf} if args.no_latency else {}

@@ -1,4 +1,4 @@
-"""What a subcommand is, and its parser."""
+"""A subcommand and its parser."""
 
 import argparse
 import itertools
@@ -60,11 +60,7 @@ class Command:
         return "\n".join([*lines, "", f"output: {self.output}", "", f"exit codes: {meanings}"])
 
 
-def command(
-    path: str,
-    run: Run,
-    arguments: Callable[["CommandParser"], None] = lambda _parser: None,
-) -> Command:
+def command(path: str, run: Run, arguments: Callable[["CommandParser"], None] = lambda _: None) -> Command:
     """Return a subcommand that ``commands.toml`` describes but for some arguments, which stand before its flags."""
     text = dict(TEXTS[path])
     groups = text.pop("flags", {})
@@ -79,7 +75,7 @@ def command(
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's parser, which takes no beginning of a flag for it, and names the near match of a mistake."""
+    """A command's parser, which takes no abbreviated flags, and names the near match of a mistake."""
 
     def __init__(self, command: Command) -> None:
         """Add the command's flags, and those of every command."""
@@ -89,22 +85,22 @@ class CommandParser(argparse.ArgumentParser):
         )  # fmt: skip
         self._positionals.title, self._optionals.title = "arguments", "flags"
         command.flags(self)
-        places = [action for action in self._actions if action.required or not action.option_strings]
-        names = [
-            " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())]) for action in places
-        ]
-        words = [name if action.required else f"[{name}]" for action, name in zip(places, names, strict=True)]
+        words = []
+        for action in self._actions:
+            if action.required or not action.option_strings:
+                name = " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
+                words.append(name if action.required else f"[{name}]")
         self.usage = " ".join([self.prog, *words, "[flags]"])
-        add_shared(self.add_argument_group("every command"))
+        quiet = "print results and errors only, no progress and no notes"
+        shared = self.add_argument_group("every command")
+        shared.add_argument("-h", "--help", action="help", help="show this and exit")
+        shared.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+        shared.add_argument("--explain", action="store_true", help="explain each table's columns below it")
+        shared.add_argument("--quiet", "-q", action="store_true", help=quiet)
         self.set_defaults(command=command.path, run=command.run)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, refusing what no argument takes.
-
-        Raises:
-            ValueError: a mistake.
-            SystemExit: after help.
-        """
+        """Parse; raise ValueError for a mistake, and SystemExit after help."""
         self._require_flags(args)
         values, rest = super().parse_known_args(args, namespace)
         if rest:
@@ -112,7 +108,7 @@ class CommandParser(argparse.ArgumentParser):
         return values, rest
 
     def _require_flags(self, args: Sequence[str]) -> None:
-        """Refuse unknown flags, and several values in two places, before argparse tells what else is missing."""
+        """Refuse unknown flags, and several values in two places, before argparse names missing ones."""
         given: set[str] = set()
         for word, after in itertools.zip_longest(args, args[1:]):
             flag, _, value = word.partition("=")
@@ -172,18 +168,9 @@ class Formatter(argparse.HelpFormatter):
         return f"{text} (default: {shown})".replace("%", "%%")
 
 
-def add_shared(group: Any) -> None:
-    """Add the flags that every command takes."""
-    group.add_argument("-h", "--help", action="help", help="show this and exit")
-    group.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    group.add_argument("--explain", action="store_true", help="explain each table's columns below it")
-    text = "print results and errors only, no progress and no notes"
-    group.add_argument("--quiet", "-q", action="store_true", help=text)
-
-
 def describe_versions() -> str:
-    """Return the versions of the package and of what its figures depend on."""
-    commit = git_commit()
-    package = f"{PACKAGE} {metadata.version(PACKAGE)}" + (f", commit {commit}" if commit else "")
+    """Return the versions of the package and of the libraries that its figures depend on."""
+    commit = f", commit {git_commit()}" if git_commit() else ""
+    package = f"{PACKAGE} {metadata.version(PACKAGE)}{commit}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "open_clip_torch"))
     return f"{package}\npython {platform.python_version()}, {versions}"

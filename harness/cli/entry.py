@@ -56,7 +56,7 @@ FAMILIES = ("", "fit", "datasets")  # first words of several commands
 
 
 def list_commands(first: str) -> dict[str, str]:
-    """Return what stands behind a first word, or what a command line begins with, and what that is for."""
+    """Return the commands behind a first word, or the first words of all commands, with their purposes."""
     depth, every = len(first.split()), [path.split() for path in COMMANDS]
     paths = dict.fromkeys(" ".join(words[: depth + 1]) for words in every if words[:depth] == first.split())
     return {path.split()[-1]: TEXTS[path]["what"] if path in FAMILIES else COMMANDS[path].what for path in paths}
@@ -65,8 +65,7 @@ def list_commands(first: str) -> dict[str, str]:
 def _list_flags(first: str, parser: CommandParser) -> None:
     """Show the commands behind a first word."""
     if not first:
-        text = "show versions of the package and its dependencies"
-        parser.add_argument("--version", action="store_true", help=text)
+        parser.add_argument("--version", action="store_true", help="show versions of the package and its dependencies")
     group = parser.add_argument_group("commands")
     for name, what in list_commands(first).items():
         group.add_argument(name, nargs="?", help=what)
@@ -75,11 +74,8 @@ def _list_flags(first: str, parser: CommandParser) -> None:
 def parse(words: Sequence[str]) -> Namespace:
     """Return the arguments of a command line: ``command`` is the path, and ``run`` what runs it.
 
-    Flags of every command may stand before its name. Half a command prints its help.
-
-    Raises:
-        ValueError: a mistake.
-        SystemExit: after help or version.
+    Flags of every command may stand before its name. Half a command prints its help. Raise ValueError for a mistake,
+    and SystemExit after help or version.
     """
     lead = list(takewhile(lambda word: word.startswith("-"), words))
     rest = words[len(lead) :]
@@ -99,11 +95,7 @@ def parse(words: Sequence[str]) -> Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit code, of `EXIT_CODES`.
-
-    Raises:
-        SystemExit: after help or version.
-    """
+    """Run a subcommand and return its exit code, of `EXIT_CODES`; raise SystemExit after help or version."""
     # Quiet by intention: open_clip logs every tokenizer it builds.
     logging.disable(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -130,15 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
-            on = "finished work is kept, and the same command continues it"
-            anew = "nothing is left half-written; the same command starts again"
-            notes().print(f"stopped; {on if goes_on else anew}")
+            kept = "finished work is kept, and the same command continues it"
+            lost = "nothing is left half-written; the same command starts again"
+            notes().print(f"stopped; {kept if goes_on else lost}")
         return 130
     return code
 
 
 def _describe(error: Exception) -> str:
-    """Return the message of an error that a user can mend; raise what is ours to mend."""
+    """Return the message of an error that a user can mend; raise any other error."""
     if isinstance(error, (ValueError, OSError)):
         return describe_error(error)
     from zoo.core.errors import is_out_of_memory
@@ -150,26 +142,21 @@ def _describe(error: Exception) -> str:
 
 
 def require_own_packages() -> None:
-    """Refuse packages of these names that aren't ours: a folder in front of the path may hold others.
-
-    Raises:
-        ValueError: names the folder, and the way that isn't fooled.
-    """
+    """Refuse, by ValueError, packages of our names that aren't ours: a folder in front of the path may hold others."""
     here = Path(__file__).resolve().parents[2]
     for name in ("zoo", "baselines"):
         spec = find_spec(name)
         places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
         place = Path(places[0] if places else "").resolve()
         if place.parent != here:
-            raise ValueError(
-                f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
-                f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
-            )
+            wrong = f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}"
+            remedy = f"run {PROGRAM} instead of python -m harness, or start it in another folder"
+            raise ValueError(f"{wrong}: Python finds another of that name first; {remedy}")
 
 
 @contextlib.contextmanager
 def _no_empty_folders(args: Namespace) -> Iterator[None]:
-    """Remove what the body leaves of a new output but empty folders."""
+    """Remove the empty folders that the body leaves of a new output."""
     outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
     folders = [folder for output in outputs if output for folder in (output, *output.parents)]
     new = [folder for folder in folders if not folder.exists()]
@@ -184,7 +171,7 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warnings_as_notes(progress: Progress) -> Iterator[None]:
-    """Say what the body warns of in a line each, without the place in the code."""
+    """Say each warning of the body in a line, without the place in the code."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: progress.say(str(message))
         yield
@@ -204,19 +191,20 @@ def _run(args: Namespace, progress: Progress) -> int:
             if output is not None:
                 with progress.hidden():
                     _print(part, output, explained=args.explain)
+        outcome = outcomes[0]
         if output is None:
-            print(printable(_document(args.command, outcomes[0])))
+            try:
+                document = json.dumps(outcome.data, allow_nan=False, ensure_ascii=False, indent=1)
+            except ValueError as error:  # ours, and no wrong use
+                raise AssertionError(f"{args.command}: {error}") from error
+            print(printable(document))
     finally:
         forget()
-    return outcomes[0].code
+    return outcome.code
 
 
 def _name_datasets(args: Namespace, progress: Progress) -> None:
-    """Replace paths of datasets by their names, and set how all datasets are read.
-
-    Raises:
-        ValueError: a flag for datasets beside ``--images``, or a dataset that can't be read.
-    """
+    """Replace paths of datasets by their names, and set how all datasets are read."""
     from harness.datasets import Options, names_of
 
     flags = vars(args)
@@ -229,21 +217,13 @@ def _name_datasets(args: Namespace, progress: Progress) -> None:
     datasets = flags.get(option) or []
     if flags.get("dry_run") or flags.get("runs"):
         datasets = []  # what is missing is part of what it tells; two runs need no images
-    several: list[str] = [datasets] if isinstance(datasets, str) else datasets
-    names = names_of(several, Options(**options, progress=progress))
+    names = names_of([datasets] if isinstance(datasets, str) else datasets, Options(**options, progress=progress))
     if datasets:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
 
 
-def _document(command: str, outcome: Shown) -> str:
-    try:
-        return json.dumps(outcome.data, allow_nan=False, ensure_ascii=False, indent=1)
-    except ValueError as error:  # ours, and no wrong use
-        raise AssertionError(f"{command}: {error}") from error
-
-
 def _parts(outcome: Shown | Work, outcomes: list[Shown]) -> Iterator[Part]:
-    """Yield what people see, as it comes, and put the outcome into a list."""
+    """Yield the parts that people see, as they come, and put the outcome into a list."""
     outcomes.append((yield from outcome) if isinstance(outcome, Generator) else outcome)
     yield from outcomes[0].parts
 

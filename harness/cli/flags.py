@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from harness.base.terminal import Progress
-from harness.cli.outline import Outline, outline
+from harness.cli.outline import Outline, outline, runtime_names
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -64,6 +64,9 @@ TYPES: dict[str, tuple[Callable[[str], Any], str | None]] = {
     "keep_rate": (keep_rate, "RATE"), "path": (Path, "FILE"), "split": (split, None),
 }  # fmt: skip
 
+# Words of help that stand for the names of runtimes, with the attributes that these runtimes' classes set.
+RUNTIME_WORDS = {"{runtimes}": (), "{file runtimes}": ("suffix",)}
+
 READERS: dict[Any, Callable[[str], Any]] = {float: float, int: int, bool: json.loads}  # of values of CHANGES
 
 
@@ -101,6 +104,9 @@ def _add(group: Any, shared: Mapping[str, Any], changes: Mapping[str, Any], conf
     if "choices" in options:
         options["choices"] = _resolve(options["choices"])
         options["help"] = options["help"].replace("{choices}", ", ".join(options["choices"]))
+    for word, attributes in RUNTIME_WORDS.items():
+        if word in options["help"]:
+            options["help"] = options["help"].replace(word, runtime_names(*attributes))
     # "*" of an argument takes nothing before the first flag, and refuses what comes after it.
     required = options.pop("required", None) if flag == field else None
     action = group.add_argument(flag, type=kind, **options)
@@ -140,11 +146,10 @@ def setup_of(args: Namespace, runtime: str | None = None) -> "Setup":
     """
     from zoo.deploy.setup import Setup
 
-    values = {name: getattr(args, name) for name in ("method", "keep", "recovery", "precision")} | {"runtime": runtime}
-    fields: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    recovery = None if args.recovery is None else str(args.recovery)
+    values = {"method": args.method, "keep": args.keep, "recovery": recovery, "precision": args.precision}
+    fields = {name: value for name, value in (values | {"runtime": runtime}).items() if value is not None}
     if not args.model.endswith(".json"):
-        if "recovery" in fields:
-            fields["recovery"] = str(fields["recovery"])
         return Setup.of(args.model, **fields)
     for name in fields.keys() - {"runtime", "precision"}:
         raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")
@@ -165,8 +170,7 @@ def source_of(args: Namespace, progress: Progress) -> "Source":
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     """Return the recipe of learned tokens that the flags ask for; its seed is the first of ``draws``.
 
-    ``usual`` are fields that differ from the default where ``--tune`` doesn't name them. Raises what ``TuneConfig``
-    refuses.
+    ``usual`` are fields that differ from the default where ``--tune`` doesn't name them.
     """
     from harness.datasets.few_shot import COOP
     from zoo.core.recipes import TuneConfig
@@ -179,9 +183,6 @@ def settings(config: type[C], args: Namespace, /, **further: Any) -> C:
     """Make settings of the flags that are called like their fields, and of ``further`` fields.
 
     A flag that has no value leaves the field's default; lists become tuples without repeats.
-
-    Raises:
-        ValueError: what the settings refuse.
     """
     flags = vars(args)
     names = [field.name for field in dataclasses.fields(config)]
@@ -197,8 +198,7 @@ def settings(config: type[C], args: Namespace, /, **further: Any) -> C:
 def change(config: C, changes: str | None, flag: str) -> C:
     """Return settings with changes such as ``anchor=2,coupling=none``; a minus stands for an underscore.
 
-    Raises:
-        ValueError: an unknown field, a value of another type, or what the settings refuse.
+    Raise ValueError for an unknown field, a value of another type, or what the settings refuse.
     """
     from zoo.core.json_reader import from_json
 

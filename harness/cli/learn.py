@@ -1,4 +1,4 @@
-"""Subcommands of golden rankings and of what is learned: ``rank`` and ``fit``."""
+"""Subcommands of golden rankings and of learning: ``rank`` and ``fit``."""
 
 import time
 from argparse import Namespace
@@ -37,7 +37,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     from zoo.loading.towers import load_tower
 
     config = flags.settings(FitConfig, args)
-    way = flags.settings(GoldenConfig, args, window=2, stride=2)
+    golden = flags.settings(GoldenConfig, args, window=2, stride=2)
     files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
     names = args.dataset or []
     for dataset in names:  # refuses before anything is loaded
@@ -47,12 +47,12 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
     jobs: list[tuple[SplitName, RankJob]] = []
     tower = load_tower(args.model).name if names else ""
     for dataset, split in product(names, flags.SPLITS[:2]):
-        path = shipped_rankings(tower, dataset, split, way.block)
+        path = shipped_rankings(tower, dataset, split, golden.block)
         source = Source.of(get_dataset(dataset), split)
         if path is not None:
             files[split].append(path)
         elif len(source.images):
-            jobs.append((split, RankJob(model=args.model, source=source, config=way, limit=args.limit)))
+            jobs.append((split, RankJob(model=args.model, source=source, config=golden, limit=args.limit)))
         else:
             progress.say(f"{source.name} has no {split} images; none decides when to stop")
     if not files["train"] and not jobs:
@@ -68,7 +68,7 @@ def run_fit_predictor(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
-    """Tune prompts, write them, and say what that took and gave."""
+    """Tune prompts, write them, and report time and accuracy."""
     from harness.base.lines import lock_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
@@ -92,15 +92,14 @@ def run_fit_prompts(args: Namespace, progress: Progress) -> Shown:
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, {seconds:.1f} s; top-1 on the "
         f"{len(drawn.val)} validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = config.describe()
     data = {"path": path, "parameters": parameters, "seconds": seconds, "train": len(drawn.train)}
     data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws}
     data |= {"steps": config.total_steps, "recipe": config}
-    return Shown(parts=(text, recipe), data=json_values(data))
+    return Shown(parts=(text, config.describe()), data=json_values(data))
 
 
 def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
-    """Train a recovery, write it, and say what that took and gave."""
+    """Train a recovery, write it, and report time and losses."""
     from harness.learning.recovery import train_recovery
     from harness.learning.settings import Sources
     from zoo.core.recipes import RecoveryConfig
@@ -117,10 +116,11 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
     begin = time.perf_counter()
     file = train_recovery(setup.model, setup.method, setup.options, sources, config, **where)
     seconds = time.perf_counter() - begin
-    losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
+    losses = [f"{dataset['name']} {dataset['before']:.4f} to {dataset['after']:.4f}" for dataset in file.datasets]
     worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"
+    images = sum(dataset["images"] for dataset in file.datasets)
     text = (
-        f"wrote {file.path}: {file.parameters:,} parameters, {sum(one['images'] for one in file.datasets)} images, "
+        f"wrote {file.path}: {file.parameters:,} parameters, {images} images, "
         f"{seconds:.1f} s; 1 - cosine to dense on images held out: {', '.join(losses)}{worth}"
     )
     data = {"path": file.path, "parameters": file.parameters, "seconds": seconds, "datasets": file.datasets}
@@ -128,7 +128,7 @@ def run_fit_recovery(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
-    """Search a schedule, write it, and say what it gives beside the default."""
+    """Search a schedule, write it, and report its losses beside the default's."""
     from harness.learning.schedule import search_schedule
     from harness.learning.settings import SearchConfig, Sources
 
@@ -137,7 +137,7 @@ def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
     path, file = search_schedule(args.model, args.method, sources, config, **where)
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
     worth = "" if file.found else "; none is better on held-out images, so this is the default"
-    losses = [f"{one['name']} {one['before']:.5f} to {one['after']:.5f}" for one in file.datasets]
+    losses = [f"{dataset['name']} {dataset['before']:.5f} to {dataset['after']:.5f}" for dataset in file.datasets]
     text = (
         f"wrote {path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}; at "
         f"{file.cost['reached']:.3f} GFLOPs, 1 - cosine to dense on images held out: {', '.join(losses)}"

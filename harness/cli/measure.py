@@ -1,9 +1,9 @@
-"""Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
+"""Subcommands that measure or list models: ``compare``, ``eval``, ``latency``, ``report``, ``list``, ``datasets``."""
 
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_compare(args: Namespace, progress: Progress) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs, which takes no flag.
-
-    Raises:
-        ValueError: not two runs, or a flag for measuring.
-    """
+    """Measure side by side, or show the changes between two runs, which takes no flag."""
     if not args.runs:
         return _side_by_side(args, progress)
     from harness.report.changes import compare_runs
@@ -57,7 +53,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
             keep_new(path, group, known)
             records += group
             parts = (group, *halves(group)) if args.halves else (group,)
-            for part in (rows for one in parts for rows in training_free(one)):
+            for part in chain.from_iterable(map(training_free, parts)):
                 table = comparison_table(part, plan.match_to, plan.batches)
                 yield table
                 yield from table.notes
@@ -73,7 +69,7 @@ def _side_by_side(args: Namespace, progress: Progress) -> Work:
 
 
 def _plan_of(args: Namespace) -> "Plan":
-    """Return what `compare` measures; without methods named, those of published comparisons and a faster dense row."""
+    """Return the plan of `compare`: by default the methods of published comparisons and a faster dense row."""
     from harness.measure.rows import usual_methods
     from harness.measure.settings import Plan
     from harness.records.averages import reference_of
@@ -81,13 +77,14 @@ def _plan_of(args: Namespace) -> "Plan":
 
     methods = tuple(args.methods or (name for name in usual_methods() if name not in (GOLDEN, RANDOM)))
     reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN)]
-    own = {
-        "methods": methods,
-        "match": args.match if reduced else "keep",
-        "match_to": args.match_to or reference_of(methods) or next(iter(reduced), Plan.match_to),
-        "optimized": args.methods is None and args.shots == [0],
-    }
-    return flags.settings(Plan, args, **own)
+    return flags.settings(
+        Plan,
+        args,
+        methods=methods,
+        match=args.match if reduced else "keep",
+        match_to=args.match_to or reference_of(methods) or next(iter(reduced), Plan.match_to),
+        optimized=args.methods is None and args.shots == [0],
+    )
 
 
 def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
@@ -135,10 +132,8 @@ def evaluated(args: Namespace, progress: Progress) -> "Sequence[list[Record]]":
         return [next(compare(plan, [], progress))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"--prompts {str(args.prompts)!r} with {flag} {value}: the file says what it was learned from"
-            )
+            pair = f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {value}"
+            raise ValueError(f"{pair}: the file says what it was learned from")
     return judge(plan, args.prompts, progress)
 
 
@@ -191,11 +186,7 @@ def run_report(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_list(args: Namespace, _progress: Progress) -> Shown:
-    """Show models, weights, methods and datasets, and how other datasets are named by their path.
-
-    Raises:
-        OSError: a root that is no folder.
-    """
+    """Show models, weights, methods and datasets, and how other datasets are named by their path."""
     from harness.datasets import KINDS, list_datasets
     from harness.datasets.base import require_folder
     from zoo import METHODS
@@ -206,27 +197,26 @@ def run_list(args: Namespace, _progress: Progress) -> Shown:
         require_folder(args.root, f"--root {str(args.root)!r}", "the folder with the datasets")
     data: dict[str, Any] = {"towers": [], "keep_percents": list(PERCENTS)}
     data["datasets"] = [_dataset_facts(name, args.root) for name in list_datasets()]
-    data["methods"] = [
-        {"method": name, "what": (METHODS[name].__doc__ or "").split("\n")[0]} for name in sorted(METHODS)
-    ]
+    summaries = {name: (METHODS[name].__doc__ or "").split("\n")[0] for name in sorted(METHODS)}
+    data["methods"] = [{"method": name, "what": summary} for name, summary in summaries.items()]
     data["by_path"] = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     rows = []
     for size, spec in SIZES.items():
         fitted = {tag: blocks for tag in spec.tags if (blocks := list(find_fitted(f"clip_vit_{size}", tag)))}
         data["towers"].append({"size": size, "tags": list(spec.tags), "predictors": fitted})
-        found = "; ".join(f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
-        rows.append((size, ", ".join(spec.tags), found or "none yet"))
+        predictors = "; ".join(f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
+        rows.append((size, ", ".join(spec.tags), predictors or "none yet"))
     title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
     heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
     rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
     words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
     every = (*words[:2], "classes", *flags.SPLITS, *words[2:])
-    cells = [[NOT_MEASURED if value is None else str(value) for value in one.values()] for one in data["datasets"]]
+    cells = [[NOT_MEASURED if value is None else str(value) for value in row.values()] for row in data["datasets"]]
     parts: tuple[Part, ...] = (
         Table.of(title, heads, rows, words=heads),
-        Table.of(rates, ("method", "what"), [[*one.values()] for one in data["methods"]], words=("method", "what")),
+        Table.of(rates, ("method", "what"), summaries.items(), words=("method", "what")),
         Table.of("datasets", every, cells, words=words, wide=words[3:4], roomy=("what", "licence")),
-        *(f"{one['prefix']}:PATH is {one['what']}" for one in data["by_path"]),
+        *(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()),
     )
     return Shown(parts=parts, data=data)
 
@@ -246,8 +236,8 @@ def _dataset_facts(name: str, root: Path | None) -> dict[str, Any]:
         place, classes = "shipped", len(dataset.classes)
         sizes = {str(split): len(dataset.split(split)) for split in flags.SPLITS}
         text = captions(name) if dataset.labelled else None
-    facts = {"name": name, "what": dataset.title, "classes": classes, **sizes, "place": place}
-    return {**facts, "accuracy_by_text_is": text, "license": dataset.license}
+    values = {"name": name, "what": dataset.title, "classes": classes, **sizes, "place": place}
+    return {**values, "accuracy_by_text_is": text, "license": dataset.license}
 
 
 def run_dataset_check(args: Namespace, progress: Progress) -> Shown:

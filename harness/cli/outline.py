@@ -1,8 +1,15 @@
-"""What help and the check of names need of modules that import torch, read from their source in milliseconds."""
+"""Constants, settings' defaults and docstrings of modules that import torch, read from their source in milliseconds.
+
+Help can't import them. Every module of ``zoo`` runs ``zoo/__init__``, which registers our models with timm and so takes
+torch's seconds, where help as a whole takes a fifth of one; and every module of settings imports ``zoo.core.settings``
+to check its fields, however free of torch it is itself. ``LatencyPlan`` and ``zoo.deploy.export`` use torch, the
+``Tolerances`` are built on metrics, and studies are registered by the modules that make them. Defaults and names that
+were said again in ``commands.toml`` would have to be kept equal by hand.
+"""
 
 import ast
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +17,7 @@ HOUSE = Path(__file__).parents[2]
 
 
 class Outline:
-    """The constants of a module or class, and its classes, as attributes; of a dict that isn't constant, its keys."""
+    """The constants of a module or class, and its classes, as attributes; a dict stands for its keys."""
 
     def __init__(self, body: Iterable[ast.stmt], outer: "Outline | None" = None) -> None:
         self._outer = outer
@@ -18,7 +25,7 @@ class Outline:
         for node in body:
             match node:
                 case ast.ImportFrom(module=str(module), names=names):
-                    self._nodes |= {one.asname or one.name: (module, one.name) for one in names}
+                    self._nodes |= {name.asname or name.name: (module, name.name) for name in names}
                 case ast.ClassDef(name=name, body=inner):
                     self._nodes[name] = Outline(inner, self)
                 case (
@@ -32,31 +39,27 @@ class Outline:
     def __contains__(self, name: str) -> bool:
         return name in self._nodes
 
-    def __getattr__(self, name: str) -> Any:
-        """Return what a name stands for; raise AttributeError if the source alone doesn't say it."""
-        node = self._nodes.get(name)
-        if node is None:
-            if self._outer is None:
-                raise AttributeError(name)
-            return getattr(self._outer, name)
-        if isinstance(node, tuple):
-            return getattr(outline(node[0]), node[1])
-        return node if isinstance(node, Outline) else self._value(node)
+    def __iter__(self) -> "Iterator[Outline]":
+        """Yield the classes."""
+        return (node for node in self._nodes.values() if isinstance(node, Outline))
 
-    def _value(self, node: ast.expr) -> Any:
-        match node:
-            case ast.Name(id=name):
-                return getattr(self, name)
-            case ast.Attribute(value=owner, attr=name):
-                return getattr(self._value(owner), name)
-            case ast.Starred(value=inner):
-                return self._value(inner)
-            case ast.Tuple(elts=parts):
-                values = ((self._value(part), isinstance(part, ast.Starred)) for part in parts)
-                return tuple(one for value, several in values for one in (value if several else [value]))
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a name; raise KeyError for a name that neither this nor the outer body defines."""
+        if name not in self._nodes and self._outer is not None:
+            return self._outer[name]
+        match node := self._nodes[name]:
+            case (module, original):
+                return outline(module)[original]
+            case Outline():
+                return node
             case ast.Dict(keys=keys):
-                return tuple(self._value(key) for key in keys if key is not None)
-        return ast.literal_eval(node)
+                node = ast.Tuple([key for key in keys if key is not None], ast.Load(), lineno=1, col_offset=0)
+        scope: Any = self
+        return eval(compile(ast.Expression(node), name, "eval"), {"__builtins__": {}}, scope)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the value of a name, as expressions such as ``Plan.rounds`` ask for."""
+        return self[name]
 
 
 def _statements(module: str) -> list[ast.stmt]:
@@ -69,11 +72,18 @@ def outline(module: str) -> Outline:
     return Outline(_statements(module))
 
 
+def runtime_names(*attributes: str) -> str:
+    """Return the names of the runtimes whose classes set some attributes, in words."""
+    files = sorted((HOUSE / "zoo/deploy/runtimes").glob("*.py"))
+    classes = [node for file in files for node in outline(f"zoo.deploy.runtimes.{file.stem}")]
+    return ", ".join(node.name for node in classes if all(name in node for name in ("name", *attributes)))
+
+
 def decorated(module: str, decorator: str) -> dict[str, str]:
     """Return the first line of the docstring of each function of one of our modules that has a decorator, by name."""
-    found = {}
+    lines = {}
     for node in _statements(module):
         match node:
             case ast.FunctionDef(name=name, decorator_list=[ast.Call(func=ast.Name(id=by))]) if by == decorator:
-                found[name] = (ast.get_docstring(node) or "").partition("\n")[0]
-    return found
+                lines[name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return lines

@@ -38,7 +38,7 @@ def _measured(
 def _show_inventory(
     title: str, study: "Study", configs: "Sequence[StudyConfig]", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
-    """Lay out what of a study is cached and what is missing."""
+    """Lay out the cached and the missing parts of a study."""
     from harness.studies.answer import take_inventory
 
     steps = [step for config in configs for step in take_inventory(study, config, progress)]
@@ -49,7 +49,7 @@ def _show_inventory(
 
 
 def run_reproduce(args: Namespace, progress: Progress) -> Work:
-    """Measure tables and figures, or tell what that would take; show a table for each."""
+    """Measure tables and figures, or list the work that is left; show a table for each."""
     from harness.report.charts import render
     from harness.report.folder import markdown
     from harness.studies.reproduce import TABLES, compare_rows, require_readable
@@ -81,7 +81,7 @@ def run_reproduce(args: Namespace, progress: Progress) -> Work:
 
 
 def paper_config(args: Namespace, name: str) -> "StudyConfig":
-    """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
+    """Return the conditions that the flags ask for: the paper's below a root, and on embedded datasets our own."""
     from harness.datasets import list_datasets, root_of, shipped_facts
     from harness.datasets.few_shot import COOP, OURS
     from harness.datasets.public import RootedDataset
@@ -181,7 +181,7 @@ def run_study(args: Namespace, progress: Progress) -> Work:
 
 
 def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
-    """Return what the flags ask for, refusing those that the study doesn't use by a ValueError."""
+    """Return the conditions that the flags ask for; raise ValueError for a flag that the study doesn't use."""
     from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.datasets.few_shot import OURS
     from harness.studies.study import StudyConfig
@@ -190,13 +190,13 @@ def _study_config(study: "Study", args: Namespace) -> "StudyConfig":
     for name, used in USES.items():
         if getattr(args, name) is not None and not any(getattr(study, field) for field in used):
             raise ValueError(f"--{name.replace('_', '-')} changes nothing in study {study.name}; leave it out")
-    made: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
-    if made["split"] == FINAL and not study.tunes:
+    fields: dict[str, Any] = {"split": args.split or ("test" if study.tunes or study.foreground else "val")}
+    if fields["split"] == FINAL and not study.tunes:
         raise ValueError(f"--split {FINAL!r}: {FINAL_ALONE}")
     if study.fits:
-        made["golden"] = flags.change(StudyConfig().golden, args.golden, "--golden")
-        made["fit"] = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit")
+        fields["golden"] = flags.change(StudyConfig().golden, args.golden, "--golden")
+        fields["fit"] = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit")
     if study.tunes:
-        made["draws"] = args.draws or OURS
-        made["tune"] = flags.tune_config(args, made["draws"])
-    return flags.settings(StudyConfig, args, **made)
+        fields["draws"] = args.draws or OURS
+        fields["tune"] = flags.tune_config(args, fields["draws"])
+    return flags.settings(StudyConfig, args, **fields)

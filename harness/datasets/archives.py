@@ -57,8 +57,7 @@ class Archive:
 def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: bool, progress: Progress) -> None:
     """Unpack a dataset's archives into its folder; of processes that start together, one works.
 
-    Raises:
-        FileNotFoundError: files are missing; says which and how to get them.
+    A FileNotFoundError says which files are missing and how to get them.
     """
 
     def missing(archive: Archive) -> bool:
@@ -124,8 +123,7 @@ def require_sum(archive: Archive, file: Path) -> None:
     kind = archive.sums[0].partition(":")[0]
     with file.open("rb") as content:
         whole = hashlib.file_digest(content, lambda: hashlib.new(kind, usedforsecurity=False))
-    checksum = f"{kind}:{whole.hexdigest()}"
-    if checksum not in archive.sums:
+    if (checksum := f"{kind}:{whole.hexdigest()}") not in archive.sums:
         raise ValueError(f"archive {str(file)!r} has {checksum}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
 

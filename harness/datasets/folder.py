@@ -7,14 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.datasets.base import SPLITS, OwnDataset, SplitName, lines_of, match_splits, require_unique
-from harness.datasets.images import (
-    KNOWN,
-    ImageList,
-    ListedDataset,
-    find_images,
-    folder_images,
-    tell_unread,
-)
+from harness.datasets.images import KNOWN, ImageList, ListedDataset, find_images, folder_images, tell_unread
 from zoo.core.digests import digest
 
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test

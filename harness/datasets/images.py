@@ -38,12 +38,7 @@ DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open the bytes of an image file in one of ``FORMATS``; it isn't decoded yet.
-
-    Raises:
-        UnidentifiedImageError: it is in no such format.
-        DecompressionBombError, DecompressionBombWarning: it has more pixels than PIL trusts.
-    """
+    """Open the bytes of an image file in one of ``FORMATS``, without decoding; raise PIL's errors."""
     image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     # Between one and two times the limit PIL only warns.
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -301,9 +296,7 @@ def _decode(split: Split, index: int) -> tuple[str, str]:
         image = split[index].image
     except (ValueError, OSError) as error:
         return "", str(error)
-    pixels = blake2b(image.tobytes(), digest_size=8)
-    pixels.update(str(image.size).encode())
-    return pixels.hexdigest(), ""
+    return blake2b(image.tobytes() + str(image.size).encode(), digest_size=8).hexdigest(), ""
 
 
 def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:

@@ -8,6 +8,7 @@ libraries change their filters. `tools.build_data` makes the packaged files.
 import functools
 import io
 import json
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -367,12 +368,10 @@ class Photos(Dataset):
     def _crops(self) -> dict[str, list[tuple[str, bytes]]]:
         """Ids and encoded images of the crops of each split."""
         file = io.BytesIO((DATA_DIR / self.files[0]).read_bytes())
-        crops: dict[str, list[tuple[str, bytes]]] = {}
+        crops = defaultdict[str, list[tuple[str, bytes]]](list)
         for photo in self.photos:
-            examples = [
-                (f"{self.name}/{photo['name']}/{at}", file.read(box[-1])) for at, box in enumerate(photo["crops"])
-            ]
-            crops[photo["split"]] = crops.get(photo["split"], []) + examples
+            for at, box in enumerate(photo["crops"]):
+                crops[photo["split"]].append((f"{self.name}/{photo['name']}/{at}", file.read(box[-1])))
         return crops
 
     @functools.cached_property

@@ -120,14 +120,11 @@ class RootedDataset(ListedDataset):
     def __post_init__(self) -> None:
         self.templates = tuple(self.templates)
         self.listed_by_coop = self.layout in ("split file", "aircraft")
-        self.archives = tuple(
-            replace(
-                archive,
-                page=archive.page or self.homepage,
-                holds=archive.holds or (self.images if archive.packed else archive.file),
-            )
-            for archive in self.archives
-        )
+        archives = []
+        for archive in self.archives:
+            holds = archive.holds or (self.images if archive.packed else archive.file)
+            archives.append(replace(archive, page=archive.page or self.homepage, holds=holds))
+        self.archives = tuple(archives)
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """Return the dataset as it lies below a root, see ``provide``; an OSError or ValueError if that can't be."""

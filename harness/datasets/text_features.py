@@ -15,13 +15,11 @@ TEXTS = 256  # captions that are encoded at once
 
 
 def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-    """Encode a dataset's classes; ValueError for words that the text tower never saw, unless ``skip_unknown``.
+    """Return (classes, D) unit features of a dataset's classes, and the names left out, whose rows are NaN.
 
-    Returns:
-        (classes, D) unit features with a row of NaN for a class left out, and the names left out.
+    With ``skip_unknown`` classes of words that the text tower never saw are left out, else a ValueError names them.
     """
-    rows = []
-    unseen: dict[str, tuple[str, ...]] = {}
+    rows, unseen = [], dict[str, tuple[str, ...]]()
     for name in dataset.classes:
         try:
             rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0].cpu())

@@ -36,10 +36,10 @@ def gather(
     seed: int = 0,
     folders: Sequence[Path] = (),
 ) -> tuple[RankedTokens, tuple[str, ...]]:
-    """Compute the tokens that enter the reduction point of a dense tower for all ranked images; return their ids, too.
+    """Return the tokens that enter the reduction point of a dense tower for all ranked images, and the images' ids.
 
-    ``shots`` are images per class of each set of rankings, chosen by ``seed``; None for all. ``folders`` are where the
-    images are that rankings of folders are of.
+    ``shots`` are images per class of each set of rankings, chosen by ``seed``; None for all. ``folders`` have the
+    images of rankings of folders.
 
     Raises:
         ValueError: rankings of another tower or of other images, a class with too few of them, a folder that isn't
@@ -149,9 +149,9 @@ def fit(
 ) -> tuple[Path, float]:
     """Fit a predictor and write it where ``pretrained=True`` finds it; a fit that was stopped goes on where it was.
 
-    ``train`` and ``val`` are rankings, or stores or files of them; without ``val`` a fifth of each of ``train`` is for
-    early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` is what the
-    rankings must be of, and ``out`` None is for the user's cache. Who names a file claims it.
+    ``train`` and ``val`` are rankings, stores or files; without ``val`` a fifth of each of ``train`` is for early
+    stopping. `gather` explains ``shots`` (of ``train`` alone) and ``folders``. ``block`` is the reduction point that
+    all rankings must have; ``out`` None is for the user's cache, whose file is locked meanwhile.
 
     Returns the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
@@ -180,7 +180,7 @@ def fit(
                 predictor = fit_predictor(
                     data, stop, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
                 )
-            counted = [facts | {"images": len(each)} for facts, each in zip(provenance, stores, strict=True)]
+            counted = [asdict(each.provenance) | {"images": len(each)} for each in stores]
             save_predictor(
                 predictor, path, model=tower.arch, tag=tower.tag, block=block, config=config, weights=blocks,
                 provenance={"rankings": counted, "images": len(data), "shots": shots, "commit": git_commit()},

@@ -354,7 +354,7 @@ def search_schedule(
         better, datasets = run.compare(default, best)
         if not better:
             best = default
-            datasets = [facts | {"after": facts["before"], "difference": [0.0] * 3} for facts in datasets]
+            datasets = [entry | {"after": entry["before"], "difference": [0.0] * 3} for entry in datasets]
         run.save()
         options = best.options(run.patches)
         reached = count_gflops(run.row(options).vit)

@@ -1,6 +1,6 @@
 """What all learning shares: images to learn from, images held out, and a checkpoint while it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class LearningSet:
         return {"name": self.dataset.name, "revision": self.dataset.revision, **counts}
 
     @property
-    def image_ids(self) -> list[Any]:
+    def image_ids(self) -> list[Sequence[str]]:
         """The images of both parts."""
         return [self.train.image_ids, self.held_out.image_ids]
 

@@ -81,7 +81,13 @@ class Bench:
 
     @classmethod
     def build(
-        cls, plan: Plan, name: str, dataset: Dataset, progress: Progress, known: Sequence[Record] = ()
+        cls,
+        plan: Plan,
+        name: str,
+        dataset: Dataset,
+        progress: Progress,
+        known: Sequence[Record] = (),
+        folder: Path | None = None,
     ) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
@@ -93,7 +99,7 @@ class Bench:
         else:
             rows = matched_rows(tower, plan, progress, known)
         rows += recovered_rows(tower, plan.recoveries)
-        bench = cls(plan, dataset, tower, rows, weights, progress, known)
+        bench = cls(plan, dataset, tower, rows, weights, progress, known, folder=folder)
         if plan.optimized:
             try:
                 bench.rows.insert(1, optimized_row(bench.rows[0]))
@@ -141,12 +147,15 @@ class Bench:
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         costs, dense, records = self._costs(rows), None, []
         for row, blank in zip(rows, blanks, strict=True):
-            output, golden = outputs[row.key], None if row.rankings is None else row.rankings.of(split.image_ids)
-            of_images = {"golden": golden, "labels": split.labels, "groups": blank.groups}
-            known = {name: values for name, values in of_images.items() if values is not None}
+            output = outputs[row.key]
+            per_image = {**output.per_image, "labels": split.labels}
+            if row.rankings is not None:
+                per_image["golden"] = row.rankings.of(split.image_ids)
+            if blank.groups is not None:
+                per_image["groups"] = blank.groups
             data = MetricInput(
                 features=output.features,
-                per_image={**output.per_image, **known},
+                per_image=per_image,
                 final_tokens=output.final_tokens,
                 classifier=classifiers.get(self._classifier_key(row)),
                 scale=scale,
@@ -167,9 +176,9 @@ class Bench:
         """Return a row as its prompts make it."""
         if not prompts:
             return row
-        own = prompts[self._classifier_key(row)]
-        vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
-        return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
+        tuned = prompts[self._classifier_key(row)]
+        vit = row.vit if row.method == GOLDEN or tuned.vit.prompts is None else tuned.vit
+        return replace(row, config=row.config | {"prompts": tuned.digest}, vit=vit)
 
     def _add_times(self, rows: Sequence[Variant], records: list[Record]) -> list[Record]:
         """Return records with times where some lack them, as far as the machine is free enough to take them."""
@@ -177,7 +186,7 @@ class Bench:
             return records
         costs, completed = self._costs(rows), []
         for row, record in zip(rows, records, strict=True):
-            times = {one.batch: one for one in (*record.latency, *costs[row.key].get("latency", ()))}
+            times = {entry.batch: entry for entry in (*record.latency, *costs[row.key].get("latency", ()))}
             latency = tuple(times.values())  # of all rows, so that they share rounds
             changed = latency != record.latency
             completed.append(replace(record, latency=latency, created=utc_now()) if changed else record)
@@ -186,32 +195,31 @@ class Bench:
     def _costs(self, rows: Sequence[Variant]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
         prompted = any(row.prompted and "prompts" in row.config for row in rows)
-        found = self.prompted_costs if prompted else self.costs
-        if not found:
-            every = rows if prompted else self.rows
-            found |= self._known_costs(every) or costs(every, self.plan.timed_batches, self.plan.rounds, self.progress)
-        return found
+        known, every = (self.prompted_costs, rows) if prompted else (self.costs, self.rows)
+        if not known:
+            known |= self._known_costs(every) or costs(every, self.plan.timed_batches, self.plan.rounds, self.progress)
+        return known
 
     def _known_costs(self, rows: Sequence[Variant]) -> Costs:
         """Return what rows cost by known records, of whatever dataset; nothing unless each row has one with times."""
-        whole, found = Costs(), Costs()
+        complete, in_rounds = Costs(), Costs()
         for record in self.known:  # a dense one begins those of its rounds
             if record.method == DENSE:
-                found = {row.key: {} for row in rows if row.method == GOLDEN}
+                in_rounds = {row.key: {} for row in rows if row.method == GOLDEN}
             alike = record.image_size == rows[0].vit.input_size
             if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.timed_batches):
-                own = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
+                cost = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
                 setting = (record.model, record.method_config)
-                found |= {row.key: own for row in rows if (row.model, row.config) == setting}
-                whole = found if len(found) == len(rows) else whole
-        return whole
+                in_rounds |= {row.key: cost for row in rows if (row.model, row.config) == setting}
+                complete = in_rounds if len(in_rounds) == len(rows) else complete
+        return complete
 
     @functools.cached_property
     def outputs(self) -> OutputCache:
         """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
-        here = measured_here(self.plan, self.tower.tag, self.weights)
-        of = (self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition)
-        conditions = digest(here, *of, self.fit_probes is not None)
+        here, dataset = measured_here(self.plan, self.tower.tag, self.weights), self.dataset
+        images = (self.plan.split, dataset.name, dataset.condition)
+        conditions = digest(here, self.rows[0].model, *images, self.fit_probes is not None)
         folder = None if self.folder is None else self.folder / conditions
         return OutputCache(self.parts.preprocess, self.progress, folder, self.fit_probes or (lambda: None))
 
@@ -228,17 +236,17 @@ class Bench:
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
         if prompts:
-            return {key: own.classifier.cpu() for key, own in prompts.items()}
+            return {key: tuned.classifier.cpu() for key, tuned in prompts.items()}
         if tuning.kind != PROBE:
             return dict.fromkeys((row.key for row in self.rows), self.text)
         train = draw_train(self.dataset, tuning.shots, tuning.seed)
-        found = self.outputs.find(self.real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
+        outputs = self.outputs.find(self.real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
         labels, count = torch.from_numpy(train.labels), len(self.dataset.classes)
-        return {key: linear_probe(own.features, labels, count) for key, own in found.items()}
+        return {key: linear_probe(output.features, labels, count) for key, output in outputs.items()}
 
     @property
     def real_rows(self) -> list[Variant]:
-        """The rows of models; golden ones, which need the answer, aren't."""
+        """The rows without golden ones, which need the answer."""
         return [row for row in self.rows if row.method != GOLDEN]
 
     def split(self, tuning: Tuning) -> Split:
@@ -254,8 +262,8 @@ class Bench:
         """Return a row's record with the conditions and no measurement."""
         dataset, config, classes = self.dataset, row.config, None
         if row.method == GOLDEN and row.rankings is not None:
-            origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
-            config = config | {name: own for name, own in origin.items() if own is not None}
+            made = row.rankings.provenance
+            config = config | {name: value for name in PROVENANCE if (value := getattr(made, name)) is not None}
         if dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
             classes = (int(named(self.text).sum()), len(self.text))
         return Record(
@@ -304,9 +312,9 @@ class Bench:
 
     @property
     def _command(self) -> str:
-        own = self.dataset.images_of == self.dataset.name
-        dataset = self.dataset.asked_as if own else self.dataset.images_of
-        flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
+        dataset, name = self.dataset, self.dataset.images_of
+        name = dataset.asked_as if name == dataset.name else name
+        flags = shlex.join((name, *dataset.asked_with, "--split", self.plan.split))
         return f"patchrank rank --model {self.tower.name} --dataset {flags} --full"
 
 
@@ -347,8 +355,7 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(features @ weights.T, labels)
-        loss = loss + decay * weights.square().sum() / classes
+        loss = F.cross_entropy(features @ weights.T, labels) + decay * weights.square().sum() / classes
         loss.backward()
         return loss
 

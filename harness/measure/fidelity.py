@@ -67,7 +67,7 @@ class SetupBounds:
     def share(self, values: Values, count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
 
-        What counts there is the lower end of the mean's interval, which is foretold from the spread here.
+        The lower end of the mean's interval there counts; the spread of these values predicts it.
         """
         if not values:
             return math.inf
@@ -84,9 +84,9 @@ class SetupBounds:
 
 
 def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
-    """Return values; of changes of top-1 with a picture more that is won and one that is lost.
+    """Return values; changes of top-1 get one more picture that is won and one that is lost.
 
-    Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
+    Without these, no change among few pictures would pass for no change at all. Source: Agresti and Min, 2005.
     """
     return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
 
@@ -100,11 +100,11 @@ def split_pictures(
     tower: Tower,
     classifier: Tensor | None = None,
 ) -> "list[Pictures]":
-    """Return pictures to search by and others held out, about so many of each, that share no group.
+    """Return pictures to search by and pictures held out, about ``sizes`` of each, that share no group.
 
-    All of a user's own pictures are shared out, whole groups at a time. Of other datasets, and of those with a name in
-    ``learned``, from which something learned its weights, pictures to search by are from train and val and those held
-    out from test. With a classifier pictures are of classes that it has.
+    A user's own pictures are all divided, whole groups at a time. Other datasets, and datasets in ``learned``, from
+    which weights were learned, give train and val to search by and hold out test. With a ``classifier`` pictures are
+    of its classes.
 
     Raises:
         ValueError: too few pictures or groups.
@@ -152,7 +152,7 @@ def join_splits(parts: Sequence[Split]) -> Split:
 
 @dataclass
 class Pictures:
-    """Some pictures beside what the dense tower in float32 makes of them."""
+    """Pictures with the dense tower's features in float32."""
 
     split: Split
     groups: NDArray[np.int64]  # (n,) number of each one's photograph
@@ -214,7 +214,7 @@ class Pictures:
             return {}
         values = {COSINE: (1 - cosine_distance(features, self._truth)).tolist()}
         if self.classifier is not None:
-            now, before = (predicted(own, self.classifier) == self.split.labels for own in (features, self._truth))
+            now, before = (predicted(each, self.classifier) == self.split.labels for each in (features, self._truth))
             values[CHANGE] = (now.astype(float) - before).tolist()
         return values
 

@@ -109,7 +109,7 @@ class LatencyPlan:
 
 
 def batches_for(device: str, scenario: str, batches: Sequence[int] | None) -> tuple[int, ...]:
-    """Return these batches, or the usual ones of the device where there are none."""
+    """Return ``batches`` without repeats; for None the usual sizes of the device."""
     if batches is not None:
         return tuple(dict.fromkeys(batches))
     on_cuda = torch.device(device).type == "cuda"
@@ -168,10 +168,11 @@ def _file_row(tower: Tower, path: Path) -> Variant:
 
 def _row(arch: str, vit: Host) -> Variant:
     assert vit.reducer is not None
-    method, config, patches = vit.reducer.method, vit.reducer.config, vit.grid[0] * vit.grid[1]
+    method, config, patches = vit.reducer.method, vit.reducer.config, math.prod(vit.grid)
     keep = config.keep
-    if keep is None:  # settings that stand instead of it
-        keep = list(vit.reducer.counts(patches).values())[-1] / patches
+    if keep is None:  # other settings decide the counts
+        *_, left = vit.reducer.counts(patches).values()
+        keep = left / patches
     name = f"{arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.float().eval(), config=config.plain())
 
@@ -181,8 +182,8 @@ def measure_latency(
 ) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
     """Time all models under all conditions, but use ``known`` records that fit again.
 
-    Yield for conditions that share rounds the records of all models, the dense one first, and those of them, or the
-    dense one's once more, that are new. Where the machine was too busy, records say so and aren't among the new.
+    Yield for each condition the records of all models, the dense one first, and the new records. The dense model is
+    timed again with every new model. Where the machine was too busy, records say so and aren't new.
     """
     machine, patience = describe_machine(torch.device(plan.device)), timing.Patience(say=progress.say)
     groups: list[tuple[Any, ...]] = [(*group, (), plan.precisions, plan.runtimes) for group in plan.groups.items()]
@@ -194,9 +195,13 @@ def measure_latency(
         for condition in product(precisions, plan.threads, runtimes, plan.batches, plan.rates or (None,)):
             named = dict(zip(("precision", "threads", "runtime", "batch", "rate"), condition, strict=True))
             blanks = [_blank(plan, family, row, machine, named) for row in family.rows]
-            old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
+            old = [fitting(blank, known, plan.rounds) for blank in blanks]
+            for record in old:
+                if record is not None and record.failed is not None:
+                    why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
+                    progress.say(f"{record.model}: {record.condition}: {why}")
             new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
-            if missing := {i for i, one in enumerate(old) if one is None}:
+            if missing := {i for i, record in enumerate(old) if record is None}:
                 weights = timing.weights_precision(blanks[0].runtime, blanks[0].precision)
                 if weights not in vits:
                     vits.clear()  # before there are others
@@ -209,17 +214,7 @@ def measure_latency(
                 except timing.BusyError as error:
                     shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
             shown |= new
-            yield [one for one in shown.values() if one is not None], list(new.values())
-
-
-def _find_known(
-    blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int, progress: Progress
-) -> LatencyRecord | None:
-    record = fitting(blank, known, rounds)
-    if record is not None and record.failed is not None:
-        why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
-        progress.say(f"{record.model}: {record.condition}: {why}")
-    return record
+            yield [record for record in shown.values() if record is not None], list(new.values())
 
 
 def _blank(
@@ -268,29 +263,29 @@ def _time(
         torch.set_num_threads(first.threads)
         try:
             models = {i: vit for i, (_, vit) in runs.items()}
-            ready, found = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)), files)
+            ready, times = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)), files)
         finally:
             torch.set_num_threads(threads)
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # what was compiled for these models
     gpu = read_gpu(torch.device(plan.device))
     new = {
-        i: _complete(replace(blank, gpu=gpu), ready[i], found.get(i), found.get(0) if i else None)
+        i: _complete(replace(blank, gpu=gpu), ready[i], times.get(i), times.get(0) if i else None)
         for i, (blank, _) in runs.items()
     }
-    progress.say(f"{label}: {len(found)} of {len(new)} models timed")
+    progress.say(f"{label}: {len(times)} of {len(new)} models timed")
     return new
 
 
 def _complete(
-    blank: LatencyRecord, ready: timing.ReadyModel, own: Timing | Load | None, dense: Timing | Load | None
+    blank: LatencyRecord, ready: timing.ReadyModel, measured: Timing | Load | None, dense: Timing | Load | None
 ) -> LatencyRecord:
     fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "peak_mib", "attention")}
-    if isinstance(own, Load):
+    if isinstance(measured, Load):
         assert blank.bound_ms is not None
-        fields |= {"load": own, "verdict": own.verdict(blank.bound_ms)}
-    elif own is not None:
-        fields |= time_fields(own, dense if isinstance(dense, Timing) else None)
+        fields |= {"load": measured, "verdict": measured.verdict(blank.bound_ms)}
+    elif measured is not None:
+        fields |= time_fields(measured, dense if isinstance(dense, Timing) else None)
     elif ready.failed is None:  # a server
         fields["failed"] = f"p99 isn't within {blank.bound_ms:g} ms even where queries hardly ever wait"
     return replace(blank, created=utc_now(), **fields)
@@ -306,33 +301,36 @@ def time_in_turn(
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
     """Make models ready for the conditions of a record and time them in turn on random images.
 
-    Return how making each ready went, and what was measured of those that did not fail; ``tick`` takes models ready and
-    rounds done, and ``files`` are those that some models were exported to.
+    Return how each model was prepared, and the times of models that did not fail. ``tick`` takes the number of models
+    ready and rounds done; ``files`` are exported ones, by the model's key.
     """
     device = torch.device(plan.device)
     patience.wait(device)  # before models are made ready, which takes a while
     ready = dict.fromkeys(models, timing.ReadyModel(failed=f"{timing.OUT_OF_MEMORY}, for the images alone"))
     prepare = prepare_server if plan.scenario == SERVER else timing.prepare
-    how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
+    options: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
     try:
         images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, torch.float32)
         for done, (key, vit) in enumerate(models.items(), start=1):
             ready[key] = prepare(vit, blank.runtime, images, blank.precision, files.get(key))
             tick(done)
-        calls = {key: one.call for key, one in ready.items() if one.prepared is not None}
-        dtypes = {one.prepared.dtype for one in ready.values() if one.prepared is not None}
-        on_round: dict[str, Any] = {"tick": lambda rounds: tick(len(ready) + rounds)}
-        if not calls:
+        prepared = {key: model.prepared for key, model in ready.items() if model.prepared is not None}
+        if not prepared:
             return ready, {}
-        [dtype] = dtypes  # of one runtime and precision
-        images = images.to(dtype)
+        [dtype] = {model.dtype for model in prepared.values()}  # of one runtime and precision
+        calls, images = {key: model.call for key, model in prepared.items()}, images.to(dtype)
+
+        def on_round(rounds: int) -> None:
+            tick(len(ready) + rounds)
+
         if plan.scenario == SERVER:
-            servers = Servers(calls=calls, images=images, **how)
-            return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, **on_round)
-        how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan)}
-        return ready, patience.time(lambda: timing.interleave(calls, images, **how, **on_round), device)
+            servers = Servers(calls=calls, images=images, **options)
+            return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, tick=on_round)
+        options |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan), "tick": on_round}
+        return ready, patience.time(lambda: timing.interleave(calls, images, **options), device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         reason = f"{timing.OUT_OF_MEMORY}, with all of them ready"
-        return {key: one if one.prepared is None else replace(one, failed=reason) for key, one in ready.items()}, {}
+        failed = {key: replace(model, failed=reason) for key, model in ready.items() if model.prepared is not None}
+        return ready | failed, {}

@@ -6,7 +6,7 @@ import itertools
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,13 +124,12 @@ def equal_times(
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, torch_dtype(plan.precision))
     done = itertools.count(1)
-    counts, costs = (
-        {key: solver.grid(1, solver.patches, GRID) for key, solver in solvers.items()},
-        dict[MethodRate, Any](),
-    )
+    counts = {key: solver.grid(1, solver.patches, GRID) for key, solver in solvers.items()}
+    costs = dict[MethodRate, dict[int, float]]()
     with progress.task("keep rates of equal time", 2 * CALLS) as update:
         for _ in range(2):
-            models: dict[Any, Host] = {DENSE: dense} | {rate: targets[rate] for _, rate in solvers}
+            models: dict[Hashable, Host] = {DENSE: dense}
+            models |= {rate: targets[rate] for _, rate in solvers}
             for (method, rate), solver in solvers.items():
                 models |= {(method, n): solver.build(n / solver.patches) for n in counts[method, rate]}
             ratios = _time_ratios(models, plan, progress, lambda: update(next(done)))
@@ -152,19 +151,19 @@ def equal_times(
 
 
 def _time_ratios(
-    models: Mapping[Any, Host], plan: Plan, progress: Progress, tick: Callable[[], object]
-) -> dict[Any, float]:
+    models: Mapping[Hashable, Host], plan: Plan, progress: Progress, tick: Callable[[], object]
+) -> dict[Hashable, float]:
     """Return models' times by that of the first, the dense tower, whose weights, device and precision all share.
 
     A ratio is the median of `CALLS` measurements, of which one may be disturbed.
     """
     dense, like, patience = models[DENSE], next(models[DENSE].parameters()), Patience(say=progress.say)
-    copies = {DENSE: dense}
+    copies: dict[Hashable, Host] = {DENSE: dense}
     for name, vit in list(models.items())[1:]:
         copies[name] = reduce(dense, method=None)
         copies[name].reducer = copy.deepcopy(vit.reducer)
         copies[name].to(like.device, like.dtype).eval()
-    ratios = defaultdict[Any, list[float]](list)
+    ratios = defaultdict[Hashable, list[float]](list)
     for _ in range(CALLS):
         timings = time_models(copies, plan.match_batch, ROUNDS, warmup=0, patience=patience)
         for name, timing in timings.items():

@@ -40,7 +40,7 @@ from zoo.loading.towers import Tower, reduce_tower, require_predictor
 if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
-# Values per image of an output, where there are any: those that metrics read, and of each patch the token it ended in.
+# Arrays per image of an output: values that metrics read, and the token that each patch ended in.
 IMAGE_ARRAYS = ("scores", "token", "detail", "patch_distance", "foreground")
 MethodRate = tuple[str, float]  # a method and its keep rate
 # Takes examples; returns what takes a row's key and its features of all patches, and returns IoUs of foreground (B, 2).
@@ -72,7 +72,7 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """What no other row of a comparison is called."""
+        """Name that no other row of a comparison has."""
         return f"{self.model} {self.what}".rstrip()
 
     @property
@@ -154,10 +154,8 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 
     Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
     """
-    pairs = list(pairs)
-    for method, _ in pairs:
-        require_method(method)
     for method, keep in pairs:
+        require_method(method)
         if method in METHODS:
             require_predictor(model, method, keep)
 
@@ -203,9 +201,9 @@ def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:
     rows = []
     for file in map(RecoveryFile.read, paths):
         if (file.model, file.tag) == (tower.arch, tower.tag):
-            row, mark = make_row(tower, file.method, file.options), digest(file.path)
-            vit, config = add_recovery(row.vit, file).eval(), row.config | {RECOVERY: mark}
-            rows.append(replace(row, vit=vit, config=config, what=f"with recovery {mark}"))
+            mark = digest(file.path)
+            row = make_row(tower, file.method, file.options, f"with recovery {mark}")
+            rows.append(replace(row, vit=add_recovery(row.vit, file).eval(), config=row.config | {RECOVERY: mark}))
     return rows
 
 
@@ -245,8 +243,8 @@ def run(
 ) -> dict[str, RowOutput]:
     """Run all rows on a batch (B, C, H, W), the dense one before those that are compared with it.
 
-    ``golden`` is the golden importance (B, N) of the images by a golden row's key; ``judge`` takes a row's key and its
-    features of all patches, and returns IoUs of foreground (B, 2).
+    ``golden`` is the golden importance (B, N) of the images by a golden row's key; ``judge`` takes a row's key and
+    features of all patches (B, N, D), and returns IoUs of foreground (B, 2).
     """
     outputs, dense = dict[str, RowOutput](), None
     for row, tokens in run_blocks(rows, images, golden):
@@ -272,7 +270,7 @@ def run(
 def run_blocks(
     rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
 ) -> Iterator[tuple[Variant, Tokens]]:
-    """Yield each row with the tokens that leave its last block; what rows without their own weights share runs once."""
+    """Yield each row with the tokens that leave its last block; blocks that rows share run once."""
     shared = _shared([row for row in rows if not row.stands_alone], images)
     for row in rows:
         start = 0 if row.stands_alone else row.first_block
@@ -348,8 +346,8 @@ class OutputCache:
     ) -> None:
         """Start empty; ``preprocess`` maps a PIL image to (C, H, W).
 
-        ``folder`` keeps outputs for the next run if this one is stopped; it is of one dataset, tower and machine.
-        Probes are fitted when images are first run, and judge the foreground of all of them.
+        ``folder`` keeps outputs of one dataset, tower and machine for the run that follows a stopped one. Probes are
+        fitted when images are first run, and judge the foreground of all images.
         """
         self.preprocess, self.progress, self.folder = preprocess, progress, folder
         self._fit_probes = functools.cache(fit_probes)
@@ -406,8 +404,8 @@ class OutputCache:
             with self.progress.task(label, count, done) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
-                    found = run_split(rows, batch, self.preprocess, judge=judge).values()
-                    store.write(index, _to_table(found), origin, [one.final_tokens for one in found])
+                    outputs = run_split(rows, batch, self.preprocess, judge=judge).values()
+                    store.write(index, _to_table(outputs), origin, [output.final_tokens for output in outputs])
                     update(done := done + len(batch))
             shards = [_from_shard(shard) for shard in OUTPUTS.shards(store.folder)]
         return {row.key: RowOutput.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
@@ -440,10 +438,10 @@ def run_split(
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
         height, width = images.shape[-2:]
         detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
-        own = None if judge is None else judge(examples)
-        for key, output in run(rows, images.to(like), batch, own).items():
-            more = {"detail": detail} if key in dense else {}
-            parts[key].append(replace(output, per_image={**output.per_image, **more}))
+        judge_batch = None if judge is None else judge(examples)
+        for key, output in run(rows, images.to(like), batch, judge_batch).items():
+            per_image = {**output.per_image, **({"detail": detail} if key in dense else {})}
+            parts[key].append(replace(output, per_image=per_image))
         on_batch(done := done + len(examples))
     return {key: RowOutput.join(part) for key, part in parts.items()}
 
@@ -471,7 +469,7 @@ def captions_of(dataset: Dataset, image_ids: Sequence[str]) -> tuple[list[str], 
 def feature_probe(features: Tensor) -> tuple[float, ...]:
     """Return the images' mean unit feature in eight fixed directions of random signs.
 
-    Unlike what is told relative to the dense model it moves when all models' images are wrong alike.
+    The probe moves where all models get wrong images alike, which no figure relative to the dense model shows.
     """
     signs = np.random.RandomState(0).choice([-1.0, 1.0], size=(features.shape[1], 8))  # frozen by numpy
     mean = features.double().mean(dim=0).numpy() @ signs / math.sqrt(features.shape[1])

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -86,8 +86,8 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
     def is_within(rate: float, seed: int) -> bool:
         clock[0] = 0.0
         arrivals, draw = draw_arrivals(rate, LEAST_QUERIES, seed), random.Random(seed)
-        how: dict[str, Any] = {"bound_ms": bound_ms, "now": lambda: clock[0], "sleep": advance}
-        latencies_s, _ = serve_queries(lambda count: advance(draw.choice(times_s[count])), arrivals, most, **how)
+        serve = lambda count: advance(draw.choice(times_s[count]))  # noqa: E731
+        latencies_s, _ = serve_queries(serve, arrivals, most, bound_ms=bound_ms, now=lambda: clock[0], sleep=advance)
         return Percentiles.of(1000 * latencies_s).p99_ms <= bound_ms
 
     low, high = 0.0, 2 * max(count / seconds for count, seconds in medians_s.items())
@@ -120,7 +120,8 @@ def prepare_server(
         return ready[size].call(F.pad(batch, (0,) * 7 + (size - len(batch),)))[: len(batch)]
 
     prepared = replace(whole, call=call, batch=None)
-    return replace(ready[most], prepared=prepared, first_call_s=sum(one.first_call_s or 0.0 for one in ready.values()))
+    seconds = sum(part.first_call_s or 0.0 for part in ready.values())
+    return replace(ready[most], prepared=prepared, first_call_s=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +152,6 @@ class Servers(Generic[K]):
                         times.setdefault(count, []).append(seconds)
         return times_s
 
-    def run(self, key: K, rate: float, seed: int) -> tuple[Percentiles, int]:
-        """Run a model once, and return its latencies and the number of calls."""
-        arrivals = draw_arrivals(rate, self.count_queries(rate), seed)
-        serve = functools.partial(self.serve, key)
-        latencies_s, calls = serve_queries(serve, arrivals, len(self.images))
-        return Percentiles.of(1000 * latencies_s), calls
-
-    def count_queries(self, rate: float) -> int:
-        """Return how many queries a run has."""
-        return max(LEAST_QUERIES, math.ceil(rate * self.seconds / self.rounds))
-
     def run_rounds(
         self, rates: Mapping[K, float], tick: Callable[[int], object], bound_ms: float = math.inf
     ) -> dict[K, Load]:
@@ -174,10 +164,11 @@ class Servers(Generic[K]):
         for turn in range(self.rounds):
             first = turn % max(len(keys), 1)
             for key in keys[first:] + keys[:first]:
-                percentiles, count = self.run(key, rates[key], UNSEEN + turn)
-                runs[key].append(percentiles)
+                queries = max(LEAST_QUERIES, math.ceil(rates[key] * self.seconds / self.rounds))
+                arrivals = draw_arrivals(rates[key], queries, UNSEEN + turn)
+                latencies_s, count = serve_queries(functools.partial(self.serve, key), arrivals, len(self.images))
+                runs[key].append(Percentiles.of(1000 * latencies_s))
                 calls[key] += count
-                queries = self.count_queries(rates[key])
                 mean = len(runs[key]) * queries / calls[key]
                 known = (*runs[key], *best)[: self.rounds]
                 loads[key] = Load(rate=rates[key], queries=queries, runs=known, batch_mean=mean)

@@ -52,7 +52,7 @@ class BusyError(OSError):
 
 
 def watch_others(seconds: float) -> float | None:
-    """Wait, and return how many cores other processes kept busy meanwhile; None where the system doesn't say."""
+    """Wait, and return how many cores other processes kept busy; None where the system doesn't say."""
     others_cores = count_others()
     time.sleep(seconds)
     return others_cores()
@@ -67,9 +67,9 @@ class Patience:
     told: bool = False  # that it waits
 
     def time(self, run: Callable[[], dict[K, Timing]], device: torch.device) -> dict[K, Timing]:
-        """Return what ``run`` times, the reference first; a disturbed timing is repeated once, and while time is left.
+        """Return the timings of ``run``, the reference first; repeat disturbed ones once, and while time is left.
 
-        Seconds of later repeats count as waiting. Raises BusyError if it was disturbed again, or others didn't end.
+        Seconds of later repeats count as waiting. Raises BusyError if all were disturbed, or other processes stayed.
         """
         repeated = False
         while True:
@@ -114,19 +114,18 @@ def why_busy(dense: Timing) -> str:
 
 
 def time_models(
-    models: Mapping[K, nn.Module], batch: int, rounds: int, *, patience: Patience, **options: Any
+    models: Mapping[K, Host], batch: int, rounds: int, *, patience: Patience, **options: Any
 ) -> dict[K, Timing]:
-    """Time models in turn on random images of the first one's size, device and precision; others cast them.
+    """Time models in turn, the dense one first, on random images of its size, device and precision; others cast them.
 
-    Models know their ``input_size``; the first is the dense one. ``options`` are those of `interleave`. Raises
-    BusyError if the machine is too busy.
+    ``options`` are those of `interleave`. Raises BusyError if the machine is too busy.
     """
 
-    def call(model: nn.Module) -> Call:
+    def call(model: Host) -> Call:
         dtype = next(model.parameters()).dtype
         return lambda images: model(images.to(dtype))
 
-    first: Any = next(iter(models.values()))
+    first = next(iter(models.values()))
     like = next(first.parameters())
     images = random_images(batch, first.input_size, like.device, like.dtype)
     calls = {key: call(model) for key, model in models.items()}
@@ -178,10 +177,9 @@ def interleave(
         if collecting:
             gc.enable()
     # A GPU is shared in other ways, of which /proc/stat knows nothing.
-    others = others_cores() if images.device.type == "cpu" else None
+    busy = others_cores() if images.device.type == "cpu" else None
     return {
-        name: Timing(batch=len(images), samples_ms=tuple(values), others_cores=others)
-        for name, values in samples.items()
+        name: Timing(batch=len(images), samples_ms=tuple(values), others_cores=busy) for name, values in samples.items()
     }
 
 
@@ -239,9 +237,8 @@ def others_s() -> float | None:
         return None
     if not ticks:
         return None
-    own = os.times()
     busy: float = sum(ticks) / os.sysconf("SC_CLK_TCK")
-    return busy - (own.user + own.system + own.children_user + own.children_system)
+    return busy - sum(os.times()[:4])  # user and system, of this process and of its children
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +289,7 @@ def prepare(
         with torch.inference_mode():
             ready = _first_call(vit, engine, images, precision, file)
             assert ready.prepared is not None
-            apart = _compare_with_eager(ready.prepared, vit, images)
+            differences = _compare_with_eager(ready.prepared, vit, images)
     except Exception as error:
         if not (is_out_of_memory(error) or engine.is_refusal(error)):
             raise
@@ -302,7 +299,7 @@ def prepare(
             gc.collect()  # errors hold on to the frames that they came through, in circles
             torch.cuda.empty_cache()
         return ReadyModel(failed=reason)
-    most, typical = float(apart.max()), float(apart.median())
+    most, typical = float(differences.max()), float(differences.median())
     ready = replace(ready, deviation=most if math.isfinite(most) else None)
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):

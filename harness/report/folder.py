@@ -63,11 +63,8 @@ def write_report(
     """Write the report of runs, each file whole; say which method is nearest to dense at equal cost.
 
     All records are in the CSV; the newest of a row are in the rest. ``drawn`` are the files of plots to write, None for
-    all. ``by_half`` adds tables and plots of the `halves` of images by detail.
-
-    Raises:
-        ValueError: no records, or a gallery that can't be read.
-        NotADirectoryError: ``folder`` is a file.
+    all. ``by_half`` adds tables and plots of the `halves` of images by detail. ValueError without records, or for a
+    gallery that can't be read; NotADirectoryError if ``folder`` is a file.
     """
     records = list(chain.from_iterable(runs.values()))
     groups = group_records([*records, *chain.from_iterable(halves(records))] if by_half else records)
@@ -93,8 +90,8 @@ def write_report(
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
     data = {"runs": list(runs), "records": len(records), "files": [str(folder / name) for name in files]}
-    wrote = f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"
-    return Shown(parts=(*brief, *conclusion, wrote), data=data | {"conclusion": conclusion})
+    summary = f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"
+    return Shown(parts=(*brief, *conclusion, summary), data=data | {"conclusion": conclusion})
 
 
 def page(

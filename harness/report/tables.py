@@ -82,13 +82,10 @@ class Group:
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
-    """Share records out to groups, in their order, so that no table mixes conditions.
+    """Share records out to groups, in their order, so that no table mixes conditions; ValueError without records.
 
     Of a row that was measured several times under the same conditions the last measurement counts. Means over seeds are
     of the same seeds in all rows of a group.
-
-    Raises:
-        ValueError: no records.
     """
     newest: dict[tuple[Hashable, str], dict[int, Record]] = {}  # by row and seed
     for record in records:
@@ -223,10 +220,9 @@ def describe_optimized(rows: Sequence[Average]) -> str:
 
 
 def _sort_rows(rows: Sequence[Average], reference: str | None) -> tuple[list[Average], frozenset[int], list[str]]:
-    """Sort rows: unreduced ones, then costs falling, at each the nearest to dense first.
+    """Sort rows, unreduced ones first, then costs falling, at each the nearest to dense first.
 
-    Returns:
-        The rows without those that miss their time, where sections begin, and which methods miss a time.
+    Return the rows that meet their time, the places where sections begin, and a note on methods that miss a time.
     """
     level_of, missing = dict[str, float](), list[str]()
     for level in levels(rows, reference):

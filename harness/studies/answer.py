@@ -19,7 +19,7 @@ from harness.measure.rows import Variant
 from harness.measure.settings import Plan
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p, tower_of
 from harness.records.metrics import METRICS
-from harness.records.record import Record, Tuning, refuse_mixed
+from harness.records.record import GOLDEN, Record, Tuning, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -50,7 +50,7 @@ PATCH_NOTES = (
     "Per patch: 1 - cosine to dense, mean over patches. IoU: of the foreground in %, by a linear probe of single "
     "patches fitted to dense's features, and by one fitted to the row's own; differences in points."
 )
-# Differences that are tested, a family each, and what they are of.
+# Differences that are tested, a family each, with the metric compared.
 TESTED = {
     "distance_to_first": "cosine_distance", "to_dense": "top1", "to_first": "top1",
     "patches_to_first": "patch_distance", "iou_to_first": "foreground_iou", "own_iou_to_first": "foreground_iou_own",
@@ -141,7 +141,7 @@ class StudyTable:
         return {name: together(dict(enumerate(p_values))) for name, p_values in every.items()}
 
     def table(self) -> Table:
-        """Lay it out; differences that are clear when their column is judged together have marks.
+        """Lay out the rows; differences that are clear when their column is judged together have marks.
 
         Columns of what wasn't measured are left out.
         """
@@ -158,17 +158,15 @@ class StudyTable:
         several = any(len(row.records) > 1 for row in self.rows)
         tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         uncounted = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
-        notes = [
-            NOTES,
-            *([SEED_NOTES] if "over seeds" in columns else []),
-            *([PATCH_NOTES] if "per patch" in columns else []),
-        ]
+        notes = [NOTES]
+        notes += [note for head, note in (("over seeds", SEED_NOTES), ("per patch", PATCH_NOTES)) if head in columns]
         notes += [f"{mark_note(' or '.join(tests), 'all of a column')}.", *([f"{uncounted}."] if uncounted else [])]
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
         rows = list(zip(*columns.values(), strict=True))
-        sections = frozenset(begins.values())
-        about: dict[str, Any] = {"caption": " ".join(notes), "sections": sections}
-        return Table.of(self.title, list(columns), rows, words=labels, wide=WIDE, roomy=ROOMY, **about)
+        return Table.of(
+            self.title, list(columns), rows, words=labels, wide=WIDE, roomy=ROOMY,
+            caption=" ".join(notes), sections=frozenset(begins.values()),
+        )  # fmt: skip
 
     def chart(self, x: str, *series: str, accuracy: bool = False) -> Chart:
         """Draw 1 - cosine to dense, or the difference of top-1 where lines lack it, against a column of numbers.
@@ -191,13 +189,13 @@ class StudyTable:
         return Chart(title=_images(self.dense), x_label=x, y_label=y_label, series=dots, log=near)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return its rows as CSV and JSON have them; numbers have six digits, None is what wasn't measured.
+        """Return the rows for CSV and JSON; numbers have six digits, None stands for no measurement.
 
         Without features per patch there are no columns of them.
         """
         families, lines = self.families(), []
         patches = any(row.average.mean("patch_distance") is not None for row in self.rows)
-        about = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "precision")}
+        common = {name: getattr(self.dense, name) for name in ("dataset", "split", "image_count", "precision")}
         for at, row in enumerate(self.rows):
             match = row.average.measured("match_at_k")
             figures: dict[str, Any] = {"keep": row.average.keep} | {name: row.average.mean(name) for name in MEANS}
@@ -211,26 +209,26 @@ class StudyTable:
                 for name, value in figures.items()
                 if patches or not ("patch" in name or "iou" in name)
             }
-            lines.append(about | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
+            lines.append(common | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
         return lines
 
 
 def _differences(row: Average, first: Average, dense: Average) -> dict[str, tuple[Interval, float | None]]:
     """Compare a row with the dense model by top-1, and with the first of its group."""
-    found: dict[str, tuple[Interval, float | None]] = {}
-    others = {"to_dense": dense} | ({} if first is row else {"to_first": first})
-    for name, other in others.items() if dense.first.labelled else ():
-        found[name] = bootstrap_mean(row.shares - other.shares), row_p(row, other)
+    differences: dict[str, tuple[Interval, float | None]] = {}
+    references = {"to_dense": dense} | ({} if first is row else {"to_first": first})
+    for name, reference in references.items() if dense.first.labelled else ():
+        differences[name] = bootstrap_mean(row.shares - reference.shares), row_p(row, reference)
     if first is row:
-        return found
+        return differences
     for name, metric in TESTED.items():
         if metric != "top1" and (difference := fidelity_difference(row, first, METRICS[metric])) is not None:
-            found[name] = difference
-    seeds, others_seeds = ([record.seed for record in one.records if record.tuning is not None] for one in (row, first))
-    if seeds == others_seeds and len(seeds) > 1:
+            differences[name] = difference
+    seeds, first_seeds = ([record.seed for record in line.records if record.tuning] for line in (row, first))
+    if seeds == first_seeds and len(seeds) > 1:
         pairs = zip(row.records, first.records, strict=True)
-        found["over_seeds"] = mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in pairs]), None
-    return found
+        differences["over_seeds"] = mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in pairs]), None
+    return differences
 
 
 def _images(dense: Record) -> str:
@@ -238,7 +236,7 @@ def _images(dense: Record) -> str:
 
 
 def take_inventory(study: Study, config: StudyConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Return how much of what a study makes and keeps the user's cache has, and how much is missing; make nothing."""
+    """Count the rankings, predictors and prompts of a study that the user's cache has and lacks; make nothing."""
     counts: dict[tuple[str, str], list[int]] = {}
     for case in _cases(study, config, progress, partial(StudyInventory, counts=counts)):
         list(study.lines(case))
@@ -315,9 +313,12 @@ def _bench(
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *{row.key: row for line in lines for row in line.rows}.values()]
-    bench = Bench(plan, case.dataset, case.tower, rows, case.weights, case.progress, known, folder=folder)
-    if foreground:
-        bench.fit_probes = partial(fit_judge, case.dataset, bench.real_rows, bench.parts.preprocess, case.progress)
+    real_rows = [row for row in rows if row.method != GOLDEN]
+    fit_probes = partial(fit_judge, case.dataset, real_rows, case.tower.preprocess, case.progress)
+    bench = Bench(
+        plan, case.dataset, case.tower, rows, case.weights, case.progress, known,
+        folder=folder, fit_probes=fit_probes if foreground else None,
+    )  # fmt: skip
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.timed_batches, plan.rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}

@@ -1,4 +1,4 @@
-"""What the lines of a study are made of: rankings, predictors and prompts, made once and kept in the user's cache."""
+"""Models of a study's lines: rankings, predictors and prompts are made once and kept in the user's cache."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +59,7 @@ class ModelSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyCase:
-    """One dataset to judge by, and what makes the models of a study, each once."""
+    """A dataset to judge by; makes each model of a study once."""
 
     config: StudyConfig
     tower: Tower
@@ -79,7 +79,7 @@ class StudyCase:
         return replace(self.config.golden, **changes)
 
     def truth(self, golden: GoldenConfig) -> RankingSpec:
-        """Return which golden rankings the judged images have; they are made if they are missing."""
+        """Return the spec of the judged images' golden rankings, which are made if missing."""
         spec = RankingSpec(self.dataset.images_of, self.config.split, golden, self.config.limit)
         self._rankings(spec)
         return spec
@@ -115,14 +115,14 @@ class StudyCase:
         **options: Any,
     ) -> list[Variant]:
         """Reduce by each predictor. See `_models`."""
-        golden = predictors[0].golden
-        settings = tuple(({"reduce_at": (golden.block,)} | options).items())
-        return self._models([ModelSpec(PREDICTED, settings, each) for each in predictors], keep, truth, cost)
+        options = {"reduce_at": (predictors[0].golden.block,)} | options
+        specs = [ModelSpec(PREDICTED, tuple(options.items()), each) for each in predictors]
+        return self._models(specs, keep, truth, cost)
 
     def oracle(self, golden: GoldenConfig, keep: float, **options: Any) -> list[Variant]:
         """Prune by golden rankings."""
-        settings = tuple(({"reduce_at": (golden.block,)} | options).items())
-        return self._models([ModelSpec(GOLDEN, settings)], keep, self.truth(golden))
+        options = {"reduce_at": (golden.block,)} | options
+        return self._models([ModelSpec(GOLDEN, tuple(options.items()))], keep, self.truth(golden))
 
     def baseline(
         self, method: str, keep: float, truth: RankingSpec | None = None, cost: Variant | None = None, **options: Any
@@ -163,7 +163,7 @@ class StudyCase:
     def _keep(
         self, kind: str, subject: str, cached: T | None, make: Callable[[], T], counts: tuple[int, int]
     ) -> T | None:
-        """Return what is cached, or make it. ``counts`` are of what is cached and of all, of a kind and a subject."""
+        """Return what is cached, or make it; ``counts`` are the cached and all items of a kind and a subject."""
         return make() if cached is None else cached
 
     def _models(

@@ -27,9 +27,9 @@ DISTANCE = METRICS["cosine_distance"]
 def judge(
     plan: Plan, known: Sequence[Record], progress: Progress, folder: Path | None = None
 ) -> Iterator[list[Record]]:
-    """Yield the records of each tower and dataset; a tower goes without methods and datasets that it can't have.
+    """Yield the records of each tower and dataset; methods and datasets that a tower can't have are left out.
 
-    A plan without methods is of the usual ones.
+    A plan without methods takes the usual ones.
 
     Raises:
         ValueError: an unknown name, or a tower without the method whose cost is to be met.
@@ -50,8 +50,8 @@ def judge(
         datasets = [name for name in plan.datasets if tower.clip is not None or not get_dataset(name).labelled]
         if left_out := [name for name in plan.datasets if name not in datasets]:
             progress.say(f"{', '.join(left_out)}: left out of {model}, which has no text tower to judge their classes")
-        own = replace(plan, models=(model,), methods=tuple(dict.fromkeys(methods)), datasets=tuple(datasets))
-        yield from compare(own, known, progress, release=True, folder=folder)
+        part = replace(plan, models=(model,), methods=tuple(dict.fromkeys(methods)), datasets=tuple(datasets))
+        yield from compare(part, known, progress, release=True, folder=folder)
 
 
 class SetDistance(NamedTuple):
@@ -87,7 +87,7 @@ class SetDistance(NamedTuple):
 
 def distances(groups: Sequence[Sequence[Record]], match_to: str) -> list[SetDistance]:
     """Return the distances of all methods; ``groups`` are records of one tower and dataset each."""
-    found = []
+    entries = []
     for group in groups:
         rows, (tower, first) = averages(group), (tower_of(group[0]), group[0])
         for target in (row for row in rows if row.method == match_to):
@@ -97,31 +97,30 @@ def distances(groups: Sequence[Sequence[Record]], match_to: str) -> list[SetDist
                 extra, mean = (cost_of(row) or 0) / (cost_of(target) or 1) - 1, row.mean(DISTANCE.name)
                 assert mean is not None
                 ratio = _ratio(row, nearest.get(AGAINST))
-                found.append(
-                    SetDistance(tower, target.keep, method, extra, first.dataset, first.image_count, mean, ratio)
-                )
-    return found
+                images = (first.dataset, first.image_count)
+                entries.append(SetDistance(tower, target.keep, method, extra, *images, mean, ratio))
+    return entries
 
 
 def _ratio(row: Average, against: Average | None) -> Interval | None:
     values = row.per_image(DISTANCE.name)
-    other = None if against is None else against.per_image(DISTANCE.name)
-    if values is None or other is None or row is against or not min(other) > 0:  # of no distance nothing is a multiple
+    base = None if against is None else against.per_image(DISTANCE.name)
+    if values is None or base is None or row is against or not min(base) > 0:  # no number is a multiple of no distance
         return None
-    return paired_ratio(values, other, row.first.groups)
+    return paired_ratio(values, base, row.first.groups)
 
 
 def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
     """Lay out `distances` by tower, cost and method, a column for each set of images."""
     lines: dict[tuple[str, float, str], dict[str, SetDistance]] = {}
-    found = distances(groups, match_to)
-    for one in found:
-        lines.setdefault((one.tower, one.at, one.method), {})[one.column] = one
-    towers, sets = (list(dict.fromkeys(getattr(one, name) for one in found)) for name in ("tower", "column"))
+    entries = distances(groups, match_to)
+    for entry in entries:
+        lines.setdefault((entry.tower, entry.at, entry.method), {})[entry.column] = entry
+    towers, sets = (list(dict.fromkeys(getattr(entry, name) for entry in entries)) for name in ("tower", "column"))
 
     def place(key: tuple[str, float, str]) -> tuple[float, ...]:
         """Sort by tower, then costs falling, then the sum of distances."""
-        return towers.index(key[0]), -key[1], sum(one.cosine_distance for one in lines[key].values())
+        return towers.index(key[0]), -key[1], sum(entry.cosine_distance for entry in lines[key].values())
 
     order, cells = sorted(lines, key=place), []
     for tower, keep, method in order:

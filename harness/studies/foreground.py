@@ -92,10 +92,10 @@ def fit_probes(train: Patches, val: Patches) -> dict[str, Tensor]:
         grams[key] = grams.get(key, 0) + (x.T @ x).double()
         moments[key] = moments.get(key, 0) + (x.T @ y).double()
     candidates = {key: _solve(gram, moments[key]).float() for key, gram in grams.items()}
-    sums = {key: torch.zeros(own.shape[1], device=own.device) for key, own in candidates.items()}
+    sums = {key: torch.zeros(weights.shape[1], device=weights.device) for key, weights in candidates.items()}
     for key, features, truth in val:
         sums[key] = sums[key] + iou(with_ones(features) @ candidates[key] > 0, truth).sum(dim=0)
-    return {key: own[:, sums[key].argmax()] for key, own in candidates.items()}
+    return {key: weights[:, sums[key].argmax()] for key, weights in candidates.items()}
 
 
 def _solve(gram: Tensor, moment: Tensor) -> Tensor:

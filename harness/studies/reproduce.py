@@ -70,10 +70,10 @@ RATIOS = ("gflops", "latency")  # compared by dividing
 
 
 def read(measure: str, row: Average, reference: Average | None = None) -> Interval | None:
-    """Read a measure of one line, or compare the line with another if one is given.
+    """Read a measure of a line, or compare the line with a ``reference``; None where nothing was measured.
 
-    Either is a mean over seeds with a 95 % interval, None where it wasn't measured. Of times it is of the largest
-    batch, with the quartiles, or the ratio to dense in the same rounds.
+    The result is a mean over seeds with a 95 % interval. Times are of the largest batch, with quartiles, or the ratio
+    to dense in the same rounds.
     """
     if measure == "top1":
         right = row.shares if reference is None else row.shares - reference.shares
@@ -156,11 +156,7 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
             words = common | variant
             labels = {label: value.format(**words) for label, value in entry.get("labels", {}).items()}
             fields = {key: value for key, value in entry.items() if key != "each"}
-            fields |= {
-                "name": entry["name"].format(**words),
-                "labels": labels,
-                "columns": page["columns"],
-            }
+            fields |= {"name": entry["name"].format(**words), "labels": labels, "columns": page["columns"]}
             rows.append(PaperRow(**fields))
     return rows
 
@@ -192,11 +188,11 @@ def stages(on: StudyCase) -> Iterator[StudyLine]:
     The dataset's own predictor is there if it has images for one, then ImageNet's.
     """
     at = four_points(on.depth)[0]
-    own = [on.dataset.images_of] if all(len(on.dataset.split(split)) for split in ("train", "val")) else []
-    general = [GENERAL] if GENERAL in on.config.datasets else []
+    sources = [on.dataset.images_of] if all(len(on.dataset.split(split)) for split in ("train", "val")) else []
+    sources += [GENERAL] if GENERAL in on.config.datasets else []
     steps: dict[str, Any] = {"reduce_at": at, "schedule": "linear"}
     for keep in on.keeps:
-        for source in dict.fromkeys([*own, *general]):
+        for source in dict.fromkeys(sources):
             models = on.predicted(on.predictors(on.golden(block=at[0]), [source]), keep, **steps)
             yield StudyLine({"method": PREDICTED, "fitted on": source}, models, keep)
         for method in STAGED:
@@ -273,11 +269,11 @@ class PaperResult:
         (form, relative, _), to = MEASURES[self.row.measure], self.to.get(MEAN)
         columns = [(self.ours.get(name), self.paper.get(name)) for name in (*datasets, MEAN)]
         by = _text(to, relative)
-        yield [self.row.name, "ours", *(_text(own, form) for own, _ in columns), self.row.against or "", by]
+        yield [self.row.name, "ours", *(_text(ours, form) for ours, _ in columns), self.row.against or "", by]
         if not self.row.source:
             return
-        yield ["", "paper", *(figure(their, form) for _, their in columns), "", figure(self.paper_to, relative)]
-        off = [_minus(own, their if comparable else None, form) for own, their in columns]
+        yield ["", "paper", *(figure(theirs, form) for _, theirs in columns), "", figure(self.paper_to, relative)]
+        off = [_minus(ours, theirs if comparable else None, form) for ours, theirs in columns]
         off += ["", _minus(to, self.paper_to, relative)]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
@@ -317,19 +313,21 @@ class Comparison:
         if other:
             title += f"; NOT the paper's {other}: what differs is no failed reproduction"
         rows, sections = list[list[str]](), []
-        for one in self.results:
+        for result in self.results:
             sections.append(len(rows))
-            rows += one.lines([*self.images], comparable=not other)
-        sources = sorted({one.row.source for one in self.results if one.row.source})
-        about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
-        about["notes"] = [*paper_tables()[self.name]["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
+            rows += result.lines([*self.images], comparable=not other)
+        sources = sorted({result.row.source for result in self.results if result.row.source})
+        notes = [*paper_tables()[self.name]["notes"], f"The paper's figures are from: {'; '.join(sources)}."]
         heads, words = ("", "whose", *self.images, MEAN, "compared with", "by"), {"", "whose", "compared with"}
-        return Table.of(title, heads, rows, words=words, wide=set(self.images), **about)
+        return Table.of(
+            title, heads, rows, words=words, wide=set(self.images),
+            caption=NOTES, sections=frozenset(sections), notes=notes,
+        )  # fmt: skip
 
     def data(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        facts = {"name": self.name, "tower": self.tower, "images_by_dataset": self.images, "rows": self.results}
-        values: dict[str, Any] = json_values({**facts, "comparable": not self.differences})
+        """Return the comparison as JSON values."""
+        fields = {"name": self.name, "tower": self.tower, "images_by_dataset": self.images, "rows": self.results}
+        values: dict[str, Any] = json_values({**fields, "comparable": not self.differences})
         return values
 
 
@@ -339,10 +337,10 @@ def compare_rows(name: str, config: StudyConfig, tables: Sequence[StudyTable]) -
     results: dict[str, PaperResult] = {}
     lines: dict[str, dict[str, Average]] = {}
     for row in paper_rows(name, config, len(dense.tokens_per_block or ())):
-        others, reference = lines.get(row.against or "", {}), results.get(row.against or "")
-        own = lines[row.name] = row.lines(by_dataset)
-        ours = {dataset: read(row.measure, part) for dataset, part in own.items()}
-        to = {each: read(row.measure, part, others[each]) for each, part in own.items() if each in others}
+        bases, reference = lines.get(row.against or "", {}), results.get(row.against or "")
+        fitting = lines[row.name] = row.lines(by_dataset)
+        ours = {dataset: read(row.measure, line) for dataset, line in fitting.items()}
+        to = {name: read(row.measure, line, bases[name]) for name, line in fitting.items() if name in bases}
         mean, base = row.mean_over([*by_dataset]), None if reference is None else reference.paper[MEAN]
         paper_to = None
         if mean is not None and base is not None:
@@ -357,14 +355,14 @@ def compare_rows(name: str, config: StudyConfig, tables: Sequence[StudyTable]) -
 
 def _add_mean(values: Mapping[str, Interval | None], datasets: Collection[str]) -> dict[str, Interval]:
     """Return what was measured, with the mean where each dataset has a value."""
-    found = {name: value for name, value in values.items() if value is not None}
-    return found | ({MEAN: mean_of([*found.values()])} if found and len(found) == len(datasets) else {})
+    measured = {name: value for name, value in values.items() if value is not None}
+    return measured | ({MEAN: mean_of([*measured.values()])} if measured and len(measured) == len(datasets) else {})
 
 
 def require_readable(names: Sequence[str], table: PaperTable) -> None:
-    """Refuse datasets that can't be read or lack a split that is needed, all of them by one ValueError.
+    """Refuse datasets that can't be read or lack a split that is needed, by one ValueError that names each.
 
-    Those that the predictor of a table's ``general`` one serves need a test split only.
+    Datasets that the predictor of the table's ``general`` dataset serves need a test split only.
     """
     problems = []
     for name in names:

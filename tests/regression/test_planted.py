@@ -21,8 +21,7 @@ import harness.measure.bench
 import harness.records.metrics
 import zoo.core.reducer
 import zoo.towers.vit
-from harness.apps.check import Case, CheckRow, measure
-from harness.apps.settings import CheckPlan
+from harness.apps.check import Case, CheckPlan, CheckRow, measure
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check

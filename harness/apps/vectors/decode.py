@@ -38,7 +38,7 @@ Transform = Callable[[Any], Any]  # from a PIL image to one of the tower's size,
 
 
 class Item(NamedTuple):
-    """What came of a picture or a text."""
+    """A decoded picture or a text."""
 
     name: str  # its path, or the text itself
     pixels: NDArray[Any] | None = None  # of a picture that can be read, (H, W, C) uint8 or (C, H, W) float32
@@ -47,20 +47,20 @@ class Item(NamedTuple):
 
 
 class DecodedChunk(NamedTuple):
-    """What came of some pictures, and the seconds that it took one process."""
+    """Decoded pictures, and the seconds that one process took."""
 
     items: list[Item]
     seconds: float
 
 
 def join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
-    """Make one chunk of several."""
+    """Join several chunks."""
     items, seconds = zip(*chunks, strict=True)
     return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
 
 
 def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
-    """Read, decode and transform pictures; raise MemoryError for too little memory, which says nothing about one."""
+    """Read, decode and transform pictures; raise MemoryError for too little memory, which is no fault of a picture."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata
@@ -97,15 +97,19 @@ def stack(items: Sequence[Item], out: NDArray[Any] | None = None) -> NDArray[Any
 
 # Exit codes of processes that something else ended, as the system for lack of memory: 0 where a process finds none, 255
 # is multiprocessing's, where the server that started a process is dead, and Windows has one of these signals.
-FROM_OUTSIDE = {None, 0, 255} | {-own for own in signal.Signals if own.name in ("SIGKILL", "SIGTERM", "SIGHUP")}
+FROM_OUTSIDE = {None, 0, 255} | {
+    -number for number in signal.Signals if number.name in ("SIGKILL", "SIGTERM", "SIGHUP")
+}
 
 
 class DeadDecoderError(Exception):
-    """A decoding process is dead; ``by_itself`` tells whether what it was doing ended it."""
+    """A decoding process is dead; ``by_itself`` tells whether its work ended it, and no signal from outside."""
 
     def __init__(self, code: int | None) -> None:
-        how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {signal.Signals(-code).name}"
-        super().__init__(how if code is not None else "for an unknown reason")
+        cause = "for an unknown reason"
+        if code is not None:
+            cause = f"with exit code {code}" if code >= 0 else f"by signal {signal.Signals(-code).name}"
+        super().__init__(cause)
         self.by_itself = code not in FROM_OUTSIDE
 
 
@@ -152,7 +156,7 @@ class _Decoder:
 
 
 def _serve(pipe: Connection, transform: Transform) -> None:
-    """Prepare what comes until the parent's end closes, with one thread; Ctrl-C is the parent's."""
+    """Prepare chunks until the parent's end closes, with one thread; Ctrl-C is the parent's."""
     import torch
 
     torch.set_num_threads(1)
@@ -190,7 +194,7 @@ class Decoders:
         raise ValueError(f"a process that decodes pictures ends at its start, {dead}, {_TOO_OFTEN}")
 
     def prepare(self, chunks: Iterable[Sequence[PictureFile]]) -> Iterator[DecodedChunk]:
-        """Yield what comes of each chunk, in order; the chunks are asked for as far ahead as they are worked on.
+        """Yield the results of chunks, in order; chunks are asked for as far ahead as they are worked on.
 
         A chunk whose process dies is prepared again, picture by picture. A picture that ends its process once more,
         and again, can't be read.
@@ -218,9 +222,9 @@ class Decoders:
             return join(map(self._prepare_alone, chunk))
 
     def _attempt(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
-        """Give a chunk to a process that has nothing to do, or to a new one."""
+        """Give a chunk to an idle process, or to a new one."""
         try:
-            decoder = next(one for one in iter(self._idle.pop, None) if one.alive)
+            decoder = next(decoder for decoder in iter(self._idle.pop, None) if decoder.alive)
         except IndexError:
             decoder = self._start_one()
         result = decoder.prepare(chunk)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.apps.vectors.decode import Decoders, Item, join
+from harness.apps.vectors.decode import Decoders, Item, Transform, join
 from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
 from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
@@ -80,8 +80,8 @@ class Codes(NamedTuple):
         return cls(storage, width, embeddings.astype(CODE_TYPES[storage]), scale)
 
     @classmethod
-    def from_table(cls, table: Any, storage: str, width: int) -> Self:
-        """Read what ``columns`` gave."""
+    def from_table(cls, table: pa.Table, storage: str, width: int) -> Self:
+        """Read the columns of a table."""
         scale = table["scale"].to_numpy() if storage == INT8 else None
         return cls(storage, width, from_lists(table, "embedding"), scale)
 
@@ -101,7 +101,7 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class VectorsProvenance(ShardProvenance):
-    """What embeddings were made from, and how. Two are equal whatever their versions."""
+    """The source, model and settings of embeddings. Two are equal whatever their versions."""
 
     kind: str  # images or texts
     source: tuple[str, ...]  # as asked for, with absolute paths
@@ -155,15 +155,15 @@ class Vectors(NamedTuple):
 
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
-    origin, columns = shard.provenance, shard.table
-    kind, codes = origin.kind, Codes.from_table(columns, origin.storage, origin.width)
-    ids, names = columns["id"].to_numpy(), columns[NAMES[kind]].to_pylist()
-    digests = columns["digest"].to_pylist() if kind == IMAGES else [""] * len(names)
-    return Vectors(ids, names, codes, origin, [Bad(*note) for note in shard.notes], digests)
+    provenance, columns = shard.provenance, shard.table
+    codes = Codes.from_table(columns, provenance.storage, provenance.width)
+    ids, names = columns["id"].to_numpy(), columns[NAMES[provenance.kind]].to_pylist()
+    digests = columns["digest"].to_pylist() if provenance.kind == IMAGES else [""] * len(names)
+    return Vectors(ids, names, codes, provenance, [Bad(*note) for note in shard.notes], digests)
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
-    """Refuse rows that don't cover what they should, or that can't be embeddings of this storage and width."""
+    """Refuse a shard with missing rows, or with rows that aren't embeddings of its storage and width."""
     vectors = _from_shard(shard)
     covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
     if covered != list(range(shard.first, shard.first + shard.covers)):
@@ -200,14 +200,14 @@ def read_vectors(folder: Path, say: Callable[[str], object] = warnings.warn) -> 
 
 
 def errors_path(folder: Path) -> Path:
-    """Return where the bad ones of a folder are listed: beside it, as readers take every file in it for a shard."""
+    """Return the file that lists the bad items of a folder: beside the folder, whose files readers take for shards."""
     folder = folder.absolute()
     return folder.with_name(f"{folder.name}.errors.parquet")
 
 
 def _write_errors(folder: Path, kind: str) -> int:
-    """List the bad pictures or texts of all shards in one file, and count them; without any there is no file."""
-    bad = [Bad(*note) for facts in VECTORS.facts(folder) for note in facts["notes"]]
+    """List the bad pictures or texts of all shards in one file, if there are any, and return their number."""
+    bad = [Bad(*note) for metadata in VECTORS.facts(folder) for note in metadata["notes"]]
     if not bad:
         errors_path(folder).unlink(missing_ok=True)
         return 0
@@ -241,12 +241,12 @@ class Encoder:
         self.transform, self._scale = split_preprocessing(preprocess, device)
         self.width = self.forward(torch.zeros(1, 3, *self._size, device=device)).shape[1]
 
-    def _load_tower(self, random_weights: bool, batch: int) -> Any:
+    def _load_tower(self, random_weights: bool, batch: int) -> Transform:
         """Load a tower by name, and return its preprocessing."""
         tower = self.setup.load(random_weights=random_weights)
-        own_weights = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
+        learned = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
         self.weights = fingerprint(tower.vit)
-        self.reducer = weights_digest(own_weights) if own_weights else None
+        self.reducer = weights_digest(learned) if learned else None
         self._vit, self._size, self._text = tower.vit.to(self.device).eval(), tower.vit.input_size, tower.require_clip
         self.has_text = tower.clip is not None
         example = torch.zeros(batch, 3, *self._size, device=self.device)
@@ -255,14 +255,13 @@ class Encoder:
             self.runtime = EAGER
         return tower.preprocess
 
-    def _load_file(self, file: Path) -> Any:
+    def _load_file(self, file: Path) -> Transform:
         """Load an exported file, and return its preprocessing."""
         find_runtime(self.runtime).require(self.setup.precision, self.device, loading=True)
         model = load_exported(file)
         if model.preprocessing is None or model.image_size is None:
-            raise ValueError(
-                f"{file.name}.json doesn't say how pictures are prepared; write it with `patchrank export`"
-            )
+            lack = f"{file.name}.json doesn't say how pictures are prepared"
+            raise ValueError(f"{lack}; write it with `patchrank export`")
         self.weights, self._size, self.prepared = model.digest[:16], model.image_size, model.prepared
         self.has_text, self._text = model.text_weights is not None, partial(_text_tower, model)
         return build_preprocessing(model.preprocessing)
@@ -341,7 +340,7 @@ class Encoder:
 
 
 def _text_tower(model: ExportedModel) -> ClipParts:
-    """Load the text tower that belongs to an exported file; ValueError if there is none, or another one by now."""
+    """Load the text tower that belongs to an exported file; ValueError if there is none, or if its weights changed."""
     if model.tower is None or model.text_weights is None:
         raise ValueError(f"{model.path.name} has no text tower, so it takes no words; embed pictures")
     clip = load_tower(model.tower).require_clip()
@@ -351,7 +350,7 @@ def _text_tower(model: ExportedModel) -> ClipParts:
 
 
 class Embedded(NamedTuple):
-    """What came of a job."""
+    """The result of a job."""
 
     path: Path
     total: int  # pictures or texts in the source
@@ -410,10 +409,8 @@ def _require_unchanged(job: EmbedJob) -> None:
     if isinstance(job.source, TextSource):  # read at once
         return
     if open_source(job.source.words, column=job.source.column).revision != job.source.revision:
-        raise ValueError(
-            "the pictures changed while they were embedded, and finished shards are kept; the same command says what "
-            "changed, or goes on if nothing but times did"
-        )
+        remedy = "the same command says what changed, or goes on if nothing but times did"
+        raise ValueError(f"the pictures changed while they were embedded, and finished shards are kept; {remedy}")
 
 
 def _find_change(store: Store[VectorsProvenance], count: int, source: PictureSource, progress: Progress) -> str | None:
@@ -438,25 +435,19 @@ class Embedder:
     """A tower, on the job's device, that makes any shard of a job and writes it to its ``store``."""
 
     def __init__(self, job: EmbedJob) -> None:
-        """Load the tower; refuse what can't be done."""
+        """Load the tower; raise what ``Encoder`` does."""
         self.job = job = dataclasses.replace(job, setup=job.setup.absolute(), out=job.out.absolute())
         self.encoder = encoder = Encoder(
             job.setup, random_weights=job.random_weights, device=job.device, batch=job.batch
         )
-        setup = {name: getattr(job.setup, name) for name in SETUP}
-        same = ("weights", "reducer", "preprocessing", "runtime", "width")
         self.provenance = VectorsProvenance(
-            **setup,
-            **{name: getattr(encoder, name) for name in same},
-            kind=job.kind,
+            **{name: getattr(job.setup, name) for name in SETUP},
+            **{name: getattr(encoder, name) for name in ("weights", "reducer", "preprocessing", "runtime", "width")},
+            **{name: getattr(job, name) for name in ("kind", "random_weights", "batch", "storage")},
+            **{name: getattr(job.source, name) for name in ("column", "revision")},
             source=job.source.words,
-            column=job.source.column,
-            revision=job.source.revision,
             count=len(job.source),
-            random_weights=job.random_weights,
             text_weights=encoder.text_weights if job.kind == TEXTS else None,
-            batch=job.batch,
-            storage=job.storage,
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
         self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
@@ -467,23 +458,21 @@ class Embedder:
         self.ring = LaneRing(encoder.forward, encoder.unit, route, batch=job.batch, width=encoder.width)
 
     def take_revision(self, progress: Progress) -> None:
-        """Go on with shards of pictures that had other times and the same bytes; ValueError says which have others."""
+        """Go on with shards of pictures whose times changed; ValueError names a picture whose bytes changed."""
         wanted, source = self.provenance, self.job.source
-        there = next((shard.provenance for shard in self.store.present.values()), wanted)
-        same = dataclasses.replace(wanted, revision=there.revision, count=there.count) == there
-        if there.revision == wanted.revision or isinstance(source, TextSource) or not same:
+        earlier = next((shard.provenance for shard in self.store.present.values()), wanted)
+        same = dataclasses.replace(wanted, revision=earlier.revision, count=earlier.count) == earlier
+        if earlier.revision == wanted.revision or isinstance(source, TextSource) or not same:
             return  # of other settings the store tells
-        if change := _find_change(self.store, there.count, source, progress):
-            raise ValueError(
-                f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {change}. Use another "
-                "--output, or delete that folder"
-            )
+        if change := _find_change(self.store, earlier.count, source, progress):
+            lack = f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {change}"
+            raise ValueError(f"{lack}. Use another --output, or delete that folder")
         progress.say("files of the source have other times than when it was embedded, and the same content")
-        self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=there.revision))
-        self.provenance = dataclasses.replace(wanted, revision=there.revision)
+        self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=earlier.revision))
+        self.provenance = dataclasses.replace(wanted, revision=earlier.revision)
 
-    def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Embed what some shards cover and write each when it is whole.
+    def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
+        """Embed the pictures or texts of some shards, and write each shard when it is whole.
 
         Yield of each batch the ``count`` in it, and its seconds as ``LaneRing.run`` names them.
         """
@@ -508,7 +497,7 @@ class Embedder:
             self.store.write(index, pa.table(columns), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:
-        """Yield the positions of each batch of a shard: batches depend on nothing else."""
+        """Yield the positions of each batch of a shard."""
         positions, size = self.store.positions(index), self.job.batch
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
@@ -539,7 +528,7 @@ class Embedder:
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:
-    """Return what makes shards in a worker, which loads the tower anew."""
+    """Load the tower in a worker, and return the function that makes shards."""
     embedder = Embedder(job)
     require_same(embedder.provenance.differences(wanted))
     return embedder.make

@@ -22,12 +22,12 @@ from zoo.deploy.runtimes.in_process import capture
 
 LANES = 2  # batches on their way at a time; results are fetched when all lanes are taken, one batch late
 TO_TENSOR = (ToTensor, timm_transforms.MaybeToTensor, open_clip_transforms.MaybeToTensor)
-Forward = Callable[[Tensor], Any]  # from pictures on the device to features (n, D) float32 there
+Forward = Callable[[Tensor], Tensor]  # from pictures on the device to features (n, D) float32 there
 Finish = Callable[[Tensor], NDArray[np.float32]]  # from features here to vectors in memory of their own
 
 
-def split_preprocessing(preprocess: Any, device: str) -> tuple[Transform, Callable[[Tensor], Tensor] | None]:
-    """Split what is done with each picture from what the device does with a batch.
+def split_preprocessing(preprocess: Transform, device: str) -> tuple[Transform, Callable[[Tensor], Tensor] | None]:
+    """Split a preprocessing into steps on each picture and steps on a batch on the device.
 
     Returns:
         What makes a PIL picture of the tower's size, and what maps such pictures, uint8 (n, H, W, C), to float32
@@ -106,7 +106,7 @@ class Route(NamedTuple):
 
 
 class _Lane:
-    """Memory for one batch on its way there and back, and events that tell how far it is."""
+    """Memory for one batch on its way to the device and back, and events that mark its progress."""
 
     def __init__(self, route: Route, batch: int, like: NDArray[Any], width: int) -> None:
         dtype = torch.uint8 if like.dtype == np.uint8 else torch.float32
@@ -117,7 +117,7 @@ class _Lane:
 
 
 class EmbeddedBatch(NamedTuple):
-    """What came of some pictures or texts, one vector (n, D) each unless none can be embedded, and seconds by name."""
+    """A batch with its vectors (n, D), None if no item can be embedded, and the seconds of each stage."""
 
     items: list[Item]  # without pixels
     vectors: NDArray[np.float32] | None
@@ -134,7 +134,7 @@ class LaneRing:
         self._static = False
 
     def run(self, batches: Iterable[DecodedChunk]) -> Iterator[EmbeddedBatch]:
-        """Yield what comes of each batch, in order, when the next one is on its way.
+        """Yield the result of each batch, in order, when the next batch is on its way.
 
         Seconds are ``decoding_s``, ``copying_s`` on the way there, and ``model_s`` with the way back.
         """

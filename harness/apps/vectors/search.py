@@ -49,7 +49,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The nearest embeddings to a query, best first, of how many, and where these are from."""
+    """The nearest embeddings to a query, best first, and the embeddings that were searched."""
 
     hits: Sequence[Hit]
     searched: int
@@ -65,7 +65,7 @@ def query_vector(
     device: str = "cpu",
     file: str | None = None,
 ) -> NDArray[np.float32]:
-    """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
+    """Embed a query (the path of a picture, or words) by the model of some embeddings, (D,) of unit length.
 
     A picture is embedded as ``embed`` does it. In low precision it fills a batch of the same size, whose size moves
     features by up to several percent. ``say`` tells of the few words that the embedded text tower learned. ``file`` is
@@ -89,12 +89,10 @@ def query_vector(
     encoder = Encoder(setup, random_weights=provenance.random_weights, device=device, batch=count)
     names = ("weights", "reducer", "preprocessing")
     for name in names if provenance.kind == IMAGES else (*names, "text_weights"):
-        there, here = getattr(provenance, name), getattr(encoder, name)
-        if here != there:
-            raise ValueError(
-                f"{provenance.model} has other {name} now, {here!r}, than when the embeddings were made, {there!r}; "
-                "embed again"
-            )
+        then, now = getattr(provenance, name), getattr(encoder, name)
+        if now != then:
+            what = f"{provenance.model} has other {name} now, {now!r}, than when the embeddings were made, {then!r}"
+            raise ValueError(f"{what}; embed again")
     if is_picture:
         [picture] = prepare([PictureFile(query, file=query)], encoder.transform).items
         if picture.pixels is None:
@@ -102,10 +100,8 @@ def query_vector(
         return encoder.pictures(torch.from_numpy(np.stack([picture.pixels] * count)))[0]
     features, wrong = encoder.texts([query.strip()])
     if say is not None and isinstance(encoder.clip.model.text, CompactText):
-        say(
-            f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
-            "with a model such as clip_vit_b16.openai"
-        )
+        remedy = "for any words, embed the pictures with a model such as clip_vit_b16.openai"
+        say(f"{encoder.setup.name} learned the words of clothing and emoji only; {remedy}")
     if features is None:
         raise ValueError(f"query {query!r}: {wrong[0]}")
     return features[0]
@@ -118,9 +114,8 @@ def _query_setup(setup: Setup, file: str | None) -> Setup:
             raise ValueError(f"--model {file!r}: {setup.name} made these embeddings, no exported file; leave it out")
         return replace(setup, model=file)
     if setup.file is not None and setup.file.suffix not in DATA:
-        raise ValueError(
-            f"{setup.model!r} made these embeddings, which may run any code: if you trust it, give --model"
-        )
+        reason = f"{setup.model!r} made these embeddings, which may run any code"
+        raise ValueError(f"{reason}: if you trust it, give --model")
     return setup
 
 
@@ -165,7 +160,7 @@ def nearest(
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is left of float32 embeddings that are stored otherwise and searched by float32 queries."""
+    """How well float32 queries find embeddings in a smaller storage."""
 
     stored: str  # of ``STORAGES``, and how bits are searched
     bytes: int  # of an embedding
@@ -174,7 +169,7 @@ class Loss:
 
 
 def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -> tuple[int, list[Loss]]:
-    """Measure what storage loses, with each of the first `MOST` embeddings as a query for the others among them.
+    """Measure the loss of each storage, with each of the first `MOST` embeddings as a query for all others.
 
     Return how many these are, and a loss for each storage; raise ValueError if they aren't float32, or too few.
     """
@@ -203,7 +198,7 @@ def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -
 
 
 def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
-    """Return the nearest others of each of n embeddings, (n, 10), by the first step of a search in bits and by both."""
+    """Return the neighbours of each of n embeddings, (n, 10), by the first step of a search in bits and by both."""
     first, second = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for place, vector in enumerate(floats):
         order, _, scores = _shortlist(codes, vector, NEIGHBOURS)
@@ -214,18 +209,18 @@ def _search_bits(codes: Codes, floats: NDArray[np.float32]) -> dict[str, NDArray
     return {f"{BINARY}, by Hamming distance": np.stack(first), best: np.stack(second)}
 
 
-def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:
+def write_sheet(path: Path, query: str, result: SearchResult, source: PictureSource) -> None:
     """Draw the hits on a contact sheet, a PNG, each with its rank, score and path; ValueError if a picture has changed.
 
     A picture that can't be read any more is drawn as an empty frame.
     """
     font, wide, high = ImageFont.load_default(13), SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
-    rows = math.ceil(len(found.hits) / ACROSS)
+    rows = math.ceil(len(result.hits) / ACROSS)
     sheet = Image.new("RGB", (ACROSS * wide + MARGIN, rows * high + LINE + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    title = f"{shorten(printable(query, ''), ACROSS * LETTERS - 20)}: {len(found.hits)} of {found.searched:,}"
+    title = f"{shorten(printable(query, ''), ACROSS * LETTERS - 20)}: {len(result.hits)} of {result.searched:,}"
     draw.text((MARGIN, MARGIN), title, 0, font)
-    for place, hit in enumerate(found.hits):
+    for place, hit in enumerate(result.hits):
         left, top = MARGIN + place % ACROSS * wide, 2 * MARGIN + LINE + place // ACROSS * high
         picture = next(source.pictures(range(hit.id, hit.id + 1)), None)
         if picture is None or picture.path != hit.name or picture.digest() not in ("", hit.digest):

@@ -1,4 +1,4 @@
-"""What an embedding can be told. Imports no torch itself, as the command line reads the fields for help."""
+"""Settings of `embed`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ MOST_DECODERS = 16  # processes that decode, unless more are asked for
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedJob(ShardJob):
-    """What to embed, and how."""
+    """The pictures or texts to embed, the model, and how vectors are stored."""
 
     setup: "Setup"
     source: "PictureSource | TextSource"
@@ -35,7 +35,7 @@ class EmbedJob(ShardJob):
 
     @property
     def kind(self) -> str:
-        """What is embedded: images or texts."""
+        """``images`` or ``texts``."""
         from harness.apps.vectors.source import TextSource
 
         return TEXTS if isinstance(self.source, TextSource) else IMAGES

@@ -77,7 +77,7 @@ class ListedSource:
 
     words: tuple[str, ...]  # what was asked for, with absolute paths
     revision: str  # 12 hex digits
-    table: Any  # of each picture what `PictureFile` says of it, content aside
+    table: pa.Table  # of each picture what `PictureFile` says of it, content aside
     column: ClassVar[None] = None
 
     def __len__(self) -> int:
@@ -90,47 +90,40 @@ class ListedSource:
                 yield PictureFile(**row | {"file": os.fsdecode(row["file"])})
 
 
-def _tabulate(pictures: Sequence[PictureFile]) -> Any:
-    columns = {
-        "path": pa.array([one.path for one in pictures], pa.large_string()),
-        "file": pa.array([os.fsencode(one.file) for one in pictures], pa.large_binary()).dictionary_encode(),
-        "offset": pa.array([one.offset for one in pictures], pa.int64()),
-        "size": pa.array([one.size for one in pictures], pa.int64()),
-        "wrong": pa.array([one.wrong for one in pictures], pa.large_string()),
-    }
-    return pa.table(columns)
+def _tabulate(pictures: Sequence[PictureFile]) -> pa.Table:
+    types = {"path": pa.large_string(), "offset": pa.int64(), "size": pa.int64(), "wrong": pa.large_string()}
+    columns = {name: pa.array([getattr(picture, name) for picture in pictures], kind) for name, kind in types.items()}
+    files = pa.array([os.fsencode(picture.file) for picture in pictures], pa.large_binary())
+    return pa.table(columns | {"file": files.dictionary_encode()})
 
 
 def _list_folder(folder: Path) -> ListedSource:
     """List the pictures below a folder, in the order of their names; paths are relative to it."""
-    if not (found := find_images(folder)):
+    if not (images := find_images(folder)):
         inside = [kind for kind in (TAR, PARQUET) if any(folder.glob(f"*{kind}"))]
         hint = "".join(f"; for its {kind[1:]} files give '{folder / f'*{kind}'}'" for kind in inside)
         raise ValueError(f"{str(folder)!r}: no images below this folder; {KNOWN}{hint}")
-    pictures = [
-        PictureFile(
-            escape_bytes(one.path.relative_to(folder).as_posix()),
-            file=str(one.path.absolute()),
-            wrong=one.wrong and escape_bytes(one.wrong),
-        )
-        for one in found
-    ]
-    facts = "".join(f"{picture.path}\0{one[1:]}\n" for picture, one in zip(pictures, found, strict=True))
-    return ListedSource(words=(str(folder.absolute()),), revision=_revision(facts), table=_tabulate(pictures))
+    pictures = []
+    for image in images:
+        name, wrong = image.path.relative_to(folder).as_posix(), image.wrong and escape_bytes(image.wrong)
+        pictures.append(PictureFile(escape_bytes(name), file=str(image.path.absolute()), wrong=wrong))
+    lines = "".join(f"{picture.path}\0{image[1:]}\n" for picture, image in zip(pictures, images, strict=True))
+    return ListedSource(words=(str(folder.absolute()),), revision=_revision(lines), table=_tabulate(pictures))
 
 
 def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
     """List the pictures in tars, in the tars' order; a path is the tar's name and the member's."""
     words, names = _name_files(tars)
-    facts, tables = "", []
+    lines, tables = "", []
     with progress.task("reading tars", len(tars)) as update:
         for number, (tar, name) in enumerate(zip(tars, names, strict=True), start=1):
             pictures, times = _list_members(tar.absolute(), name)
-            members = [(one.path, one.offset, one.size, one.wrong, at) for one, at in zip(pictures, times, strict=True)]
+            entries = zip(pictures, times, strict=True)
+            members = [(entry.path, entry.offset, entry.size, entry.wrong, time) for entry, time in entries]
             tables.append(_tabulate(pictures))
-            facts += f"{name}\0{_file_facts(tar)}\0{digest(members)}\n"
+            lines += f"{name}\0{_size_and_time(tar)}\0{digest(members)}\n"
             update(number)
-    source = ListedSource(words=words, revision=_revision(facts), table=pa.concat_tables(tables))
+    source = ListedSource(words=words, revision=_revision(lines), table=pa.concat_tables(tables))
     if not len(source):
         raise ValueError(f"{shorten(words)}: no pictures inside; {KNOWN}")
     return source
@@ -174,9 +167,9 @@ def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
     return f"tar {tar!r} ends within it" if member.offset_data + member.size > size else None
 
 
-def _file_facts(file: Path) -> tuple[int, int]:
-    facts = file.stat()
-    return facts.st_size, facts.st_mtime_ns
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +184,9 @@ class ParquetSource:
 
     @classmethod
     def open(cls, files: Sequence[Path], column: str | None) -> "ParquetSource":
-        """Read what the files say of themselves."""
+        """Read the schemas and numbers of rows of the files."""
         words, names = _name_files(files)
-        facts, counts = "", list[int]()
+        lines, counts = "", list[int]()
         for name, file in zip(names, files, strict=True):
             try:
                 with pq.ParquetFile(file) as opened:
@@ -202,11 +195,11 @@ class ParquetSource:
                 raise ValueError(f"{str(file)!r} is no whole Parquet file: {error}") from error
             column = _image_column(schema, column, str(file))
             counts.append(rows)
-            facts += f"{name}\0{_file_facts(file)}\0{rows}\n"
+            lines += f"{name}\0{_size_and_time(file)}\0{rows}\n"
         if not any(counts):
             raise ValueError(f"{shorten(words)}: no rows inside")
         firsts = tuple(accumulate(counts, initial=0))
-        return cls(words=words, revision=_revision(f"{facts}{column}"), files=names, firsts=firsts, column=str(column))
+        return cls(words=words, revision=_revision(f"{lines}{column}"), files=names, firsts=firsts, column=str(column))
 
     def __len__(self) -> int:
         return self.firsts[-1]
@@ -250,7 +243,7 @@ class TextSource:
     column: ClassVar[None] = None
 
     def __init__(self, file: Path) -> None:
-        """Read it; raise FileNotFoundError, or ValueError if it is empty or not text."""
+        """Read the file; raise FileNotFoundError, or ValueError if it is empty or not text."""
         if not file.exists():
             raise FileNotFoundError(f"--texts {str(file)!r}: there is no such file")
         require_file(file)
@@ -273,7 +266,7 @@ class TextSource:
 
 
 def open_source(words: Sequence[str], *, column: str | None = None, progress: Progress | None = None) -> PictureSource:
-    """Open what ``patchrank embed`` is given: a folder, tars, or Parquet files, of which ``column`` has the images.
+    """Open the source of ``patchrank embed``: a folder, tars, or Parquet files, whose ``column`` has the images.
 
     Names of files may hold ranges, ``x-{000..010}.tar``, and what ``glob`` takes.
 
@@ -295,9 +288,9 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
         return _list_tars(files, progress or Progress())
     if every == {PARQUET}:
         return ParquetSource.open(files, column)
-    odd = next((f"{str(file)!r}" for file, kind in kinds.items() if kind not in (TAR, PARQUET)), "")
-    what = odd or f"{shorten(words)}: tars and Parquet files at once"
-    raise ValueError(f"{what}: expected {EXPECTED}, one kind at a time")
+    strange = next((f"{str(file)!r}" for file, kind in kinds.items() if kind not in (TAR, PARQUET)), "")
+    wrong = strange or f"{shorten(words)}: tars and Parquet files at once"
+    raise ValueError(f"{wrong}: expected {EXPECTED}, one kind at a time")
 
 
 def escape_bytes(text: str) -> str:
@@ -322,28 +315,28 @@ def _find_files(word: str) -> list[Path]:
 
 
 def _name_files(files: Sequence[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return files' places, and what they are called in paths: their names, or where two are the same their places."""
+    """Return the absolute paths and the shown names of files: their names, or the paths where two names are equal."""
     places, names = tuple(str(file.absolute()) for file in files), tuple(file.name for file in files)
     return places, names if len(set(names)) == len(names) else places
 
 
-def _revision(facts: str) -> str:
-    return digest(facts.encode(errors="surrogateescape"), length=12)
+def _revision(lines: str) -> str:
+    return digest(lines.encode(errors="surrogateescape"), length=12)
 
 
-def _image_column(schema: Any, column: str | None, file: str) -> str:
-    """Return the column of images of a Parquet file: the one asked for, or the only one that can be."""
+def _image_column(schema: pa.Schema, column: str | None, file: str) -> str:
+    """Return the name of the column of images of a Parquet file: ``column``, or the only column of bytes."""
     fitting = [field.name for field in schema if _holds_bytes(field.type)]
     if column in fitting or (column is None and len(fitting) == 1):
         return column or fitting[0]
-    what = "columns of bytes or structs with bytes"
-    have = f"{len(fitting) or 'no'} {what}" if column is None else f"no {column!r} among its {what}"
+    columns = "columns of bytes or structs with bytes"
+    have = f"{len(fitting) or 'no'} {columns}" if column is None else f"no {column!r} among its {columns}"
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     mend = f"; say which with --image-column {fitting[0]}" if fitting else ""
     raise ValueError(f"{file!r} has {have}: {listed}{mend}")
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)

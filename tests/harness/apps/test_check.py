@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from by_hand import KNOWN, UNLABELLED, answers, part, replace
 
-from harness.apps.check import Case, CheckRow, cases_of, measure, shipped_cases, shipped_rows, tower_names
-from harness.apps.settings import CheckPlan
+from harness.apps.check import Case, CheckPlan, CheckRow, cases_of, measure, shipped_cases, shipped_rows, tower_names
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.apps import run_check

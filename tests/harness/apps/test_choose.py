@@ -21,8 +21,7 @@ from PIL import Image
 
 import zoo
 from harness.apps import choose as module
-from harness.apps.choose import RATES, Candidate, Lab, build_ladder, choose
-from harness.apps.settings import ChooseConfig
+from harness.apps.choose import RATES, Candidate, ChooseConfig, Lab, build_ladder, choose
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset

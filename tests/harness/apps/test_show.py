@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from harness.apps import show as module
-from harness.apps.settings import ShowConfig
-from harness.apps.show import find_kept, find_subject, make_reduced, show, tokens_at_end
+from harness.apps.show import ShowConfig, find_kept, find_subject, make_reduced, show, tokens_at_end
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.rows import run

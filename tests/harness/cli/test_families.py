@@ -26,6 +26,8 @@ def test_every_command_on_every_family(
 ):
     """Words need a text tower, and learned tokens a tower of timm's; all else is done by each family."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_blank)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
+    monkeypatch.setattr("harness.measure.latency.WARMUP_S", 0)
     refusals = check_commands(save(kind, tmp_path / "tower"), tmp_path, capsys, slow=kind in FEW)
     refused = "has no text tower" if kind in TIMM else "takes no learned tokens" if kind in POOLS else ""
     assert set(refusals) == ({"eval"} if refused else set()), refusals

@@ -162,9 +162,8 @@ def count() -> int:
 def test_rankings_are_found_by_model_split_and_block_and_who_knows_more_images_wins(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
     shipped = tmp_path / "data" / f"golden-{MODEL}-fashion-test.parquet"
-    own = module.cache_store(MODEL, "fashion", "test", GoldenConfig()).with_name(
-        f"golden-{MODEL}-fashion-test-b3.parquet"
-    )
+    made = module.cache_store(MODEL, "fashion", "test", GoldenConfig())
+    own = made.with_name(f"golden-{MODEL}-fashion-test-b3.parquet")
     assert count() == 0
     small(5, block=0).write(own)
     assert count() == 0

@@ -24,17 +24,7 @@ from harness.records.times import LatencyRecord, Timing, read_latencies, write_l
 from zoo.core.digests import fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.deploy.export import export_model
-from zoo.deploy.runtime import (
-    AOTI,
-    EAGER,
-    EXPORTED_PROGRAM,
-    ONNXRUNTIME,
-    OPENVINO,
-    OPTIMIZED,
-    RUNTIMES,
-    TOLERANCES,
-    Prepared,
-)
+from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, OPTIMIZED, RUNTIMES, TOLERANCES, Prepared
 from zoo.loading import towers
 from zoo.loading.towers import Tower
 
@@ -83,7 +73,7 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any
     models = dict(enumerate(vits))
     times: dict[Any, float] = {}
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
-    blank = Mock(precision="float32", runtime=EAGER, batch=2)
+    blank = Mock(precision="float32", runtime=PLAN.runtimes[0], batch=2)
     with patch.object(timing, "wall_clock", lambda *_, **__: watch):
         return time_in_turn(models, blank, PLAN, timing.Patience(say=print), **options)
 
@@ -255,9 +245,7 @@ def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, m
 
 
 @pytest.mark.usefixtures("benchmark")
-def test_an_exported_file_is_timed_beside_its_tower_in_its_own_runtime(tower, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(timing, "why_busy", lambda _: "")
-    monkeypatch.setattr(timing, "why_crowded", lambda _: "")
+def test_an_exported_file_is_timed_beside_its_tower_in_its_own_runtime(tower, tmp_path, capsys):
     path, images = tmp_path / "my_model.pt2", torch.randn(2, 3, 64, 64)
     half = zoo.reduce(tower.vit, method="random", keep=0.5).eval()
     export_model(half, path, images, runtime=EXPORTED_PROGRAM, facts={"tower": "clip_vit_b16"})

@@ -92,9 +92,8 @@ def test_a_rate_is_predicted_from_the_times_of_calls():
         return float(np.mean([np.percentile(1000 * run, 99, method="inverted_cdf") <= 100 for run in runs]))
 
     assert share(rate) > 0.85 > share(1.15 * rate)
-    assert (
-        predict_rate({n: [0.02 + 0.005 * n, 0.04 + 0.005 * n] for n in range(1, 9)}, 100) < rate
-    )  # some calls are slow
+    some_slow = {n: [0.02 + 0.005 * n, 0.04 + 0.005 * n] for n in range(1, 9)}
+    assert predict_rate(some_slow, 100) < rate
     assert predict_rate({1: [0.02], 2: [0.03]}, 19) == 0
     assert predict_rate({1: [0.04], 2: [0.06]}, 50) == 0  # 0.14 a second, at which a run takes 23 minutes
 
@@ -119,9 +118,8 @@ def test_each_model_gets_a_rate_within_the_bound_and_none_where_there_is_none(mo
     servers = Servers(calls=calls, images=torch.zeros(4, 3, 8, 8), rounds=6, seconds=60.0)
     loads = measure_loads(replace(servers, seconds=0.0), rate=None, bound_ms=50)
     assert loads.keys() == {"slow", "fast"}
-    assert (
-        serving.count("fast") == 6 < serving.count("slow") < 12
-    )  # stopped once a run is late, tried again by 10 % less
+    # Stopped once a run is late, tried again by 10 % less.
+    assert serving.count("fast") == 6 < serving.count("slow") < 12
     for key, load in loads.items():
         assert (load.verdict(50), load.queries, len(load.runs)) == (MET, LEAST_QUERIES, 6)
         assert 0.5 < load.rate * costs[key] < 3  # queries that arrive in a call, of four at most

@@ -57,10 +57,8 @@ def test_a_picture_that_resizing_would_blow_up_is_bad():
     for width in (1_000, 1_001):
         Image.new("L", (width, 1)).save(sink := io.BytesIO(), "png")
         contents.append(PictureFile(str(width), content=sink.getvalue()))
-    assert [item.wrong for item in prepare(contents, RESIZED).items] == [
-        "",
-        "it has 1001 x 1 pixels; expected sides of 1 : 1000",
-    ]
+    whole, bad = prepare(contents, RESIZED).items
+    assert (whole.wrong, bad.wrong) == ("", "it has 1001 x 1 pixels; expected sides of 1 : 1000")
 
 
 def test_lack_of_memory_says_nothing_about_a_picture(monkeypatch: pytest.MonkeyPatch, draw: Callable[[int], bytes]):

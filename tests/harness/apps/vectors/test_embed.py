@@ -143,9 +143,8 @@ def flat(shade: int) -> bytes:
 def test_what_changed_since_the_shards_were_made_is_told(run: Run, changing: Path, change: Any, told: str):
     before = contents(run(source=open_source([str(changing)]), shard_size=2).path)
     change(changing)
-    with pytest.raises(
-        ValueError, match=f"have changed since they were embedded: {told}. Use another --output"
-    ) as error:
+    told = f"have changed since they were embedded: {told}. Use another --output"
+    with pytest.raises(ValueError, match=told) as error:
         run(source=open_source([str(changing)]), shard_size=2)
     assert contents(Path(re.findall("'(.*?)'", str(error.value))[0])) == before
 

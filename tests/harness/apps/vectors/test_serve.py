@@ -25,8 +25,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
     from starlette.exceptions import HTTPException
 
-    from harness.apps.serve import MOST, VectorServer, serving
-    from harness.apps.settings import ServeConfig
+    from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
 from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import Encoder, embed, read_vectors
 from harness.apps.vectors.settings import EmbedJob
@@ -98,14 +97,12 @@ def test_vectors_are_those_of_embed(server: Server, draw: Callable[..., bytes]):
     got = vectors_of(answer)
     np.testing.assert_allclose(got, server.wanted[[7, 0, 1, 2, 3, 4, 5, 6]], atol=1e-5)
     assert [one["index"] for one in answer.json()["data"]] == list(range(8))
-    packed = ask(server.url, server.pictures[0], encoding_format="base64", dimensions=256).json()["data"][0][
-        "embedding"
-    ]
-    np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), server.wanted[0], atol=1e-5)
+    [packed] = ask(server.url, server.pictures[0], encoding_format="base64", dimensions=256).json()["data"]
+    vector = np.frombuffer(base64.b64decode(packed["embedding"]), "<f4")
+    np.testing.assert_allclose(vector, server.wanted[0], atol=1e-5)
     raw = {"data": draw(0), "headers": {"Content-Type": "Image/PNG"}, "timeout": 60}
-    np.testing.assert_allclose(
-        vectors_of(requests.post(f"{server.url}/v1/embeddings", **raw)), server.wanted[:1], atol=1e-5
-    )
+    answer = requests.post(f"{server.url}/v1/embeddings", **raw)
+    np.testing.assert_allclose(vectors_of(answer), server.wanted[:1], atol=1e-5)
     [model] = requests.get(f"{server.url}/v1/models", timeout=60).json()["data"]
     assert (model["id"], model["dimensions"], model["modalities"]) == (SETUP.name, 256, ["image", "text"])
     assert requests.get(f"{server.url}/v1", timeout=60).json()["error"]["message"] == "Not Found"
