@@ -56,7 +56,10 @@ def needs(*packages: str) -> None:
 
 
 # The others' operations are in these: evit's in evitfuse, clsattn's in tca, tome's in tofu.
-@pytest.mark.parametrize("method", sorted(zoo.METHODS.keys() - {"clsattn", "evit", "tome"}))
+OTHERS = sorted(zoo.METHODS.keys() - {"atc", "clsattn", "evit", "tome"})
+
+
+@pytest.mark.parametrize("method", [*OTHERS, pytest.param("atc", marks=pytest.mark.slow)])
 def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "onnxruntime")
     half, path = make(method), tmp_path / "model.onnx"
