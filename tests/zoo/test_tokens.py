@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.reducer import Reducer, final_count, register_method, token_counts
-from zoo.core.tokens import Reduction, Tokens, append_fused, rank_scores, tokens_of, top
+from zoo.core.tokens import Reduction, Tokens, append_fused, ascending, lowest, rank_scores, tokens_of, top
 
 
 def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
@@ -29,6 +29,13 @@ def test_top_is_a_stable_sort(values: list[list[int]], count: int):
     found = top(torch.tensor(values, dtype=torch.float32), count)
     for row, kept in zip(values, found.tolist(), strict=True):
         assert kept == sorted(sorted(range(6), key=lambda place: (-row[place], place))[:count])
+
+
+def test_what_is_exported_instead_of_sorting_breaks_ties_alike(monkeypatch: pytest.MonkeyPatch):
+    values = torch.randint(3, (4, 5, 12)).float().masked_fill(torch.rand(4, 5, 12) < 0.3, torch.inf)
+    eager = [ascending(values[:, 0]), *lowest(values)]
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert all(torch.equal(*pair) for pair in zip(eager, [ascending(values[:, 0]), *lowest(values)], strict=True))
 
 
 def test_merged_tokens_have_the_mean_place():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.core.attention import Attended
 from zoo.core.reducer import Reducer, ReducerConfig
-from zoo.core.tokens import Tokens, every_position, rows
+from zoo.core.tokens import Tokens, ascending, every_position, lowest, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +78,14 @@ def bipartite(metric: Tensor, r: int, order: Tensor | None = None) -> Pairs:
         metric = rows(metric, order)
     odd = int(order is None)  # whether set A has the odd places
     metric = F.normalize(metric.float(), dim=-1)
-    cosine = metric[:, odd::2] @ metric[:, 1 - odd :: 2].transpose(1, 2)
-    similarity, partner = cosine.float().max(dim=-1)  # autocast makes the product low precision
-    ranked = similarity.argsort(dim=1, descending=True, stable=True)
+    cosine = metric[:, odd::2].bmm(metric[:, 1 - odd :: 2].transpose(1, 2))
+    distance, partner = lowest(-cosine.float())  # autocast makes the product low precision
+    ranked = ascending(distance)
     nearest, rest = ranked[:, :r], ranked[:, r:].sort(dim=1).values
     second = 2 * every_position(metric, (int(metric.shape[1]) + odd) // 2) + 1 - odd
     places = (2 * nearest + odd, 2 * partner.gather(1, nearest) + 1 - odd, torch.cat((2 * rest + odd, second), dim=1))
     gone, into, stay = places if order is None else (order.gather(1, place) for place in places)
-    return Pairs(gone, into, similarity.gather(1, nearest), stay)
+    return Pairs(gone, into, -distance.gather(1, nearest), stay)
 
 
 def scale_places(tokens: Tokens, distance: float) -> Tensor:
@@ -117,7 +117,7 @@ def pair_tokens(
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         cost = pair_costs(patches.float(), places, weight)
         positions = torch.arange(patches.shape[1], device=patches.device)
-        near, nearest = cost.min(dim=2)
+        near, nearest = lowest(cost)
         second = nearest.gather(1, nearest)
         first = (second == positions) & (positions < nearest)
         first = first | (~first.any(dim=1, keepdim=True) & (positions == 0))  # rounding may leave no such two
@@ -127,10 +127,9 @@ def pair_tokens(
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
         turn = near.where(goes, beyond)
         turn = turn if protection is None else turn * protection
-        order = turn.masked_fill(first, math.inf).argsort(dim=1, stable=True)
-        gone = order[:, :r]
-        went = (gone.unsqueeze(2) == positions).any(dim=1)
-        near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), math.inf).min(dim=2)
+        gone = ascending(turn.masked_fill(first, math.inf))[:, :r]
+        went = torch.zeros_like(turn).scatter(1, gone, math.inf)
+        near, into = lowest(rows(cost, gone) + went.unsqueeze(1))
         return gone, into, near
 
 
@@ -142,7 +141,7 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     left, right = torch.cat((-2 * places, half, ones), dim=-1), torch.cat((places, ones, half), dim=-1)
     if weight is not None:
         factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
-    x = x * factor.unsqueeze(-1)
-    positions = torch.arange(x.shape[1], device=x.device)
-    cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
-    return cost.masked_fill_(positions == positions.unsqueeze(1), math.inf)
+    # ``bmm`` as ``@`` is exported with a copy of both; scaled afterwards and in place, which saves fresh memory.
+    cosine = x.bmm(x.transpose(1, 2)).mul_(factor.unsqueeze(2)).mul_(factor.unsqueeze(1))
+    diagonal = torch.full_like(factor[0], math.inf).diag()
+    return left.bmm(right.transpose(1, 2)).sub_(cosine).add_(diagonal)

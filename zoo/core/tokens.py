@@ -129,30 +129,27 @@ class Tokens(NamedTuple):
                 and its weight in attention by the inverse, as LayerNorm stretches its value whatever we do.
         """
         moves, size = Moves.of(gone, into, stay, self.patch_count), self.sizes()
-        total = moves.add(size.unsqueeze(2))
+        key_weight = size if self.key_weight is None and rescale else self.key_weight
+        weights = size.unsqueeze(1) if key_weight is None else torch.stack((size, key_weight), dim=1)
+        totals = moves.add(weights)
         parts, target = (rows(self.x, self.prefix + place) for place in (gone, into))
-        merged, stretch = moves.mean(target, parts, size.gather(1, gone).unsqueeze(2) / total), None
+        merged = moves.mean(target, parts, size.gather(1, gone) / totals[:, 0])
         if rescale:
             stretch = moves.stretch(target, parts, merged)
             merged = merged * stretch.unsqueeze(2).to(merged.dtype)
+            totals = torch.stack((totals[:, 0], totals[:, 1] / stretch), dim=1)
+        weights = moves.take(weights, totals)
         sequence = torch.cat((every_position(self.x, self.prefix), self.prefix + moves.source), dim=1)
+        patch_idx = self.patch_idx.gather(1, moves.stay)
         return self._replace(
             x=rows(torch.cat((self.x, merged), dim=1), sequence),
-            patch_idx=self.patch_idx.gather(1, moves.stay),
-            size=moves.take(size, total.squeeze(2)),
-            key_weight=self._merge_key_weight(moves, stretch),
+            patch_idx=patch_idx,
+            size=weights[:, 0],
+            key_weight=None if key_weight is None else weights[:, 1],
             importance=None if self.importance is None else moves.take_most(self.importance),
-            place=None if self.positional is None else moves.take_mean(self.places(), size.unsqueeze(2), total),
-            history=(*self.history, moves.record(index, self.patch_idx, importance)),
+            place=None if self.positional is None else moves.take_mean(self.places(), size, totals[:, :1]),
+            history=(*self.history, moves.record(index, self.patch_idx, patch_idx, importance)),
         )
-
-    def _merge_key_weight(self, moves: "Moves", stretch: Tensor | None) -> Tensor | None:
-        """Return the weights in attention (B, n - r) after ``moves``; those of merged tokens fall as they stretch."""
-        key_weight = self.sizes() if self.key_weight is None and stretch is not None else self.key_weight
-        if key_weight is None:
-            return None
-        merged = moves.add(key_weight.unsqueeze(2)).squeeze(2)
-        return moves.take(key_weight, merged if stretch is None else merged / stretch)
 
     def token_of_patch(self) -> Tensor:
         """Return which patch token each patch of the grid is in, (B, N) int64 places in the sequence, -1 for none."""
@@ -205,10 +202,12 @@ def nearest_known(known: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def rows(x: Tensor, idx: Tensor) -> Tensor:
     """Return the tokens of ``x`` (B, T, D) at ``idx`` (B, k), (B, k, D), ten times as fast as ``gather`` on a CPU."""
-    batch, count, dim = x.shape
-    first = count * torch.arange(batch, device=x.device)
-    flat = x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten())
-    return flat.view(batch, idx.shape[1], dim)
+    return x.flatten(0, 1).index_select(0, _flat(idx, x.shape[1])).view(x.shape[0], idx.shape[1], x.shape[2])
+
+
+def _flat(idx: Tensor, count: int) -> Tensor:
+    """Return the positions ``idx`` (B, k) in B sequences of ``count`` tokens as those in one of all, (B * k)."""
+    return (idx + count * torch.arange(len(idx), device=idx.device).unsqueeze(1)).flatten()
 
 
 class Moves(NamedTuple):
@@ -218,9 +217,9 @@ class Moves(NamedTuple):
     into: Tensor  # (B, r) aligned with ``gone``
     stay: Tensor  # (B, n - r) all other positions, in the order of the new sequence
     goal: Tensor  # (B, n) ``into`` of the tokens that go, the own position of all others
-    source: Tensor  # (B, n - r) where each new token is in the n old ones followed by the r merged ones
-    alike: Tensor  # (B, r, r) bool, whether two go into the same
-    slot: Tensor | None  # (B, r) first in ``gone`` of those with the same ``into``; None to add by a matrix product
+    place: Tensor  # (B, n) of those that stay, where each is in the new sequence
+    last: Tensor  # (B, n) the last of the moves that end at each position, counted from n; its own where none does
+    alike: Tensor | None  # (B, r, r) bool, whether two go into the same; None to add up by index
 
     @classmethod
     def of(cls, gone: Tensor, into: Tensor, stay: Tensor | None, count: int) -> "Moves":
@@ -228,25 +227,40 @@ class Moves(NamedTuple):
         every, going = every_position(gone, count), int(gone.shape[1])
         goal = _put(every, gone, into)
         if stay is None:
-            stay = (goal != every).int().argsort(dim=1, stable=True)[:, : count - going]
-        source = _put(every, into, count + every_position(gone, going)).gather(1, stay)
-        alike = into.unsqueeze(2) == into.unsqueeze(1)
+            place = partition(goal == every)
+            stay = invert(place)[:, : count - going]
+        else:
+            place = torch.zeros_like(goal).scatter(1, stay, every_position(gone, count - going))
+        last = _put(every, into, count + every_position(gone, going))
         # A GPU adds up by index in any order, and runtimes of exported models are slow or wrong at scattered sums.
         by_index = gone.device.type == "cpu" and not torch.compiler.is_exporting()
-        return cls(gone, into, stay, goal, source, alike, alike.int().argmax(dim=2) if by_index else None)
+        return cls(gone, into, stay, goal, place, last, None if by_index else into.unsqueeze(2) == into.unsqueeze(1))
+
+    @property
+    def source(self) -> Tensor:
+        """Where each new token is in the n old ones followed by the r merged ones, (B, n - r)."""
+        return self.last.gather(1, self.stay)
 
     def add(self, values: Tensor) -> Tensor:
-        """Return for each move the sum (B, r, C) of ``values`` (B, n, C) of all tokens that meet there."""
-        return self._add_to(rows(values, self.into), rows(values, self.gone))
+        """Return for each move the sum (B, C, r) of ``values`` (B, C, n) of all tokens that meet there."""
+        into, parts = _each(self.into, values), values.gather(2, _each(self.gone, values))
+        if self.alike is None:
+            return values.scatter_add(2, into, parts).gather(2, into)
+        return values.gather(2, into) + _product(parts, self.alike)
 
     def mean(self, target: Tensor, parts: Tensor, share: Tensor) -> Tensor:
         """Return for each move the mean (B, r, D) of the tokens that meet there.
 
         It is a step from ``target`` (B, r, D), the token that stays, towards each of ``parts`` (B, r, D) by its
-        ``share`` (B, r, 1) of the whole, which leaves a token that receives its equal as it is.
+        ``share`` (B, r) of the whole, which leaves a token that receives its equal as it is.
         """
-        steps = (parts - target) * share.to(parts.dtype)
-        return target + self._add_to(torch.zeros_like(steps), steps)
+        steps = (parts - target) * share.unsqueeze(2).to(parts.dtype)
+        if self.alike is not None:
+            return target + _product(self.alike, steps)
+        flat = _flat(self.last.gather(1, self.into) - self.goal.shape[1], steps.shape[1])
+        # Far faster than ``scatter_add``.
+        sums = torch.zeros_like(steps).flatten(0, 1).index_add_(0, flat, steps.flatten(0, 1))
+        return target + sums.index_select(0, flat).view_as(steps)
 
     def stretch(self, target: Tensor, parts: Tensor, merged: Tensor) -> Tensor:
         """Return the factors (B, r) that give ``merged`` tokens (B, r, D) the norm of the longest that met."""
@@ -254,35 +268,78 @@ class Moves(NamedTuple):
         return self._most(before, arrived) / now.clamp(min=1e-12)
 
     def take(self, values: Tensor, merged: Tensor) -> Tensor:
-        """Return the values (B, n - r) of the new sequence, by the old ones (B, n) and those of each move (B, r)."""
-        return torch.cat((values, merged), dim=1).gather(1, self.source)
+        """Return the values (B, C, n - r) of the new sequence, by the old ones (B, C, n) and each move's (B, C, r)."""
+        return torch.cat((values, merged), dim=2).gather(2, _each(self.source, values))
 
     def take_most(self, values: Tensor) -> Tensor:
         """Return the largest of ``values`` (B, n) in each token of the new sequence, (B, n - r)."""
-        return self.take(values, self._most(values.gather(1, self.into), values.gather(1, self.gone)))
+        most = self._most(values.gather(1, self.into), values.gather(1, self.gone))
+        return self.take(values.unsqueeze(1), most.unsqueeze(1)).squeeze(1)
 
     def take_mean(self, values: Tensor, size: Tensor, total: Tensor) -> Tensor:
-        """Return the mean of ``values`` (B, n, C) by ``size`` (B, n, 1) in each token of the new sequence."""
-        return rows(torch.cat((values, self.add(values * size) / total), dim=1), self.source)
+        """Return the mean of ``values`` (B, n, C) by ``size`` (B, n) in each token of the new sequence.
 
-    def record(self, block: int, patch_idx: Tensor, importance: Tensor) -> Reduction:
+        ``total`` (B, 1, r) is the size of each move's token.
+        """
+        values = values.transpose(1, 2)
+        return self.take(values, self.add(values * size.unsqueeze(1)) / total).transpose(1, 2)
+
+    def record(self, block: int, before: Tensor, after: Tensor, importance: Tensor) -> Reduction:
         """Return the moves as history has them; ``importance`` (B, r) is of the tokens that go."""
-        last = torch.full_like(patch_idx, torch.inf, dtype=torch.float32).scatter(1, self.gone, importance.float())
-        place = torch.zeros_like(patch_idx).scatter(1, self.stay, every_position(patch_idx, self.stay.shape[1]))
-        return Reduction(block, patch_idx, patch_idx.gather(1, self.stay), last, place.gather(1, self.goal))
+        last = torch.full_like(before, torch.inf, dtype=torch.float32).scatter(1, self.gone, importance.float())
+        return Reduction(block, before, after, last, self.place.gather(1, self.goal))
 
     def _most(self, target: Tensor, parts: Tensor) -> Tensor:
+        """Return for each move the most (B, r) of what the token that stays has (B, r) and what arrives (B, r)."""
+        if self.alike is None:
+            slot = self.last.gather(1, self.into) - self.goal.shape[1]
+            return target.scatter_reduce(1, slot, parts, "amax").gather(1, slot)
         return torch.where(self.alike, parts.unsqueeze(1), -torch.inf).amax(dim=2).maximum(target)
 
-    def _add_to(self, target: Tensor, parts: Tensor) -> Tensor:
-        """Add to each row of ``target`` (B, r, C) the rows of ``parts`` (B, r, C) that go into the same token."""
-        if self.slot is None:
-            with torch.autocast("cuda", enabled=False):
-                return target + self.alike.to(parts.dtype) @ parts
-        batch, count = self.slot.shape
-        flat = (self.slot + count * torch.arange(batch, device=parts.device).unsqueeze(1)).flatten()
-        # Far faster than ``scatter_add``.
-        return target.flatten(0, 1).index_add(0, flat, parts.flatten(0, 1)).index_select(0, flat).view_as(target)
+
+def partition(first: Tensor) -> Tensor:
+    """Return where each position goes if those that ``first`` (B, n) bool names come first, in order, (B, n)."""
+    every, before = every_position(first, first.shape[1]), first.cumsum(dim=1)
+    return torch.where(first, before - 1, every - before + before[:, -1:])
+
+
+def invert(place: Tensor) -> Tensor:
+    """Return the position that goes to each place, (B, n), by the ``place`` (B, n) of each position."""
+    return torch.zeros_like(place).scatter(1, place, every_position(place, place.shape[1]))
+
+
+def ascending(values: Tensor) -> Tensor:
+    """Return the positions of ``values`` (B, n) from the lowest on, (B, n); of equals the first comes first.
+
+    Exported without sorting, which runtimes do slowly: a value's place is the number of those before it.
+    """
+    if not torch.compiler.is_exporting():
+        return values.argsort(dim=1, stable=True)
+    own, other = values.unsqueeze(2), values.unsqueeze(1)
+    position = torch.arange(values.shape[1], device=values.device)
+    before = (other < own) | ((other == own) & (position < position.unsqueeze(1)))
+    return invert(before.sum(dim=2))
+
+
+def lowest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest of ``values`` (B, m, n) in each row and its position, of equals the first, (B, m) each."""
+    if not torch.compiler.is_exporting():
+        return values.min(dim=2)
+    least, count = values.amin(dim=2), values.shape[2]  # runtimes sort for both at once
+    position = torch.arange(count, device=values.device)
+    return least, position.where(values <= least.unsqueeze(2), count - 1).amin(dim=2)
+
+
+def _each(idx: Tensor, values: Tensor) -> Tensor:
+    """Return ``idx`` (B, k) for each channel of ``values`` (B, C, n), (B, C, k)."""
+    return idx.unsqueeze(1).expand(-1, values.shape[1], -1)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply two batches of matrices, of which one is bool, in the other's precision."""
+    dtype = left.dtype if right.dtype == torch.bool else right.dtype
+    with torch.autocast("cuda", enabled=False):
+        return left.to(dtype).bmm(right.to(dtype))
 
 
 def _put(x: Tensor, idx: Tensor, values: Tensor) -> Tensor:
