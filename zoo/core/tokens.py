@@ -207,7 +207,7 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
 
 def _flat(idx: Tensor, count: int) -> Tensor:
     """Return the positions ``idx`` (B, k) in B sequences of ``count`` tokens as those in one of all, (B * k)."""
-    return (idx + count * torch.arange(len(idx), device=idx.device).unsqueeze(1)).flatten()
+    return (idx + count * torch.arange(idx.shape[0], device=idx.device).unsqueeze(1)).flatten()
 
 
 class Moves(NamedTuple):
