@@ -98,28 +98,35 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
     return low
 
 
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Return the sizes of batches that a server runs, ascending: the powers of two below ``most``, and ``most``."""
+    return tuple(sorted({min(2**power, most) for power in range(most.bit_length() + 1)}))
+
+
+def call_in_sizes(calls: Mapping[int, timing.Call], images: Tensor) -> Tensor:
+    """Call batches of fixed sizes; images (n, ...) are filled up with zeros to the next size. Return features (n, D)."""
+    size = min(size for size in calls if size >= len(images))
+    filled = F.pad(images, (0,) * (2 * images.ndim - 1) + (size - len(images),))
+    return calls[size](filled)[: len(images)]
+
+
 def prepare_server(
     vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
 ) -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
-    Where sizes are fixed there is one for each power of two, and batches are filled up to the next.
+    Where a runtime fixes sizes, batches are filled up to the next of `batch_sizes`.
     """
     most = len(images)
     ready = {most: timing.prepare(vit, runtime, images, precision, file)}
     if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
-    sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
-    for size in sizes[:-1]:
+    for size in batch_sizes(most)[:-1]:
         ready[size] = timing.prepare(vit, runtime, images[:size], precision)
         if ready[size].prepared is None:
             return ready[size]
-
-    def call(batch: Tensor) -> Tensor:
-        size = next(size for size in sizes if size >= len(batch))
-        return ready[size].call(F.pad(batch, (0,) * 7 + (size - len(batch),)))[: len(batch)]
-
-    prepared = replace(whole, call=call, batch=None)
+    calls = {size: part.call for size, part in ready.items()}
+    prepared = replace(whole, call=functools.partial(call_in_sizes, calls), batch=None)
     seconds = sum(part.first_call_s or 0.0 for part in ready.values())
     return replace(ready[most], prepared=prepared, first_call_s=seconds)
 
