@@ -104,7 +104,7 @@ def batch_sizes(most: int) -> tuple[int, ...]:
 
 
 def call_in_sizes(calls: Mapping[int, timing.Call], images: Tensor) -> Tensor:
-    """Call batches of fixed sizes; images (n, ...) are filled up with zeros to the next size. Return features (n, D)."""
+    """Return features (n, D) of images (n, ...), filled up with zeros to the next of the sizes that calls take."""
     size = min(size for size in calls if size >= len(images))
     filled = F.pad(images, (0,) * (2 * images.ndim - 1) + (size - len(images),))
     return calls[size](filled)[: len(images)]

@@ -250,7 +250,7 @@ class Encoder:
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(preprocess)).split())
         self.transform, self._scale = split_preprocessing(preprocess, device)
         assert self.prepared is not None
-        self._calls = {size: self.prepared.call for size in sizes}
+        self._calls = dict.fromkeys(sizes, self.prepared.call)
         if self.prepared.batch is not None:
             self._calls |= {size: self._prepare(size).call for size in sizes if size != batch}
             self._calls[batch] = self.prepared.call
