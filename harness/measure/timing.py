@@ -114,18 +114,21 @@ def why_busy(dense: Timing) -> str:
 
 
 def time_models(
-    models: Mapping[K, Host], batch: int, rounds: int, *, patience: Patience, **options: Any
+    models: Mapping[K, Host | Prepared], batch: int, rounds: int, *, patience: Patience, **options: Any
 ) -> dict[K, Timing]:
     """Time models in turn, the dense one first, on random images of its size, device and precision; others cast them.
 
     ``options`` are those of `interleave`. Raises BusyError if the machine is too busy.
     """
 
-    def call(model: Host) -> Call:
+    def call(model: Host | Prepared) -> Call:
+        if isinstance(model, Prepared):
+            return lambda images: model.call(images.to(model.dtype))
         dtype = next(model.parameters()).dtype
         return lambda images: model(images.to(dtype))
 
     first = next(iter(models.values()))
+    assert isinstance(first, Host)
     like = next(first.parameters())
     images = random_images(batch, first.input_size, like.device, like.dtype)
     calls = {key: call(model) for key, model in models.items()}
