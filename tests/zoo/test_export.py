@@ -22,6 +22,7 @@ from zoo.core.errors import NoRoomError
 from zoo.deploy import export
 from zoo.deploy.export import DisagreementError, FeatureAgreement, export_model, load_exported
 from zoo.deploy.graph import record_graph
+from zoo.deploy.quantization import INT8
 from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -81,11 +82,23 @@ def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, 
 # Those with most ties: sorts of zeros and ones, a hash in 64 bits, and one that no sort can change.
 @pytest.mark.parametrize("method", ["rankmerge", "tca", "random"])
 def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path: Path):
-    needs("onnxscript", "openvino")
+    needs("openvino")
     model = make(method)
     export_model(model, tmp_path / "model.xml", images, runtime=OPENVINO, batches=BATCHES)
     check_again(tmp_path / "model.xml", model)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml", "model.xml.json"]
+
+
+@pytest.mark.parametrize(("recipe", "count"), [("static", 14), ("static-ends", 6), ("static-down", 11), ("weights", 0)])
+def test_int8_leaves_what_chooses_tokens_in_float(recipe: str, count: int, make: Build, tmp_path: Path):
+    needs("openvino", "nncf")
+    path, pictures = tmp_path / "model.xml", torch.randn(64, 3, 64, 64)
+    how = {"runtime": OPENVINO, "precision": INT8, "recipe": recipe, "calibration": pictures}
+    export_model(make("rankmerge"), path, pictures[:7], **how)
+    graph = importlib.import_module("openvino").Core().read_model(path)
+    products = [node for node in graph.get_ops() if node.get_type_name() in ("MatMul", "Convolution")]
+    kinds = [[value.get_node().get_type_name() for value in node.input_values()] for node in products]
+    assert sum("FakeQuantize" in each for each in kinds) == count
 
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -133,7 +146,7 @@ def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_
     runtime = RUNTIMES[EXPORTED_PROGRAM]
     load = runtime.load
 
-    def off_by_a_bit(path: Path, precision: str, threads: int) -> Prepared:
+    def off_by_a_bit(path: Path, precision: str, threads: int, recipe: str | None = None) -> Prepared:
         prepared = load(path, precision, threads)
         return replace(prepared, call=lambda images: prepared.call(images) * torch.tensor([1.01, *[1.0] * 6]))
 
@@ -186,7 +199,7 @@ def test_agreement_by_hand():
 
 @pytest.mark.parametrize(("runtime", "package"), [(ONNXRUNTIME, "onnxruntime"), (OPENVINO, "openvino")])
 def test_examples_of_the_guide(runtime: str, package: str, make: Build, tmp_path: Path, monkeypatch):
-    needs("onnxscript", package)
+    needs(*{"onnxscript", package} if runtime == ONNXRUNTIME else {package})
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
     [code] = re.findall(rf"<!-- example: {runtime} -->\n```python\n(.*?)```", page, re.S)
     model = make("random", img_size=196, patch_size=28)
