@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,9 +28,10 @@ from harness.datasets.base import cached_json, keep_json
 from harness.datasets.text_features import text_classifier
 from harness.measure import timing
 from harness.measure.cost import gflops
-from harness.measure.fidelity import CHANGE, COSINE, NEAREST, NEIGHBOURS, Pictures, SetupBounds, Values, split_pictures
+from harness.measure.fidelity import CHANGE, COSINE, NEIGHBOURS, Pictures, SetupBounds, Values, split_pictures
 from harness.measure.rows import usual_methods
 from harness.measure.settings import Plan
+from harness.records.metrics import NEIGHBOURS as NEAREST
 from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS, Interval, exact, median_interval
 from harness.records.times import Timing, describe_machine
@@ -481,7 +483,9 @@ class Lab:
             **{"created": utc_now(), "version": version("clip-patchrank"), "commit": git_commit()},
             **outcome,
         }
-        exported = {"recipe": way.recipe, "exported": str(self.write(chosen.candidate))} if way.from_file else {}
+        exported: dict[str, Any] = {}
+        if way.from_file:
+            exported = {"recipe": way.recipe, "exported": str(self.write(chosen.candidate))}
         return Setup(
             model=self.model,
             method=chosen.candidate.method,
@@ -593,6 +597,10 @@ class Forecast(NamedTuple):
         """Return the share of the allowed loss that the way's rounding uses up."""
         return max(0.0, lab.share(self.dense) - lab.share(self.inside))
 
+    def meets(self, lab: Lab, rate: Candidate) -> bool:
+        """Tell whether a keep rate should meet the bounds."""
+        return lab.share(rate) + self.excess(lab) <= 1
+
     def predict(self, lab: Lab, rate: Candidate) -> Candidate:
         """Note what is expected of a keep rate, and return it in the way."""
         work, lost = lab.work(rate), max(0.0, lab.cosine(self.inside) - lab.cosine(self.dense))
@@ -621,8 +629,7 @@ def _forecast(lab: Lab, runtime: str, rates: Sequence[Candidate]) -> list[Foreca
     forecasts = []
     for tower in hopeful:
         blank = Forecast(tower, inside, overhead, ())
-        excess = blank.excess(lab)
-        at = bisect_left(rates, True, key=lambda rate, excess=excess: lab.share(rate) + excess <= 1)
+        at = bisect_left(rates, True, key=partial(blank.meets, lab))
         if at < len(rates):
             forecasts.append(blank._replace(rates=rates[at:]))
             forecasts[-1].predict(lab, rates[at])
