@@ -370,14 +370,17 @@ class Lab:
         if str(candidate) in self.left_out:
             return False
         try:
+            self._reduce(candidate)
+        except ValueError:  # such as ToMe's that would merge more than half of the tokens
+            return False
+        try:
             self.serve(candidate)
         except NoRoomError:
             raise
         except Exception as error:
-            if find_runtime(candidate.way.runtime).is_refusal(error):
-                self._leave_out(str(candidate), describe_error(error).partition("\n")[0])
-            elif not isinstance(error, ValueError):
+            if not find_runtime(candidate.way.runtime).is_refusal(error):
                 raise
+            self._leave_out(str(candidate), describe_error(error).partition("\n")[0])
             return False
         return True
 
@@ -714,7 +717,8 @@ def _judge(lab: Lab) -> list[Assessment]:
     """Go down the ladder on pictures held out, from the most faithful rung on, until one fails.
 
     Tests in an order that is fixed beforehand need no correction (Maurer, Hothorn and Lehmacher, 1995). All that passed
-    are timed in turn; the fastest that pays comes last in the list.
+    are timed in turn. The last reduction that passed competes with the dense towers, as the luckiest of several would
+    seem to pay; the fastest that pays comes last in the list.
     """
     judged, ladder = dict[Candidate, Assessment](), build_ladder(lab)
     lab.begin(STAGES[4])
@@ -729,6 +733,8 @@ def _judge(lab: Lab) -> list[Assessment]:
     lab.begin(STAGES[-1])
     for candidate, time_of in lab.measure_times(rivals).items():
         judged[candidate] = dataclasses.replace(judged[candidate], time=time_of)
+    reduced = [candidate for candidate in rivals if candidate.method is not None]
+    rivals = [candidate for candidate in rivals if candidate.method is None or candidate == reduced[-1]]
     paying = [candidate for candidate in rivals if judged[candidate].pays] or rivals
     met = [candidate for candidate in paying if not _describe_miss(lab.bounds, judged[candidate])]
     last = judged.pop(min(met or paying, key=lambda candidate: judged[candidate].time[TOTAL]["estimate"]))

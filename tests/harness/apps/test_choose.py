@@ -30,6 +30,7 @@ from harness.measure.rows import rows_of, usual_methods
 from harness.measure.timing import BusyError
 from harness.records.record import DENSE, GOLDEN
 from harness.records.times import Timing
+from zoo.core.errors import NoRoomError
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
 from zoo.deploy.quantization import INT8
@@ -372,3 +373,70 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelle
         cosines = torch.cosine_similarity(low.float(), lab._reduce(one)(images))
     assert (one.method, low.dtype) == ("rankmerge", torch.bfloat16)
     assert cosines.min() > 0.95
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models that are exported, by a runtime that keeps them in memory."""
+    made, models = list[str](), dict[Path, Any]()
+
+    def export(model: Any, path: Path, images: torch.Tensor, **options: Any) -> None:
+        assert (options["calibration"] is None) == (options["recipe"] is None)
+        made.append(" ".join(map(str, (options["facts"]["model"], options["precision"], options["recipe"]))))
+        models[path] = model
+        path.write_bytes(b"whole")
+
+    def load(path: Path) -> Any:
+        if path.read_bytes() != b"whole":
+            raise ValueError("it is cut")
+        return Mock(prepared=Prepared(call=models[path]))
+
+    monkeypatch.setattr(module, "describe_preprocessing", lambda preprocess: {})
+    monkeypatch.setattr(module, "export_model", export)
+    monkeypatch.setattr(module, "load_exported", load)
+    monkeypatch.setattr(type(find_runtime(OPENVINO)), "refusal", lambda *_, **__: "")
+    return made
+
+
+FILES = replace(CONFIG, methods=("tome",), runtimes=(OPENVINO,), precisions=("float32", INT8), calibration=80)
+
+
+@pytest.mark.usefixtures("small", "clock")
+def test_the_file_that_was_judged_is_in_the_setup(exports: list[str], unlabelled: Dataset, monkeypatch):
+    """A file is made once; one that was cut is made again."""
+    monkeypatch.setitem(type(unlabelled)._split.__globals__["COUNTS"], "train", 160)
+    choice = chosen(SetupBounds(min_cosine=0.9), FILES)
+    certificate, candidate = choice.setup.certificate, choice.judged[-1].candidate
+    assert choice.setup.exported is not None
+    assert (choice.setup.runtime, choice.setup.recipe) == (OPENVINO, candidate.way.recipe)
+    assert certificate["dataset"]["calibration"]["pictures"] >= 50
+    assert {row["runtime"] for row in certificate["candidates"]} == {OPENVINO}
+    assert len(set(exports)) == len(exports) >= 5  # dense in float32 and int8, two keep rates, and a rung
+    count = len(exports)
+    Path(choice.setup.exported).write_bytes(b"who")
+    again = chosen(SetupBounds(min_cosine=0.9), FILES)
+    assert len(exports) == count + 1
+    assert [one.fidelity for one in again.judged] == [one.fidelity for one in choice.judged]
+
+
+@pytest.mark.usefixtures("small", "clock", "exports")
+def test_what_a_runtime_can_not_export_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
+    config = replace(CONFIG, runtimes=(OPTIMIZED, OPENVINO))
+    monkeypatch.setattr(module, "export_model", Mock(side_effect=RuntimeError("no translation for sort")))
+    choice = chosen(SetupBounds(min_cosine=0.97), config)
+    assert choice.setup.certificate["left_out"] == {"dense in openvino float32": "no translation for sort"}
+    assert choice.setup.runtime == OPTIMIZED
+    monkeypatch.setattr(module, "export_model", Mock(side_effect=NoRoomError("can't write 'm.xml': the disk is full")))
+    with pytest.raises(NoRoomError, match="the disk is full"):
+        chosen(SetupBounds(min_cosine=0.97), config)
+
+
+@pytest.mark.usefixtures("small", "clock")
+def test_without_a_package_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("zoo.deploy.runtime.find_spec", lambda name: None)
+    lab = make_lab(replace(CONFIG, runtimes=(), precisions=("float32", INT8)))
+    assert [way.runtime for way in lab.ways] == [OPTIMIZED]
+    assert "needs openvino" in lab.left_out["openvino in float32"]
+    assert "pip install 'clip-patchrank[openvino]'" in lab.left_out["openvino in int8"]
+    with pytest.raises(ValueError, match="leave no way to run the tower: openvino in float32: "):
+        make_lab(replace(CONFIG, runtimes=(OPENVINO,)))
