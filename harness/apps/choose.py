@@ -378,6 +378,8 @@ class Lab:
         except NoRoomError:
             raise
         except Exception as error:
+            if "KeyboardInterrupt" in str(error):  # which OpenVINO's translator turns into an error of its own
+                raise KeyboardInterrupt from error
             if not find_runtime(candidate.way.runtime).is_refusal(error):
                 raise
             self._leave_out(str(candidate), describe_error(error).partition("\n")[0])
