@@ -131,7 +131,7 @@ class Family:
     weights: str  # their fingerprint
     rows: list[Variant]  # the dense one first; all share its weights
     counts: dict[str, dict[str, Any]]  # see `count_costs`, by the row's key
-    preprocess: Any  # from a PIL picture to (3, H, W)
+    preprocess: Any = None  # from a PIL picture to (3, H, W)
     files: dict[int, Path] = field(default_factory=dict)  # exported, by the row's place
 
     @cached_property
