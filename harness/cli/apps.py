@@ -19,12 +19,15 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.apps.vectors.embed import Embedded
     from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
 
+CALIBRATION = 300  # pictures that int8 is calibrated with at most
 LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's servers, and the runtime of each
 
 
@@ -107,17 +110,17 @@ def _file_precision(runtime: str, precision: str) -> str:
 
 def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features."""
-    import torch
-
     from harness.base.lines import lock_file
-    from harness.datasets.few_shot import subset
     from zoo.core.digests import weights_digest
     from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
     from zoo.deploy.runtime import ONNXRUNTIME
     from zoo.loading.preprocessing import describe_preprocessing
 
-    setup = flags.setup_of(args)
-    runtime, path, lower = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output, setup.precision
+    runtime, path = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output
+    setup = flags.setup_of(args, None if args.precision is None else runtime)
+    if setup.exported is not None:
+        return _copy_exported(setup, args)
+    lower = setup.precision
     if args.layout not in (None, *(server for server, name in LAYOUTS.items() if name == runtime)):
         raise ValueError(f"--layout {args.layout} with --runtime {runtime}: expected {LAYOUTS[args.layout]}")
     if args.precision is None:
@@ -126,11 +129,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if args.layout is not None:
         path = args.output / "1" / f"model{suffix}"
     tower = setup.load(random_weights=args.random_weights)
-    source = flags.source_of(args, progress)
-    split = subset(source.images, flags.limit_of(args))
-    if len(split) < 2:
-        raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
-    images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
+    images, calibration = _export_images(tower.preprocess, args, progress)
     origin = {
         "model": setup.name,
         "tower": setup.model,
@@ -142,6 +141,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     progress.say(f"{setup.name}: writing a file {where}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"runtime": runtime, "precision": setup.precision}
     options = data | {"batches": args.batches, "least_cosine": args.least_cosine, "facts": origin}
+    options |= {"recipe": args.recipe, "calibration": calibration}
     with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, tick=tick, **options)
@@ -157,6 +157,45 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if setup.precision != lower:
         text += f"; it is in {setup.precision}, as {runtime} has no {lower}"
     return Shown(parts=(table, text), data=json_values(data | {"path": path, "bytes": size}))
+
+
+def _export_images(preprocess: Any, args: Namespace, progress: Progress) -> "tuple[Tensor, Tensor | None]":
+    """Return pictures (n, 3, H, W) to check a file on, and others to calibrate with, None without --calibrate."""
+    import torch
+
+    from harness.datasets.few_shot import batches, subset
+    from harness.golden.store import Source
+
+    sources = [(flags.source_of(args, progress), flags.limit_of(args))]
+    if args.calibrate is not None:
+        sources.append((Source.folder(args.calibrate), CALIBRATION))
+        for note in sources[1][0].notes:
+            progress.say(note)
+    parts = []
+    for source, limit in sources:
+        split = subset(source.images, limit)
+        if len(split) < 2:
+            raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
+        parts.append(torch.cat([images for _, images in batches(split, preprocess)]))
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _copy_exported(setup: "Setup", args: Namespace) -> Shown:
+    """Copy the exported file of a setup, the very one that was chosen, with the files that belong to it."""
+    from harness.base.lines import lock_file
+    from zoo.deploy.export import copy_exported, find_file_runtime
+
+    if name := next((name for name in ("runtime", "layout", "calibrate", "recipe") if getattr(args, name)), None):
+        raise ValueError(f"--model {args.model!r} with --{name}: its file is copied as it is; leave the flag out")
+    find_file_runtime(setup.runtime, setup.precision, path=args.output, loading=True)
+    setup.load_exported()
+    with lock_file(args.output):
+        path = copy_exported(Path(str(setup.exported)), args.output)
+    data = {"runtime": setup.runtime, "precision": setup.precision, "recipe": setup.recipe, "path": path}
+    text = (
+        f"wrote {path} ({path.stat().st_size:,} bytes) and {path.name}.json: the file that {args.model} was chosen by"
+    )
+    return Shown(parts=(text,), data=json_values(data))
 
 
 def _write_layout(server: str, model: Path) -> Path:

@@ -99,14 +99,19 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
 
 
 def prepare_server(
-    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
+    vit: Host,
+    runtime: str,
+    images: Tensor,
+    precision: str = "float32",
+    file: Path | None = None,
+    calibration: Tensor | None = None,
 ) -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
     Where sizes are fixed there is one for each power of two, and batches are filled up to the next.
     """
     most = len(images)
-    ready = {most: timing.prepare(vit, runtime, images, precision, file)}
+    ready = {most: timing.prepare(vit, runtime, images, precision, file, calibration)}
     if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
     sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})

@@ -276,7 +276,12 @@ def weights_precision(runtime: str, precision: str) -> str:
 
 
 def prepare(
-    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
+    vit: Host,
+    runtime: str,
+    images: Tensor,
+    precision: str = "float32",
+    file: Path | None = None,
+    calibration: Tensor | None = None,
 ) -> ReadyModel:
     """Prepare a model, or load the file that it was exported to, call it, and compare its features with eager's.
 
@@ -290,7 +295,7 @@ def prepare(
     reason = ""
     try:
         with torch.inference_mode():
-            ready = _first_call(vit, engine, images, precision, file)
+            ready = _first_call(vit, engine, images, precision, file, calibration)
             assert ready.prepared is not None
             differences = _compare_with_eager(ready.prepared, vit, images)
     except Exception as error:
@@ -313,12 +318,14 @@ def prepare(
     return ready
 
 
-def _first_call(vit: Host, runtime: Runtime, images: Tensor, precision: str, file: Path | None) -> ReadyModel:
+def _first_call(
+    vit: Host, runtime: Runtime, images: Tensor, precision: str, file: Path | None, calibration: Tensor | None
+) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory and kernels of a call."""
     wait, made, peak = synchronizer(images.device), list[Prepared](), None
 
     def first(batch: Tensor) -> None:
-        made.append(load_exported(file).prepared if file else runtime.prepare(vit, batch, precision))
+        made.append(load_exported(file).prepared if file else runtime.prepare(vit, batch, precision, calibration))
         made[0].call(batch.to(made[0].dtype))
         wait()
 
