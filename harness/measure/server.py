@@ -111,14 +111,19 @@ def call_in_sizes(calls: Mapping[int, timing.Call], images: Tensor) -> Tensor:
 
 
 def prepare_server(
-    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
+    vit: Host,
+    runtime: str,
+    images: Tensor,
+    precision: str = "float32",
+    file: Path | None = None,
+    calibration: Tensor | None = None,
 ) -> timing.ReadyModel:
     """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
 
     Where a runtime fixes sizes, batches are filled up to the next of `batch_sizes`.
     """
     most = len(images)
-    ready = {most: timing.prepare(vit, runtime, images, precision, file)}
+    ready = {most: timing.prepare(vit, runtime, images, precision, file, calibration)}
     if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
     for size in batch_sizes(most)[:-1]:

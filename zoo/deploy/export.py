@@ -27,7 +27,7 @@ from zoo.core.host import Host
 from zoo.core.json_reader import from_json, strict_json
 from zoo.core.settings import expected
 from zoo.deploy.graph import quiet, require_exportable
-from zoo.deploy.quantization import calibration_digest
+from zoo.deploy.quantization import calibration_digest, require_apart
 from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, find_runtime
 
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
@@ -130,6 +130,8 @@ def export_model(
     if images.ndim != 4 or images.dtype != torch.float32 or len(images) < 2:
         raise ValueError(f"images {tuple(images.shape)} of {images.dtype}: expected (n, 3, H, W) float32 with n from 2")
     recipe = maker.require_calibration(precision, recipe, calibration)
+    if recipe is not None and calibration is not None:
+        require_apart(calibration, images)
     with torch.no_grad():
         first = model(images[:2])
         if not isinstance(first, Tensor) or first.ndim != 2:
@@ -236,7 +238,7 @@ class ExportedModel(ExportDescription):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the content of all files, in hex."""
-        return digest(*_siblings(self.path, self.files), self.path, length=64)
+        return read_digest(self.path)
 
 
 def read_description(path: Path) -> ExportDescription:
@@ -256,6 +258,30 @@ def read_description(path: Path) -> ExportDescription:
     if missing := [file for file in siblings if not file.is_file()]:
         raise FileNotFoundError(f"{str(path)!r} needs {str(missing[0])!r}, which is missing")
     return description
+
+
+def read_digest(path: Path) -> str:
+    """Return the SHA-256 over the content of all files of an exported model, in hex."""
+    return digest(*_siblings(path, read_description(path).files), path, length=64)
+
+
+def copy_exported(source: Path, path: Path) -> Path:
+    """Copy an exported model with the files that belong to it, and return where it is, at ``path`` if it can be.
+
+    A file that keeps the names of others inside keeps its own. Raise what ``read_description`` does.
+    """
+    if source.absolute() == path.absolute():
+        return path
+    description = strict_json(_description_file(source).read_bytes())
+    names = read_description(source).files
+    if any(not name.startswith(f"{source.stem}.") or Path(name).stem != source.stem for name in names):
+        path = path.with_name(source.name)
+    renamed = [name.replace(source.stem, path.stem, 1) for name in names]
+    content = json.dumps({**description, "files": renamed}, indent=2, allow_nan=False) + "\n"
+    write_whole(_description_file(path), content.encode())
+    for old, new in zip(names, renamed, strict=True):
+        write_whole(path.with_name(new), source.with_name(old).read_bytes())
+    return path
 
 
 def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedModel:

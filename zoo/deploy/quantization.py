@@ -76,6 +76,16 @@ def require_pictures(calibration: Tensor) -> None:
         )
 
 
+def require_apart(calibration: Tensor, judged: Tensor) -> None:
+    """Raise ValueError if a picture to calibrate with, (n, 3, H, W), is one that judges the result."""
+    both = {_digest(picture.numpy()) for picture in calibration} & {_digest(picture.numpy()) for picture in judged}
+    if both:
+        raise ValueError(
+            f"{len(both)} of {len(calibration)} pictures to calibrate with are among the {len(judged)} that the model "
+            "is checked on: give other pictures"
+        )
+
+
 def calibration_digest(calibration: Tensor) -> str:
     """Return 16 hex digits over pictures (n, 3, H, W) as the model takes them."""
     return _digest(calibration.numpy())[:16]

@@ -48,7 +48,16 @@ from zoo.loading.preprocessing import build_preprocessing
 from zoo.loading.towers import load_tower
 
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
-SETUP = ("model", "method", "options", "recovery", "precision")  # fields of a setup that a provenance has, too
+SETUP = (
+    "model",
+    "method",
+    "options",
+    "recovery",
+    "precision",
+    "recipe",
+    "exported",
+    "exported_sha256",
+)  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
 *_, INT8, BINARY = STORAGES
 CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
@@ -120,6 +129,9 @@ class VectorsProvenance(ShardProvenance):
     preprocessing: str  # of pictures, in words
     runtime: str  # that ran the image tower
     precision: str  # of the computation
+    recipe: str | None = None  # by which the tower was made int8
+    exported: str | None = None  # the file that the runtime had the tower in
+    exported_sha256: str | None = None
     batch: int  # pictures per pass decide the last bits
     storage: str  # of ``STORAGES``
     width: int
