@@ -225,7 +225,8 @@ def _write_layout(server: str, model: Path) -> Path:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
         # Without the hint the server computes in the precision that it finds fastest.
-        hint = {"INFERENCE_PRECISION_HINT": description["precision"].replace("float", "f")}
+        precision = "float32" if description["precision"] == "int8" else description["precision"]
+        hint = {"INFERENCE_PRECISION_HINT": precision.replace("float", "f")}
         config = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
         content = json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2)
     write_whole(path, f"{content}\n".encode())

@@ -103,7 +103,7 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return tuple(sorted({min(2**power, most) for power in range(most.bit_length() + 1)}))
 
 
-def call_in_sizes(calls: Mapping[int, timing.Call], images: Tensor) -> Tensor:
+def call_in_sizes(calls: Mapping[int, Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
     """Return features (n, D) of images (n, ...), filled up with zeros to the next of the sizes that calls take."""
     size = min(size for size in calls if size >= len(images))
     filled = F.pad(images, (0,) * (2 * images.ndim - 1) + (size - len(images),))
