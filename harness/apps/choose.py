@@ -10,6 +10,7 @@ import dataclasses
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +37,7 @@ from harness.records.record import DENSE, utc_now
 from harness.records.statistics import LEAST_ROUNDS, Interval, exact, median_interval
 from harness.records.times import Timing, describe_machine
 from harness.report.charts import Chart, Dot
-from zoo.core.digests import digest, fingerprint, weights_digest
+from zoo.core.digests import digest, fingerprint
 from zoo.core.errors import NoRoomError
 from zoo.core.files import cache_file
 from zoo.core.host import Host, share_weights
@@ -297,7 +298,7 @@ class Lab:
                     lack = f"{self.tower.name} has no text tower"
                 raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
             classifier, _ = text_classifier(clip, self.dataset)
-        hungry = [way for way in self.ways if find_runtime(way.runtime).needs_calibration(way.precision)]
+        hungry = [way for way in self.ways if find_runtime(way.runtime).recipes(way.precision)]
         sizes = (self.config.calibration if hungry else 0, self.config.search, self.config.held_out)
         how: dict[str, Any] = {"learned": learned, "tower": self.tower, "classifier": classifier}
         parts = split_pictures(self.dataset, sizes, self.config.seed, **how)
@@ -318,7 +319,11 @@ class Lab:
         return sorted(find_predictor(self.tower.arch, self.tower.tag, block).path for block in blocks)
 
     def _reduce(self, candidate: Candidate) -> Host:
-        return Setup(model=self.model, method=candidate.method, options=candidate.options).reduce(self.tower)
+        return self.find_setup(candidate).reduce(self.tower)
+
+    def find_setup(self, candidate: Candidate) -> Setup:
+        """Return a candidate's setup; its options are those that aren't the method's defaults."""
+        return Setup(model=self.model, method=candidate.method, options=candidate.options, **candidate.way._asdict())
 
     def serve(self, candidate: Candidate) -> Prepared:
         """Make a candidate as it is run, in the process or from its file; raise what reducing and exporting do.
@@ -329,7 +334,7 @@ class Lab:
         if candidate in self._loaded:
             return self._loaded[candidate]
         if way.from_file:
-            self._loaded[candidate] = loaded = load_exported(self.write(candidate)).prepared
+            self._loaded[candidate] = loaded = self._load(candidate)
             return loaded
         reduced = self._reduce(candidate)
         if way not in self.inside:
@@ -341,29 +346,24 @@ class Lab:
             vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(way.precision))
         return dataclasses.replace(self.inside[way], call=vit)
 
-    def write(self, candidate: Candidate) -> Path:
-        """Return a candidate's exported file, made in the cache if it isn't there whole; raise what that does."""
+    def find_file(self, candidate: Candidate) -> Path:
+        """Return the place of a candidate's exported file in the cache."""
         way, preprocess = candidate.way, self.tower.preprocess
         what = (self.weights, candidate.method, candidate.options, way, [digest(path) for path in self.predictors])
         calibrated = self.calibrated if way.recipe else None
         name = digest(what, calibrated, self._makers, describe_preprocessing(preprocess))
-        path = cache_file("exports", f"{name}{find_runtime(way.runtime).suffix}")
-        try:
-            load_exported(path)
-        except (OSError, ValueError):  # not there, or damaged
-            self.say(f"{candidate}: writing its file")
-            clip = self.tower.clip
-            facts = {
-                "model": f"{self.model} {candidate.name}",
-                "tower": self.model,
-                "preprocessing": describe_preprocessing(preprocess),
-                "text_weights": None if clip is None else weights_digest(clip.model.text.state_dict()),
-                "recovery": None,
-                "random_weights": False,
-            }
-            options = way._asdict() | {"calibration": self.ranges if way.recipe else None, "facts": facts}
-            export_model(self._reduce(candidate), path, self.search.images[:CHECKED], **options)
-        return path
+        return cache_file("exports", f"{name}{find_runtime(way.runtime).suffix}")
+
+    def _load(self, candidate: Candidate) -> Prepared:
+        """Load a candidate's exported file, which is made if it isn't there whole; raise what that does."""
+        path, way, setup = self.find_file(candidate), candidate.way, self.find_setup(candidate)
+        with suppress(OSError, ValueError):  # not there, or damaged
+            return load_exported(path).prepared
+        self.say(f"{candidate}: writing its file")
+        facts = setup.describe(self.tower) | {"random_weights": False}
+        options = way._asdict() | {"calibration": self.ranges if way.recipe else None, "facts": facts}
+        export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
+        return load_exported(path).prepared
 
     def available(self, candidate: Candidate) -> bool:
         """Make a candidate, and tell whether the tower can have it in its way; say why not, if it is the runtime's."""
@@ -488,18 +488,8 @@ class Lab:
             **{"created": utc_now(), "version": version("clip-patchrank"), "commit": git_commit()},
             **outcome,
         }
-        exported: dict[str, Any] = {}
-        if way.from_file:
-            exported = {"recipe": way.recipe, "exported": str(self.write(chosen.candidate))}
-        return Setup(
-            model=self.model,
-            method=chosen.candidate.method,
-            options=chosen.candidate.options,
-            runtime=way.runtime,
-            precision=way.precision,
-            certificate=certificate,
-            **exported,
-        )
+        exported = str(self.find_file(chosen.candidate)) if way.from_file else None
+        return dataclasses.replace(self.find_setup(chosen.candidate), certificate=certificate, exported=exported)
 
 
 def _version(package: str) -> str:

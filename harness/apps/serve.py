@@ -139,17 +139,12 @@ class VectorServer:
 
     def __init__(self, setup: Setup, config: ServeConfig) -> None:
         torch.set_num_threads(config.cores)
-        self.encoder = Encoder(
-            setup,
-            random_weights=config.random_weights,
-            device=config.device,
-            batch=config.batch,
-            sizes=batch_sizes(config.batch),
-        )
+        self.sizes = batch_sizes(config.batch)
+        options: dict[str, Any] = {"random_weights": config.random_weights, "device": config.device}
+        self.encoder = Encoder(setup, batch=config.batch, sizes=self.sizes, **options)
         self.name, self.wait_s = setup.name, config.wait_ms / 1000
         self.decoders, self.computer = ThreadPoolExecutor(config.cores), ThreadPoolExecutor(1)
         self.room = asyncio.Semaphore(2 * config.batch)  # pixels in memory
-        self.sizes = batch_sizes(config.batch)
         self.waiting, self.arrival = deque[Waiting](), asyncio.Event()
         self.batches: asyncio.Task[None] | None = None
 

@@ -111,10 +111,8 @@ def _file_precision(runtime: str, precision: str) -> str:
 def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features."""
     from harness.base.lines import lock_file
-    from zoo.core.digests import weights_digest
     from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
     from zoo.deploy.runtime import ONNXRUNTIME
-    from zoo.loading.preprocessing import describe_preprocessing
 
     runtime, path = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output
     setup = flags.setup_of(args, None if args.precision is None else runtime)
@@ -130,13 +128,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
         path = args.output / "1" / f"model{suffix}"
     tower = setup.load(random_weights=args.random_weights)
     images, calibration = _export_images(tower.preprocess, args, progress)
-    origin = {
-        "model": setup.name,
-        "tower": setup.model,
-        "preprocessing": describe_preprocessing(tower.preprocess),
-        "text_weights": None if tower.clip is None else weights_digest(tower.clip.model.text.state_dict()),
-        **{"recovery": setup.recovery, "random_weights": args.random_weights},
-    }
+    origin = setup.describe(tower) | {"random_weights": args.random_weights}
     where = f"for {runtime} in {setup.precision}"
     progress.say(f"{setup.name}: writing a file {where}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"runtime": runtime, "precision": setup.precision}
@@ -161,9 +153,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
 
 def _export_images(preprocess: Any, args: Namespace, progress: Progress) -> "tuple[Tensor, Tensor | None]":
     """Return pictures (n, 3, H, W) to check a file on, and others to calibrate with, None without --calibrate."""
-    import torch
-
-    from harness.datasets.few_shot import batches, subset
+    from harness.datasets.few_shot import stack_images, subset
     from harness.golden.store import Source
 
     sources = [(flags.source_of(args, progress), flags.limit_of(args))]
@@ -175,8 +165,8 @@ def _export_images(preprocess: Any, args: Namespace, progress: Progress) -> "tup
     for source, limit in sources:
         split = subset(source.images, limit)
         if len(split) < 2:
-            raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
-        parts.append(torch.cat([images for _, images in batches(split, preprocess)]))
+            raise ValueError(f"{len(split)} images of {source.name!r}: expected two at least")
+        parts.append(stack_images(split, preprocess))
     return parts[0], parts[1] if len(parts) > 1 else None
 
 
@@ -205,6 +195,7 @@ def _write_layout(server: str, model: Path) -> Path:
     """
     from zoo.core.files import write_whole
     from zoo.core.json_reader import strict_json
+    from zoo.deploy.runtimes.openvino import OpenVino
 
     description, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
     if server == "triton":
@@ -224,10 +215,8 @@ def _write_layout(server: str, model: Path) -> Path:
             kept = [model for model in whole["model_config_list"] if model["config"]["name"] != folder.name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
-        # Without the hint the server computes in the precision that it finds fastest.
-        precision = "float32" if description["precision"] == "int8" else description["precision"]
-        hint = {"INFERENCE_PRECISION_HINT": precision.replace("float", "f")}
-        config = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
+        properties = OpenVino().properties(description["precision"], description.get("recipe"))
+        config = {"name": folder.name, "base_path": folder.name, "plugin_config": properties}
         content = json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path

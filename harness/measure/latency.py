@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.few_shot import batches, subset
+from harness.datasets.few_shot import stack_images, subset
 from harness.measure import timing
 from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, make_row, require_rows, rows_of
@@ -137,8 +137,7 @@ class Family:
     @cached_property
     def pictures(self) -> Tensor:
         """Real pictures (n, 3, H, W), which show the ranges of int8."""
-        split = subset(get_dataset("photos").split("train"), CALIBRATION)
-        return torch.cat([images for _, images in batches(split, self.preprocess)])
+        return stack_images(subset(get_dataset("photos").split("train"), CALIBRATION), self.preprocess)
 
 
 def load_family(
@@ -324,14 +323,18 @@ def time_in_turn(
     device = torch.device(plan.device)
     patience.wait(device)  # before models are made ready, which takes a while
     ready = dict.fromkeys(models, timing.ReadyModel(failed=f"{timing.OUT_OF_MEMORY}, for the images alone"))
-    prepare = prepare_server if plan.scenario == SERVER else timing.prepare
     options: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
+    served = plan.scenario == SERVER
+
+    def prepare(key: int, images: Tensor) -> timing.ReadyModel:
+        return timing.prepare(models[key], blank.runtime, images, blank.precision, files.get(key), calibration)
+
     try:
         images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, torch.float32)
         if calibration is not None:
             images = calibration[torch.arange(blank.batch) % len(calibration)]
-        for done, (key, vit) in enumerate(models.items(), start=1):
-            ready[key] = prepare(vit, blank.runtime, images, blank.precision, files.get(key), calibration)
+        for done, key in enumerate(models, start=1):
+            ready[key] = prepare_server(partial(prepare, key), images) if served else prepare(key, images)
             tick(done)
         prepared = {key: model.prepared for key, model in ready.items() if model.prepared is not None}
         if not prepared:
@@ -342,7 +345,7 @@ def time_in_turn(
         def on_round(rounds: int) -> None:
             tick(len(ready) + rounds)
 
-        if plan.scenario == SERVER:
+        if served:
             servers = Servers(calls=calls, images=images, **options)
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, tick=on_round)
         options |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan), "tick": on_round}

@@ -12,7 +12,6 @@ import timeit
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from harness.measure import timing
 from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
-from zoo.core.host import Host
 
 SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
 NEAR = 0.01  # share of a rate to which a prediction goes
@@ -110,24 +108,17 @@ def call_in_sizes(calls: Mapping[int, Callable[[Tensor], Tensor]], images: Tenso
     return calls[size](filled)[: len(images)]
 
 
-def prepare_server(
-    vit: Host,
-    runtime: str,
-    images: Tensor,
-    precision: str = "float32",
-    file: Path | None = None,
-    calibration: Tensor | None = None,
-) -> timing.ReadyModel:
-    """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
+def prepare_server(prepare: Callable[[Tensor], timing.ReadyModel], images: Tensor) -> timing.ReadyModel:
+    """Make a model ready for as many images as are given, or fewer, by what makes it ready for some.
 
     Where a runtime fixes sizes, batches are filled up to the next of `batch_sizes`.
     """
     most = len(images)
-    ready = {most: timing.prepare(vit, runtime, images, precision, file, calibration)}
+    ready = {most: prepare(images)}
     if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
     for size in batch_sizes(most)[:-1]:
-        ready[size] = timing.prepare(vit, runtime, images[:size], precision)
+        ready[size] = prepare(images[:size])
         if ready[size].prepared is None:
             return ready[size]
     calls = {size: part.call for size, part in ready.items()}

@@ -28,7 +28,7 @@ from zoo.core.json_reader import from_json, strict_json
 from zoo.core.settings import expected
 from zoo.deploy.graph import quiet, require_exportable
 from zoo.deploy.quantization import calibration_digest, require_apart
-from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, find_runtime
+from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, Target, find_runtime
 
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
@@ -147,7 +147,7 @@ def export_model(
         # Under its final name, which files with weights apart keep inside.
         place = Path(folder) / path.name
         try:
-            prepared = maker.prepare(model, images, precision, calibration, recipe=recipe, path=place)
+            prepared = maker.make(model, Target(images, precision, calibration, recipe, place))
         except Exception:  # some writers say in their own words that the disk is full
             written = sum(file.stat().st_size for file in Path(folder).iterdir())
             shutil.rmtree(folder)

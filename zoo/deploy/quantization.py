@@ -5,17 +5,16 @@ isn't quantised at all, so that only weights of products are left to name; a met
 in float, too.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zoo.core.digests import digest
 from zoo.core.host import Host
 from zoo.core.settings import expected
 
@@ -88,7 +87,7 @@ def require_apart(calibration: Tensor, judged: Tensor) -> None:
 
 def calibration_digest(calibration: Tensor) -> str:
     """Return 16 hex digits over pictures (n, 3, H, W) as the model takes them."""
-    return _digest(calibration.numpy())[:16]
+    return _digest(calibration.numpy())
 
 
 def calibration_batches(calibration: Tensor) -> list[NDArray[np.float32]]:
@@ -140,7 +139,7 @@ def _spared_weights(model: nn.Module, recipe: Recipe) -> set[str]:
 
 def _digest(values: NDArray[Any]) -> str:
     content = np.ascontiguousarray(values, dtype=np.float32)
-    return hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()
+    return digest(content.shape, content.tobytes())
 
 
 def quantize(graph: Any, products: Iterable[GraphProduct], model: nn.Module, recipe: Recipe, batches: list[Any]) -> Any:
@@ -153,12 +152,11 @@ def quantize(graph: Any, products: Iterable[GraphProduct], model: nn.Module, rec
     if not recipe.activations:
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=spared)
     smooth = AdvancedSmoothQuantParameters(matmul=recipe.smooth)
-    with torch.random.fork_rng(devices=[]):
-        return nncf.quantize(
-            graph,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=spared,
-            advanced_parameters=AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
-        )
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(batches),
+        subset_size=len(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=spared,
+        advanced_parameters=AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
+    )

@@ -73,12 +73,11 @@ class Runtime(ABC):
     rounds_weights: ClassVar[bool] = False  # whether ``prepare`` takes a model that is in the precision already, too
 
     def recipes(self, precision: str) -> tuple[str, ...]:
-        """Return the recipes by which the precision can be made, the fastest first; a float precision has none."""
-        return tuple(RECIPES) if precision == INT8 else ()
+        """Return the recipes by which the precision can be made, the fastest first.
 
-    def needs_calibration(self, precision: str) -> bool:
-        """Tell whether ``prepare`` needs pictures to calibrate with."""
-        return bool(self.recipes(precision))
+        A precision with recipes needs pictures to calibrate with; a float precision has none.
+        """
+        return tuple(RECIPES) if precision == INT8 else ()
 
     def tolerance(self, precision: str) -> FeatureTolerance:
         """Return how far features may be from eager float32, or, where weights are rounded, from eager alike."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.core.digests import fingerprint
+from zoo.core.digests import fingerprint, weights_digest
 from zoo.core.files import write_whole
 from zoo.core.host import Host
 from zoo.core.json_reader import from_json, strict_json
@@ -20,6 +20,7 @@ from zoo.deploy.export import ExportedModel, copy_exported, load_exported, read_
 from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, find_runtime
 from zoo.loading.adopt import add_recovery
 from zoo.loading.learned_files import check_settings
+from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import (
     OPEN_CLIP,
@@ -179,6 +180,16 @@ class Setup:
         vit, _ = reduce_tower(tower, self.method, self.options)
         return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
+    def describe(self, tower: Tower) -> dict[str, Any]:
+        """Return what the JSON file beside an exported one says of its loaded tower."""
+        return {
+            "model": self.name,
+            "tower": self.model,
+            "preprocessing": describe_preprocessing(tower.preprocess),
+            "text_weights": None if tower.clip is None else weights_digest(tower.clip.model.text.state_dict()),
+            "recovery": self.recovery,
+        }
+
     def prepare(self, vit: nn.Module, example: Tensor) -> tuple[Prepared, str]:
         """Return a tower as the runtime runs it, for pictures like the example, and "" or why the tower runs eagerly.
 
@@ -186,13 +197,12 @@ class Setup:
         another runtime refuses, or for an exported file of another content or tower; FileNotFoundError without one.
         """
         runtime = find_runtime(self.runtime)
+        runtime.require(self.precision, str(example.device), loading=self.exported is not None)
         if self.exported is not None:
-            runtime.require(self.precision, str(example.device), loading=True)
             model = self.load_exported()
             if model.weights_sha256 != fingerprint(vit):
                 raise ValueError(f"{self.exported!r} was made of other weights than those of {self.name}; {_AGAIN}")
             return model.prepared, ""
-        runtime.require(self.precision, str(example.device))
         if runtime.recipes(self.precision):
             raise ValueError(
                 f"{self.name} in {self.precision} by {self.runtime} needs pictures to calibrate with; make a file, and "

@@ -48,16 +48,8 @@ from zoo.loading.preprocessing import build_preprocessing
 from zoo.loading.towers import load_tower
 
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
-SETUP = (
-    "model",
-    "method",
-    "options",
-    "recovery",
-    "precision",
-    "recipe",
-    "exported",
-    "exported_sha256",
-)  # fields of a setup that a provenance has, too
+# Fields of a setup that a provenance has, too.
+SETUP = ("model", "method", "options", "recovery", "precision", "recipe", "exported", "exported_sha256")
 CHUNK = 16  # pictures that a process decodes at a time
 *_, INT8, BINARY = STORAGES
 CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))

@@ -391,7 +391,8 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise ValueError("it is cut")
         return Mock(prepared=Prepared(call=models[path]))
 
-    monkeypatch.setattr(module, "describe_preprocessing", lambda preprocess: {})
+    for place in (module.__name__, Setup.__module__):
+        monkeypatch.setattr(f"{place}.describe_preprocessing", lambda preprocess: {})
     monkeypatch.setattr(module, "export_model", export)
     monkeypatch.setattr(module, "load_exported", load)
     monkeypatch.setattr(type(find_runtime(OPENVINO)), "refusal", lambda *_, **__: "")

@@ -54,20 +54,24 @@ class OpenVino(FileRuntime):
 
         self.require(precision, loading=True)
         core = openvino.Core()
-        # Without the hint OpenVINO computes in the precision that it finds fastest, bfloat16 on many CPUs. What an
-        # int8 model has in float is faster in float32, unless all activations come in float.
-        as_they_come = recipe is not None and not find_recipe(recipe).activations
-        low = "bfloat16" if as_they_come and not self.refusal("bfloat16", loading=True) else "float32"
-        hint = (low if precision == INT8 else precision).replace("float", "f")
-        hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        if as_they_come:
-            hints["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
-        compiled = core.compile_model(core.read_model(path), "CPU", hints)
+        properties = self.properties(precision, recipe) | {"INFERENCE_NUM_THREADS": threads}
+        compiled = core.compile_model(core.read_model(path), "CPU", properties)
 
         def call(images: Tensor) -> Tensor:
             return torch.from_numpy(compiled([images.contiguous().numpy()])[0])
 
         return Prepared(call=call, file=path)
+
+    def properties(self, precision: str, recipe: str | None) -> dict[str, Any]:
+        """Return the properties with which a file is to be compiled.
+
+        Without the hint OpenVINO computes in the precision that it finds fastest, bfloat16 on many CPUs. What an int8
+        model has in float is faster in float32, unless all activations come in float.
+        """
+        as_they_come = recipe is not None and not find_recipe(recipe).activations
+        low = "bfloat16" if as_they_come and not self.refusal("bfloat16", loading=True) else "float32"
+        hint = {"INFERENCE_PRECISION_HINT": (low if precision == INT8 else precision).replace("float", "f")}
+        return hint | ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if as_they_come else {})
 
 
 def _break_ties(graph: Any) -> None:
