@@ -156,16 +156,16 @@ def _export_images(preprocess: Any, args: Namespace, progress: Progress) -> "tup
     from harness.datasets.few_shot import stack_images, subset
     from harness.golden.store import Source
 
-    sources = [(flags.source_of(args, progress), flags.limit_of(args))]
+    sources = {"check": (flags.source_of(args, progress), flags.limit_of(args))}
     if args.calibrate is not None:
-        sources.append((Source.folder(args.calibrate), CALIBRATION))
-        for note in sources[1][0].notes:
+        sources["calibrate"] = (Source.folder(args.calibrate), CALIBRATION)
+        for note in sources["calibrate"][0].notes:
             progress.say(note)
     parts = []
-    for source, limit in sources:
+    for purpose, (source, limit) in sources.items():
         split = subset(source.images, limit)
         if len(split) < 2:
-            raise ValueError(f"{len(split)} images of {source.name!r}: expected two at least")
+            raise ValueError(f"{len(split)} images to {purpose} with of {source.name!r}: expected two at least")
         parts.append(stack_images(split, preprocess))
     return parts[0], parts[1] if len(parts) > 1 else None
 
