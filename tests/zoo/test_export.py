@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from zoo.deploy import export
 from zoo.deploy.export import DisagreementError, FeatureAgreement, export_model, load_exported
 from zoo.deploy.graph import record_graph
 from zoo.deploy.quantization import INT8
-from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared
+from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared, Target
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
@@ -283,3 +284,17 @@ def test_an_optimised_model_compiles_in_one_graph(tiny: Build, images: Tensor):
 @COMPILER
 def test_compiles_to_machine_code(tiny: Build, images: Tensor):
     check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
+
+
+def test_a_conversion_that_openvino_refuses_leaves_the_log_as_it_was():
+    needs("openvino")
+
+    class Refused(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.qr(super().forward(x[:, 0])).R
+
+    root = logging.root
+    before = root.manager.disable, root.level, [*root.filters], [*root.handlers]
+    with pytest.raises(Exception, match="qr"):
+        RUNTIMES[OPENVINO].make(Refused(8, 8).eval(), Target(torch.rand(2, 3, 8, 8), "float32", None, None, None))
+    assert (root.manager.disable, root.level, root.filters, root.handlers) == before
