@@ -1,7 +1,9 @@
 """Random pruning: the honest floor of every table."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,18 +31,20 @@ class RandomPrune(Pruner):
     def importance(self, index: int, tokens: Tokens, block: PoolingBlock) -> Tensor:
         """Look up the hashes of the grid positions.
 
-        The hash is of constants, so that exporters fold it: not every runtime has its 64-bit integers.
+        They are a constant of exported models: not every runtime has the hash's 64-bit integers.
         """
-        grid = torch.arange(tokens.grid[0] * tokens.grid[1], device=tokens.x.device)
-        return hash_positions(grid, self.config.seed)[tokens.patch_idx]
+        count = tokens.grid[0] * tokens.grid[1]
+        if torch.compiler.is_exporting():
+            return torch.from_numpy(hash_positions(np.arange(count), self.config.seed))[tokens.patch_idx]
+        return hash_positions(torch.arange(count, device=tokens.x.device), self.config.seed)[tokens.patch_idx]
 
 
-def hash_positions(positions: Tensor, seed: int) -> Tensor:
-    """Map int64 positions to pseudo-random float32 in [0, 1), by a 32-bit integer mix."""
+def hash_positions(positions: Any, seed: int) -> Any:
+    """Map int64 positions, a tensor or an array, to pseudo-random float32 in [0, 1), by a 32-bit integer mix."""
     mask = 0xFFFFFFFF
     h = (positions + 1) * 0x9E3779B1 + (seed * 0x85EBCA77 & mask)
     for multiplier in (0x7FEB352D, 0x846CA68B):
         h = h & mask
         h = ((h ^ (h >> 16)) * multiplier) & mask
-    h = h ^ (h >> 15)
-    return ((h & 0xFFFFFF).to(torch.float32)) / float(1 << 24)
+    h = (h ^ (h >> 15)) & 0xFFFFFF
+    return (h.float() if isinstance(h, Tensor) else h.astype(np.float32)) / float(1 << 24)

@@ -112,7 +112,7 @@ def test_a_user_embeds_pictures_as_the_page_says():
     pytest.importorskip("onnxscript")
     Path("captions.txt").write_text("a photo of a dress.\na photo of a bag.\n")
     briefly = ["--search", "8", "--held-out", "20", "--methods", "rankmerge", "--precisions", "float32"]
-    briefly += ["--rounds", "6", "--seconds", "0", "--batch", "1"]
+    briefly += ["--rounds", "6", "--seconds", "0", "--batch", "1", "--runtimes", "optimized"]
     assert run_commands(text_of("embed.md"), {"choose": briefly, "export": ["--limit", "8"]}) == 8
     assert {path.name for path in Path().iterdir()} >= {"hits.png", "model.onnx", "pushed", "setup.json", "vectors"}
 

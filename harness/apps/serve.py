@@ -1,17 +1,18 @@
 """Serve vectors of pictures and texts over HTTP, in the shape of OpenAI's embeddings endpoint, by Ray Serve.
 
-Ray Serve has the server, the queue, the batches, the replicas and the metrics. Here is what a replica does: it decodes
-as `embed` does, beside the model, so that a picture that can't be read never enters a batch.
+Ray Serve has the server, the queue, the replicas and the metrics. Here is what a replica does: it decodes as `embed`
+does, beside the model, so that a picture that can't be read never enters a batch, and gathers batches of a few sizes.
 """
 
 import asyncio
 import base64
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -26,6 +27,7 @@ from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running, require_actors
+from harness.measure.server import batch_sizes
 from harness.records.times import cores
 from zoo.core.errors import is_out_of_memory
 from zoo.core.json_reader import strict_json
@@ -122,6 +124,14 @@ def _read_input(name: str, value: Any) -> PictureFile | str:
         raise ValueError(f"{name}: no base64 ({error})") from error
 
 
+class Waiting(NamedTuple):
+    """A picture or text that waits for the model."""
+
+    item: Item
+    vector: "asyncio.Future[Any]"  # (D,), or why there is none
+    since: float  # seconds of the event loop's clock
+
+
 @serve.deployment
 @serve.ingress(app)
 class VectorServer:
@@ -129,16 +139,14 @@ class VectorServer:
 
     def __init__(self, setup: Setup, config: ServeConfig) -> None:
         torch.set_num_threads(config.cores)
-        self.encoder = Encoder(setup, random_weights=config.random_weights, device=config.device, batch=config.batch)
-        self.name, self.batch = setup.name, config.batch
-        self.filled = setup.precision != "float32"
+        self.sizes = batch_sizes(config.batch)
+        options: dict[str, Any] = {"random_weights": config.random_weights, "device": config.device}
+        self.encoder = Encoder(setup, batch=config.batch, sizes=self.sizes, **options)
+        self.name, self.wait_s = setup.name, config.wait_ms / 1000
         self.decoders, self.computer = ThreadPoolExecutor(config.cores), ThreadPoolExecutor(1)
         self.room = asyncio.Semaphore(2 * config.batch)  # pixels in memory
-        self.idle = asyncio.Event()
-        self.idle.set()
-        batches: Any = self._embed
-        batches.set_max_batch_size(config.batch)
-        batches.set_batch_wait_timeout_s(config.wait_ms / 1000)
+        self.waiting, self.arrival = deque[Waiting](), asyncio.Event()
+        self.batches: asyncio.Task[None] | None = None
 
     @app.post("/v1/embeddings")
     async def embeddings(self, request: Request) -> JSONResponse:
@@ -192,27 +200,46 @@ class VectorServer:
                 [item] = (await run(self.decoders, prepare, [entry], self.encoder.transform)).items
             if item.wrong:
                 return item.wrong
-            await self.idle.wait()  # Ray would close small batches while the model computes
-            result: NDArray[np.float32] | str = await self._embed(item)
+            loop = asyncio.get_running_loop()
+            vector: asyncio.Future[Any] = loop.create_future()
+            self.waiting.append(Waiting(item, vector, loop.time()))
+            self.arrival.set()
+            if self.batches is None or self.batches.done():  # none runs
+                self.batches = asyncio.create_task(self._run_batches())
+            result: NDArray[np.float32] | str = await vector
             return result
 
-    @serve.batch
-    async def _embed(self, items: list[Item]) -> list[NDArray[np.float32] | str]:
-        """Embed a batch of pictures and texts, from any requests."""
-        self.idle.clear()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.computer, self._compute, items)
-        finally:
-            self.idle.set()
+    async def _run_batches(self) -> None:
+        """Embed pictures and texts, from any requests, as long as some wait.
+
+        A batch is the largest of the fixed sizes that they fill, so that the model computes nothing in vain; the others
+        go into the next batch, which gathers meanwhile. Ray's own batches would take whatever number waits.
+        """
+        loop = asyncio.get_running_loop()
+        while self.waiting:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self.waiting[0].since + self.wait_s):
+                    while len(self.waiting) < self.sizes[-1]:
+                        self.arrival.clear()
+                        await self.arrival.wait()
+            size = max(size for size in self.sizes if size <= len(self.waiting))
+            batch = [self.waiting.popleft() for _ in range(size)]
+            try:
+                vectors = await loop.run_in_executor(self.computer, self._compute, [one.item for one in batch])
+            except Exception as error:
+                for one in batch:
+                    if not one.vector.done():
+                        one.vector.set_exception(error)
+            else:
+                for one, vector in zip(batch, vectors, strict=True):
+                    if not one.vector.done():  # as of a client that is gone
+                        one.vector.set_result(vector)
 
     def _compute(self, items: Sequence[Item]) -> list[NDArray[np.float32] | str]:
         results = dict[int, NDArray[np.float32] | str]()
         pictures = [place for place, item in enumerate(items) if item.pixels is not None]
         if (pixels := stack([items[place] for place in pictures])) is not None:
-            if self.filled:  # in low precision the size of a batch moves vectors
-                pixels = np.resize(pixels, (self.batch, *pixels.shape[1:]))
-            vectors = self.encoder.pictures(torch.from_numpy(pixels))
-            results.update(zip(pictures, vectors, strict=False))
+            results.update(zip(pictures, self.encoder.pictures(torch.from_numpy(pixels)), strict=True))
         if texts := [place for place, item in enumerate(items) if item.pixels is None]:
             features, wrong = self.encoder.texts([items[place].name for place in texts])
             for row, place in enumerate(texts):

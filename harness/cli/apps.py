@@ -19,52 +19,63 @@ from harness.cli import flags
 from harness.cli.command import PROGRAM
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.apps.vectors.embed import Embedded
     from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
 
+CALIBRATION = 300  # pictures that int8 is calibrated with at most
 LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's servers, and the runtime of each
 
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
-    """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
+    """Search, write the setup with its certificate, draw the frontier, and show how the setup is used."""
+    from harness.apps.choose import DENSE_RATIO, TOTAL, ChooseConfig, choose, selection_chart, selection_table
     from harness.base.lines import lock_file
     from harness.measure.fidelity import SetupBounds
+    from harness.report.charts import render
+    from zoo.core.files import write_whole
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name
         raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg"):
+        raise ValueError(f"--plot {str(args.plot)!r}: expected a name that ends with '.png' or '.svg'")
     dataset = args.dataset or f"images:{args.images}"
-    with lock_file(args.output):
+    with lock_file(args.output), lock_file(args.plot, "--plot"):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=progress)
         if not selection.why:
             selection.setup.write(args.output)
-    setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
-    path = None if selection.why else args.output
-    data = json_values({"path": path, "why": selection.why, "setup": setup, "judged": selection.judged})
+        if args.plot is not None:
+            write_whole(args.plot, render([selection_chart(selection)], form=args.plot.suffix[1:]))
+    setup, last, parts = selection.setup, selection.judged[-1], list[Part]([selection_table(selection)])
+    path, time, chosen = None if selection.why else args.output, last.time, last.candidate
+    frontier = [row.plain() for row in selection.frontier]
+    data = json_values({"path": path, "why": selection.why, "setup": setup, "frontier": frontier, "plot": args.plot})
+    if args.plot is not None:
+        parts.append(f"wrote {args.plot}")
     total = f"{_faster(time[TOTAL])} dense in eager float32"
     rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
-    alike = "dense in the same precision and runtime"
     if selection.why:
-        nearest = f"the nearest is {setup.name} in {setup.precision}, {total}"
-        text = f"nothing meets {bounds.words}; {nearest}: {selection.why}"
-        return Shown(parts=(table, text), data=data, code=1)
+        nearest = f"the nearest is {chosen}, {total}"
+        parts.append(f"nothing meets {bounds.words}; {nearest}: {selection.why}")
+        return Shown(parts=tuple(parts), data=data, code=1)
+    fastest = f"the fastest dense tower that meets the bounds ({time['fastest_dense']})"
     if setup.method is not None:
-        text = f"{setup.name} in {setup.precision} is {_faster(time[ALIKE])} {alike}, and {total}"
+        text = f"{chosen} is {_faster(time[DENSE_RATIO])} {fastest}, and {total}"
     else:
-        text = f"Don't reduce: dense, {setup.precision}, is {total}"
+        text = f"Don't reduce: {chosen} is {total}"
         reductions = [row for row in selection.judged if row.candidate.method is not None and row.passed]
         for row in reductions:
-            if row.time:
-                slow = f"but slower than dense, {setup.precision}" if row.pays else "not clearly faster"
-                text += f"; {row.candidate} is {_faster(row.time[ALIKE])} {alike}, {slow}"
+            slow = "but slower than what is chosen" if row.pays else "not clearly faster"
+            text += f"; {row.candidate} is {_faster(row.time[DENSE_RATIO])} {fastest}, {slow}"
         if not reductions:
             text += "; no reduction was found that meets the bounds"
     wrote = f"wrote {args.output} in {setup.certificate['seconds']:.0f} s; {bounds.words}: met, by 95 % intervals"
-    return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
+    return Shown(parts=(*parts, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
 
 def _faster(ratio: dict[str, float]) -> str:
@@ -73,21 +84,21 @@ def _faster(ratio: dict[str, float]) -> str:
 
 
 def _describe_use(setup: "Setup", args: Namespace) -> str:
-    """Return how a setup is used: two commands and some Python."""
-    from zoo.deploy.runtime import ONNXRUNTIME
+    """Return how a setup is used: commands that run what was judged, and some Python."""
+    from zoo.deploy.runtime import find_runtime
 
     file = shlex.quote(str(args.output))
     prefix, _, path = (args.dataset or f"images:{args.images}").partition(":")
     pictures = shlex.quote(path) if prefix in ("images", "folder") else "FOLDER"
     device = "" if args.device == "cpu" else f" --device {shlex.quote(args.device)}"
-    return f"""
-# vectors, in {setup.precision}
-{PROGRAM} embed {pictures} --model {file}{device} --output vectors
-# a file for ONNX Runtime, in {_file_precision(ONNXRUNTIME, setup.precision)}
-{PROGRAM} export --model {file} --output model.onnx
-# Python
-from zoo.deploy.setup import Setup
-model = Setup.read({str(args.output)!r}).build()"""
+    lines = [
+        f"# vectors, by {setup.runtime} in {setup.precision}",
+        f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors",
+    ]
+    if suffix := find_runtime(setup.runtime).suffix:
+        lines += [f"# a copy of the file for {setup.runtime}", f"{PROGRAM} export --model {file} --output m{suffix}"]
+    python = ["# Python", "from zoo.deploy.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"]
+    return "\n".join(["", *lines, *python])
 
 
 def _file_precision(runtime: str, precision: str) -> str:
@@ -99,17 +110,15 @@ def _file_precision(runtime: str, precision: str) -> str:
 
 def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features."""
-    import torch
-
     from harness.base.lines import lock_file
-    from harness.datasets.few_shot import subset
-    from zoo.core.digests import weights_digest
     from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
     from zoo.deploy.runtime import ONNXRUNTIME
-    from zoo.loading.preprocessing import describe_preprocessing
 
-    setup = flags.setup_of(args)
-    runtime, path, lower = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output, setup.precision
+    runtime, path = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output
+    setup = flags.setup_of(args, None if args.precision is None else runtime)
+    if setup.exported is not None:
+        return _copy_exported(setup, args)
+    lower = setup.precision
     if args.layout not in (None, *(server for server, name in LAYOUTS.items() if name == runtime)):
         raise ValueError(f"--layout {args.layout} with --runtime {runtime}: expected {LAYOUTS[args.layout]}")
     if args.precision is None:
@@ -118,22 +127,13 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if args.layout is not None:
         path = args.output / "1" / f"model{suffix}"
     tower = setup.load(random_weights=args.random_weights)
-    source = flags.source_of(args, progress)
-    split = subset(source.images, flags.limit_of(args))
-    if len(split) < 2:
-        raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
-    images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
-    origin = {
-        "model": setup.name,
-        "tower": setup.model,
-        "preprocessing": describe_preprocessing(tower.preprocess),
-        "text_weights": None if tower.clip is None else weights_digest(tower.clip.model.text.state_dict()),
-        **{"recovery": setup.recovery, "random_weights": args.random_weights},
-    }
+    images, calibration = _export_images(tower.preprocess, args, progress)
+    origin = setup.describe(tower) | {"random_weights": args.random_weights}
     where = f"for {runtime} in {setup.precision}"
     progress.say(f"{setup.name}: writing a file {where}, then checking it on {len(images)} images")
     data: dict[str, Any] = {"runtime": runtime, "precision": setup.precision}
     options = data | {"batches": args.batches, "least_cosine": args.least_cosine, "facts": origin}
+    options |= {"recipe": args.recipe, "calibration": calibration}
     with lock_file(path), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             data["agreement"] = export_model(tower.vit, path, images, tick=tick, **options)
@@ -151,6 +151,43 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     return Shown(parts=(table, text), data=json_values(data | {"path": path, "bytes": size}))
 
 
+def _export_images(preprocess: Any, args: Namespace, progress: Progress) -> "tuple[Tensor, Tensor | None]":
+    """Return pictures (n, 3, H, W) to check a file on, and others to calibrate with, None without --calibrate."""
+    from harness.datasets.few_shot import stack_images, subset
+    from harness.golden.store import Source
+
+    sources = {"check": (flags.source_of(args, progress), flags.limit_of(args))}
+    if args.calibrate is not None:
+        sources["calibrate"] = (Source.folder(args.calibrate), CALIBRATION)
+        for note in sources["calibrate"][0].notes:
+            progress.say(note)
+    parts = []
+    for purpose, (source, limit) in sources.items():
+        split = subset(source.images, limit)
+        if len(split) < 2:
+            raise ValueError(f"{len(split)} images to {purpose} with of {source.name!r}: expected two at least")
+        parts.append(stack_images(split, preprocess))
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _copy_exported(setup: "Setup", args: Namespace) -> Shown:
+    """Copy the exported file of a setup, the very one that was chosen, with the files that belong to it."""
+    from harness.base.lines import lock_file
+    from zoo.deploy.export import copy_exported, find_file_runtime
+
+    if name := next((name for name in ("runtime", "layout", "calibrate", "recipe") if getattr(args, name)), None):
+        raise ValueError(f"--model {args.model!r} with --{name}: its file is copied as it is; leave the flag out")
+    find_file_runtime(setup.runtime, setup.precision, path=args.output, loading=True)
+    setup.load_exported()
+    with lock_file(args.output):
+        path = copy_exported(Path(str(setup.exported)), args.output)
+    data = {"runtime": setup.runtime, "precision": setup.precision, "recipe": setup.recipe, "path": path}
+    text = (
+        f"wrote {path} ({path.stat().st_size:,} bytes) and {path.name}.json: the file that {args.model} was chosen by"
+    )
+    return Shown(parts=(text,), data=json_values(data))
+
+
 def _write_layout(server: str, model: Path) -> Path:
     """Write what a server reads beside the folder of a model's version, and return its path.
 
@@ -158,6 +195,7 @@ def _write_layout(server: str, model: Path) -> Path:
     """
     from zoo.core.files import write_whole
     from zoo.core.json_reader import strict_json
+    from zoo.deploy.runtimes.openvino import OpenVino
 
     description, folder = strict_json(Path(f"{model}.json").read_bytes()), model.absolute().parents[1]
     if server == "triton":
@@ -177,9 +215,8 @@ def _write_layout(server: str, model: Path) -> Path:
             kept = [model for model in whole["model_config_list"] if model["config"]["name"] != folder.name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is no file of OpenVINO Model Server ({error!r}); move it away") from error
-        # Without the hint the server computes in the precision that it finds fastest.
-        hint = {"INFERENCE_PRECISION_HINT": description["precision"].replace("float", "f")}
-        config = {"name": folder.name, "base_path": folder.name, "plugin_config": hint}
+        properties = OpenVino().properties(description["precision"], description.get("recipe"))
+        config = {"name": folder.name, "base_path": folder.name, "plugin_config": properties}
         content = json.dumps({**whole, "model_config_list": [*kept, {"config": config}]}, indent=2)
     write_whole(path, f"{content}\n".encode())
     return path

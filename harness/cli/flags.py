@@ -151,9 +151,10 @@ def setup_of(args: Namespace, runtime: str | None = None) -> "Setup":
     fields = {name: value for name, value in (values | {"runtime": runtime}).items() if value is not None}
     if not args.model.endswith(".json"):
         return Setup.of(args.model, **fields)
-    for name in fields.keys() - {"runtime", "precision"}:
+    setup = Setup.read(Path(args.model))
+    for name in fields.keys() - (() if setup.exported else {"runtime", "precision"}):
         raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")
-    return dataclasses.replace(Setup.read(Path(args.model)), **fields)
+    return dataclasses.replace(setup, **fields)
 
 
 def source_of(args: Namespace, progress: Progress) -> "Source":

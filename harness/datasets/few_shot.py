@@ -51,6 +51,11 @@ def batches(split: Split, preprocess: Preprocess) -> Iterator[tuple[list[Example
         yield examples, torch.stack([preprocess(example.image) for example in examples])
 
 
+def stack_images(split: Split, preprocess: Preprocess) -> Tensor:
+    """Return all images of a split, (n, C, H, W)."""
+    return torch.cat([images for _, images in batches(split, preprocess)])
+
+
 def undo_preprocess(preprocess: Preprocess, images: Tensor) -> Tensor:
     """Return preprocessed images (B, C, H, W) as colours in [0, 1], as the model sees them, without normalisation.
 

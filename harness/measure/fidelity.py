@@ -1,9 +1,10 @@
-"""How faithful reductions are to their dense tower: pictures to search by, others held out to judge by, and bounds."""
+"""How faithful setups are to their dense tower: pictures to calibrate with, search by and judge by, and bounds."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
+from harness.datasets.base import Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.datasets.text_features import nameable
 from harness.measure.rows import Variant, make_row, run
-from harness.records.metrics import cosine_distance, predicted
+from harness.records.metrics import NEIGHBOURS as NEAREST
+from harness.records.metrics import cosine_distance, neighbours, overlap, predicted
 from harness.records.record import DENSE
 from harness.records.statistics import over_images
+from zoo.core.digests import digest
 from zoo.core.settings import check_fields
-from zoo.deploy.optimized import OptimizedHost
+from zoo.deploy.quantization import LEAST_PICTURES
+from zoo.deploy.runtime import Prepared
 from zoo.loading.towers import Tower
 
-COSINE, CHANGE = "cosine", "diff_to_dense"  # of the features to dense, and of answers that are right
+# Of features to dense; share of the nearest pictures that stay; of answers that are right.
+COSINE, NEIGHBOURS, CHANGE = "cosine", "neighbours", "diff_to_dense"
+PARTS = ("to calibrate with", "to search by", "held out")
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
@@ -40,25 +46,29 @@ class SetupBounds:
     """
 
     min_cosine: float | None = None  # mean cosine to the dense tower's features
+    min_neighbours: float | None = None  # mean share of a picture's 10 nearest other ones that stay
     max_loss: float | None = None  # points of top-1 that may be lost; the pictures need classes
     speed_up: float | None = None  # times as fast as the dense tower in float32
 
     def __post_init__(self) -> None:
         if not self.floors:
-            raise ValueError("no bound on fidelity: expected --min-cosine, --max-loss or both")
-        check_fields(self, min_cosine="(0, 1)", max_loss="(0, 100)", speed_up="(1, inf)")
+            raise ValueError("no bound on fidelity: expected --min-cosine, --min-neighbours or --max-loss")
+        ranges = {"min_cosine": "(0, 1)", "min_neighbours": "(0, 1)", "max_loss": "(0, 100)"}
+        check_fields(self, speed_up="(1, inf)", **ranges)
 
     @property
     def floors(self) -> dict[str, float]:
         """The least that means may be, by metric that is bounded."""
         loss = None if self.max_loss is None else -self.max_loss / 100
-        return {metric: least for metric, least in ((COSINE, self.min_cosine), (CHANGE, loss)) if least is not None}
+        floors = {COSINE: self.min_cosine, NEIGHBOURS: self.min_neighbours, CHANGE: loss}
+        return {metric: least for metric, least in floors.items() if least is not None}
 
     @property
     def words(self) -> str:
         """All bounds in words."""
         words = {
             f"mean cosine at least {self.min_cosine}": self.min_cosine,
+            f"mean share of nearest pictures that stay at least {self.min_neighbours}": self.min_neighbours,
             f"at most {self.max_loss} points of top-1 lost": self.max_loss,
             f"{self.speed_up} times as fast as dense in eager float32": self.speed_up,
         }
@@ -93,42 +103,61 @@ def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
 
 def split_pictures(
     dataset: Dataset,
-    sizes: tuple[int, int],
+    sizes: tuple[int, int, int],
     seed: int,
     *,
     learned: Collection[str],
     tower: Tower,
     classifier: Tensor | None = None,
 ) -> "list[Pictures]":
-    """Return pictures to search by and pictures held out, about ``sizes`` of each, that share no group.
+    """Return pictures to calibrate with, to search by and held out, about ``sizes`` of each, that share no group.
 
-    A user's own pictures are all divided, whole groups at a time. Other datasets, and datasets in ``learned``, from
-    which weights were learned, give train and val to search by and hold out test. With a ``classifier`` pictures are
-    of its classes.
+    A user's own pictures are all divided, whole groups at a time. Of other datasets, and datasets in ``learned``, from
+    which weights were learned, train and val are divided between the first two, and test is held out. With a
+    ``classifier`` pictures are of its classes. There are `LEAST_PICTURES` different ones to calibrate with, or none.
 
     Raises:
-        ValueError: too few pictures or groups.
+        ValueError: too few pictures or groups, or a picture of one part that is a copy of another part's.
     """
-    halves = [join_splits([dataset.split("train"), dataset.split("val")]), dataset.split("test")]
-    if (isinstance(dataset, OwnDataset) and dataset.name not in learned) or not len(halves[0]):
-        whole = join_splits([dataset.split(name) for name in SPLITS])
-        groups = _number_groups(dataset, whole)
-        order = seeded_order(int(groups.max(initial=-1)) + 1, seed)
-        first = np.isin(groups, order[: max(1, round(len(order) * sizes[0] / sum(sizes)))])
-        halves = [whole.subset(np.flatnonzero(half)) for half in (first, ~first)]
+    beside, test = join_splits([dataset.split("train"), dataset.split("val")]), dataset.split("test")
+    if (isinstance(dataset, OwnDataset) and dataset.name not in learned) or not len(beside):
+        halves = _divide(dataset, join_splits([beside, test]), sizes, seed)
+    else:
+        halves = [*_divide(dataset, beside, sizes[:2], seed), test]
     parts = []
-    for half, size, least, what in zip(halves, sizes, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
+    for half, size in zip(halves, sizes, strict=True):
         split = nameable(half, classifier)
         groups = _number_groups(dataset, split)
         places = np.sort(turns(groups)[:size])  # groups give in turn, so that few pictures show many of them
-        part = Pictures(split.subset(places), groups[places], tower, classifier)
+        parts.append(Pictures(split.subset(places), groups[places], tower, classifier))
+    if sizes[0] and len(set(parts[0].digests)) < LEAST_PICTURES:  # the other parts have them, then
+        return split_pictures(dataset, (0, *sizes[1:]), seed, learned=learned, tower=tower, classifier=classifier)
+    for part, least, what in zip(parts, (0, 2, LEAST_GROUPS), PARTS, strict=True):
         if part.photographs < least:
             raise ValueError(
                 f"dataset {dataset.asked_as!r} has {len(part)} pictures {what}, of {part.photographs} photographs: "
                 f"expected {least} photographs at least; give more pictures"
             )
-        parts.append(part)
+    _require_no_copies(parts)
     return parts
+
+
+def _divide(dataset: Dataset, split: Split, sizes: Sequence[int], seed: int) -> list[Split]:
+    """Divide a split in proportion to sizes, whole groups at a time."""
+    groups = _number_groups(dataset, split)
+    order = seeded_order(int(groups.max(initial=-1)) + 1, seed)
+    ends = [round(len(order) * end / sum(sizes)) for end in np.cumsum([0, *sizes])]
+    return [split.subset(np.flatnonzero(np.isin(groups, order[start:end]))) for start, end in pairwise(ends)]
+
+
+def _require_no_copies(parts: "Sequence[Pictures]") -> None:
+    """Refuse a picture that is in two parts, under whatever name, by a ValueError."""
+    first = dict[str, tuple[str, str]]()  # part and name of a picture, by its digest
+    for part, what in zip(parts, PARTS, strict=True):
+        for name, mark in zip(part.split.image_ids, part.digests, strict=True):
+            other_part, other = first.setdefault(mark, (what, name))
+            if other_part != what:
+                raise ValueError(f"picture {name!r} {what} is a copy of {other!r} {other_part}: remove one of them")
 
 
 def _number_groups(dataset: Dataset, split: Split) -> NDArray[np.int64]:
@@ -163,6 +192,16 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.split)
 
+    @cached_property
+    def digests(self) -> list[str]:
+        """A digest of each picture as the tower takes it."""
+        return [digest(image.numpy().tobytes()) for images in self._batches() for image in images]
+
+    @property
+    def images(self) -> Tensor:
+        """The preprocessed pictures, (n, 3, H, W)."""
+        return torch.cat(list(self._batches()))
+
     @property
     def photographs(self) -> int:
         """How many photographs they show."""
@@ -181,22 +220,21 @@ class Pictures:
         self._kept = every
 
     def features(self, rows: Sequence[Variant]) -> dict[str, Tensor]:
-        """Return unit features (n, D) of rows of one dense tower in one precision, by key.
-
-        Blocks that rows share run once, but not those of optimised models, which write into what they are given.
-        """
+        """Return unit features (n, D) of rows of one dense tower in one precision, by key; shared blocks run once."""
         like = next(rows[0].vit.parameters())
         parts: dict[str, list[Tensor]] = {row.key: [] for row in rows}
         with torch.inference_mode():
             for images in self._batches():
-                placed = images.to(like.device, like.dtype)
-                if isinstance(rows[0].vit, OptimizedHost):
-                    outputs = {row.key: F.normalize(row.vit(placed).float(), dim=-1).cpu() for row in rows}
-                else:
-                    outputs = {key: output.features for key, output in run(rows, placed).items()}
-                for key, features in outputs.items():
-                    parts[key].append(features)
+                for key, output in run(rows, images.to(like.device, like.dtype)).items():
+                    parts[key].append(output.features)
         return {key: torch.cat(part) for key, part in parts.items()}
+
+    def features_of(self, model: Prepared) -> Tensor:
+        """Return unit features (n, D) of a model as a runtime runs it, on the tower's device."""
+        device = next(self.tower.vit.parameters()).device
+        with torch.inference_mode():
+            parts = [model.call(images.to(device, model.dtype)).float().cpu() for images in self._batches()]
+        return F.normalize(torch.cat(parts), dim=-1)
 
     @cached_property
     def _truth(self) -> Tensor:
@@ -207,12 +245,15 @@ class Pictures:
         """Return each row's 1 - cosine to dense, (n,), by key."""
         return {key: cosine_distance(each, self._truth) for key, each in self.features(rows).items()}
 
-    def values(self, row: Variant) -> dict[str, list[float]]:
-        """Return a row's values, with a classifier those of top-1, too; none if its features overflowed."""
-        features = self.features([row])[row.key]
+    def values(self, model: Prepared) -> dict[str, list[float]]:
+        """Return a model's values, with a classifier those of top-1, too; none if its features overflowed."""
+        features = self.features_of(model)
         if not features.isfinite().all():
             return {}
         values = {COSINE: (1 - cosine_distance(features, self._truth)).tolist()}
+        if len(self) > NEAREST:
+            stay = overlap(neighbours(features, features), neighbours(self._truth, self._truth))
+            values[NEIGHBOURS] = stay.tolist()
         if self.classifier is not None:
             now, before = (predicted(each, self.classifier) == self.split.labels for each in (features, self._truth))
             values[CHANGE] = (now.astype(float) - before).tolist()

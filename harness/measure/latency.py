@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -12,9 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
+from harness.datasets import get_dataset
+from harness.datasets.few_shot import stack_images, subset
 from harness.measure import timing
 from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, make_row, require_rows, rows_of
@@ -28,7 +32,7 @@ from zoo.core.host import Host
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.deploy.export import read_description
-from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision
+from zoo.deploy.runtime import EAGER, RUNTIMES, every_precision, find_runtime
 from zoo.deploy.setup import exported_file
 from zoo.loading import towers
 from zoo.loading.adopt import add_recovery, reduce
@@ -42,6 +46,7 @@ SCENARIOS = (CALLS, SERVER)
 SERVER_BATCHES = (8, 64)  # of a CPU and of CUDA
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
+CALIBRATION = 96  # real pictures, for int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +131,13 @@ class Family:
     weights: str  # their fingerprint
     rows: list[Variant]  # the dense one first; all share its weights
     counts: dict[str, dict[str, Any]]  # see `count_costs`, by the row's key
+    preprocess: Any = None  # from a PIL picture to (3, H, W)
     files: dict[int, Path] = field(default_factory=dict)  # exported, by the row's place
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """Real pictures (n, 3, H, W), which show the ranges of int8."""
+        return stack_images(subset(get_dataset("photos").split("train"), CALIBRATION), self.preprocess)
 
 
 def load_family(
@@ -152,7 +163,8 @@ def load_family(
         rows.append(_row(tower.arch, model))
     places = dict(enumerate(files, start=len(rows)))
     rows += [_file_row(tower, path) for path in files]
-    return Family(tag=tower.tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress), files=places)
+    counts, named = count_costs(rows, progress), {"tag": tower.tag, "weights": fingerprint(vit)}
+    return Family(**named, rows=rows, counts=counts, preprocess=tower.preprocess, files=places)
 
 
 def _file_row(tower: Tower, path: Path) -> Variant:
@@ -210,7 +222,7 @@ def measure_latency(
                 # The first, a dense model, is timed with whatever is missing.
                 runs = {i: (blanks[i], vits[weights][i]) for i in sorted(missing | {0})}
                 try:
-                    new = _time(plan, runs, progress, patience, family.files)
+                    new = _time(plan, runs, progress, patience, family)
                 except timing.BusyError as error:
                     shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
             shown |= new
@@ -254,7 +266,7 @@ def _time(
     runs: Mapping[int, tuple[LatencyRecord, Host]],
     progress: Progress,
     patience: timing.Patience,
-    files: Mapping[int, Path],
+    family: Family,
 ) -> dict[int, LatencyRecord]:
     """Time models under the conditions of their blank records, the dense one first, and complete these."""
     first, total = runs[0][0], len(runs) + plan.rounds
@@ -263,7 +275,10 @@ def _time(
         torch.set_num_threads(first.threads)
         try:
             models = {i: vit for i, (_, vit) in runs.items()}
-            ready, times = time_in_turn(models, first, plan, patience, lambda done: tick(min(done, total)), files)
+            options: dict[str, Any] = {"files": family.files, "tick": lambda done: tick(min(done, total))}
+            if find_runtime(first.runtime).recipes(first.precision):
+                options["calibration"] = family.pictures
+            ready, times = time_in_turn(models, first, plan, patience, **options)
         finally:
             torch.set_num_threads(threads)
     if "torch._dynamo" in sys.modules:
@@ -298,21 +313,28 @@ def time_in_turn(
     patience: timing.Patience,
     tick: Callable[[int], object] = lambda _: None,
     files: Mapping[int, Path] = MappingProxyType({}),
+    calibration: Tensor | None = None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
-    """Make models ready for the conditions of a record and time them in turn on random images.
+    """Make models ready for the conditions of a record and time them in turn, on random images or real ones.
 
     Return how each model was prepared, and the times of models that did not fail. ``tick`` takes the number of models
-    ready and rounds done; ``files`` are exported ones, by the model's key.
+    ready and rounds done; ``files`` are exported ones, by the model's key; ``calibration`` (n, 3, H, W) real pictures.
     """
     device = torch.device(plan.device)
     patience.wait(device)  # before models are made ready, which takes a while
     ready = dict.fromkeys(models, timing.ReadyModel(failed=f"{timing.OUT_OF_MEMORY}, for the images alone"))
-    prepare = prepare_server if plan.scenario == SERVER else timing.prepare
     options: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
+    served = plan.scenario == SERVER
+
+    def prepare(key: int, images: Tensor) -> timing.ReadyModel:
+        return timing.prepare(models[key], blank.runtime, images, blank.precision, files.get(key), calibration)
+
     try:
         images = timing.random_images(blank.batch, next(iter(models.values())).input_size, device, torch.float32)
-        for done, (key, vit) in enumerate(models.items(), start=1):
-            ready[key] = prepare(vit, blank.runtime, images, blank.precision, files.get(key))
+        if calibration is not None:
+            images = calibration[torch.arange(blank.batch) % len(calibration)]
+        for done, key in enumerate(models, start=1):
+            ready[key] = prepare_server(partial(prepare, key), images) if served else prepare(key, images)
             tick(done)
         prepared = {key: model.prepared for key, model in ready.items() if model.prepared is not None}
         if not prepared:
@@ -323,7 +345,7 @@ def time_in_turn(
         def on_round(rounds: int) -> None:
             tick(len(ready) + rounds)
 
-        if plan.scenario == SERVER:
+        if served:
             servers = Servers(calls=calls, images=images, **options)
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=blank.rate, tick=on_round)
         options |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan), "tick": on_round}

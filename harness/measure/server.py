@@ -12,7 +12,6 @@ import timeit
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from harness.measure import timing
 from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
-from zoo.core.host import Host
 
 SIMULATED, LIKELY = 40, 0.95  # runs of a prediction; share of them that must be within the bound
 NEAR = 0.01  # share of a rate to which a prediction goes
@@ -98,28 +96,33 @@ def predict_rate(times_s: Mapping[int, Sequence[float]], bound_ms: float) -> flo
     return low
 
 
-def prepare_server(
-    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
-) -> timing.ReadyModel:
-    """Make a model ready for as many images as are given, or fewer, see `timing.prepare`.
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Return the sizes of batches that a server runs, ascending: the powers of two below ``most``, and ``most``."""
+    return tuple(sorted({min(2**power, most) for power in range(most.bit_length() + 1)}))
 
-    Where sizes are fixed there is one for each power of two, and batches are filled up to the next.
+
+def call_in_sizes(calls: Mapping[int, Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
+    """Return features (n, D) of images (n, ...), filled up with zeros to the next of the sizes that calls take."""
+    size = min(size for size in calls if size >= len(images))
+    filled = F.pad(images, (0,) * (2 * images.ndim - 1) + (size - len(images),))
+    return calls[size](filled)[: len(images)]
+
+
+def prepare_server(prepare: Callable[[Tensor], timing.ReadyModel], images: Tensor) -> timing.ReadyModel:
+    """Make a model ready for as many images as are given, or fewer, by what makes it ready for some.
+
+    Where a runtime fixes sizes, batches are filled up to the next of `batch_sizes`.
     """
     most = len(images)
-    ready = {most: timing.prepare(vit, runtime, images, precision, file)}
+    ready = {most: prepare(images)}
     if (whole := ready[most].prepared) is None or whole.batch is None:
         return ready[most]
-    sizes = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
-    for size in sizes[:-1]:
-        ready[size] = timing.prepare(vit, runtime, images[:size], precision)
+    for size in batch_sizes(most)[:-1]:
+        ready[size] = prepare(images[:size])
         if ready[size].prepared is None:
             return ready[size]
-
-    def call(batch: Tensor) -> Tensor:
-        size = next(size for size in sizes if size >= len(batch))
-        return ready[size].call(F.pad(batch, (0,) * 7 + (size - len(batch),)))[: len(batch)]
-
-    prepared = replace(whole, call=call, batch=None)
+    calls = {size: part.call for size, part in ready.items()}
+    prepared = replace(whole, call=functools.partial(call_in_sizes, calls), batch=None)
     seconds = sum(part.first_call_s or 0.0 for part in ready.values())
     return replace(ready[most], prepared=prepared, first_call_s=seconds)
 

@@ -114,18 +114,21 @@ def why_busy(dense: Timing) -> str:
 
 
 def time_models(
-    models: Mapping[K, Host], batch: int, rounds: int, *, patience: Patience, **options: Any
+    models: Mapping[K, Host | Prepared], batch: int, rounds: int, *, patience: Patience, **options: Any
 ) -> dict[K, Timing]:
     """Time models in turn, the dense one first, on random images of its size, device and precision; others cast them.
 
     ``options`` are those of `interleave`. Raises BusyError if the machine is too busy.
     """
 
-    def call(model: Host) -> Call:
+    def call(model: Host | Prepared) -> Call:
+        if isinstance(model, Prepared):
+            return lambda images: model.call(images.to(model.dtype))
         dtype = next(model.parameters()).dtype
         return lambda images: model(images.to(dtype))
 
     first = next(iter(models.values()))
+    assert isinstance(first, Host)
     like = next(first.parameters())
     images = random_images(batch, first.input_size, like.device, like.dtype)
     calls = {key: call(model) for key, model in models.items()}
@@ -273,7 +276,12 @@ def weights_precision(runtime: str, precision: str) -> str:
 
 
 def prepare(
-    vit: Host, runtime: str, images: Tensor, precision: str = "float32", file: Path | None = None
+    vit: Host,
+    runtime: str,
+    images: Tensor,
+    precision: str = "float32",
+    file: Path | None = None,
+    calibration: Tensor | None = None,
 ) -> ReadyModel:
     """Prepare a model, or load the file that it was exported to, call it, and compare its features with eager's.
 
@@ -287,7 +295,7 @@ def prepare(
     reason = ""
     try:
         with torch.inference_mode():
-            ready = _first_call(vit, engine, images, precision, file)
+            ready = _first_call(vit, engine, images, precision, file, calibration)
             assert ready.prepared is not None
             differences = _compare_with_eager(ready.prepared, vit, images)
     except Exception as error:
@@ -310,12 +318,14 @@ def prepare(
     return ready
 
 
-def _first_call(vit: Host, runtime: Runtime, images: Tensor, precision: str, file: Path | None) -> ReadyModel:
+def _first_call(
+    vit: Host, runtime: Runtime, images: Tensor, precision: str, file: Path | None, calibration: Tensor | None
+) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory and kernels of a call."""
     wait, made, peak = synchronizer(images.device), list[Prepared](), None
 
     def first(batch: Tensor) -> None:
-        made.append(load_exported(file).prepared if file else runtime.prepare(vit, batch, precision))
+        made.append(load_exported(file).prepared if file else runtime.prepare(vit, batch, precision, calibration))
         made[0].call(batch.to(made[0].dtype))
         wait()
 

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +23,8 @@ from zoo.core.errors import NoRoomError
 from zoo.deploy import export
 from zoo.deploy.export import DisagreementError, FeatureAgreement, export_model, load_exported
 from zoo.deploy.graph import record_graph
-from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared
+from zoo.deploy.quantization import INT8
+from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared, Target
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
@@ -81,11 +83,23 @@ def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, 
 # Those with most ties: sorts of zeros and ones, a hash in 64 bits, and one that no sort can change.
 @pytest.mark.parametrize("method", ["rankmerge", "tca", "random"])
 def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path: Path):
-    needs("onnxscript", "openvino")
+    needs("openvino")
     model = make(method)
     export_model(model, tmp_path / "model.xml", images, runtime=OPENVINO, batches=BATCHES)
     check_again(tmp_path / "model.xml", model)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml", "model.xml.json"]
+
+
+@pytest.mark.parametrize(("recipe", "count"), [("static", 14), ("static-ends", 6), ("static-down", 11), ("weights", 0)])
+def test_int8_leaves_what_chooses_tokens_in_float(recipe: str, count: int, make: Build, tmp_path: Path):
+    needs("openvino", "nncf")
+    path, pictures = tmp_path / "model.xml", torch.randn(71, 3, 64, 64)
+    how = {"runtime": OPENVINO, "precision": INT8, "recipe": recipe, "calibration": pictures[7:]}
+    export_model(make("rankmerge"), path, pictures[:7], **how)
+    graph = importlib.import_module("openvino").Core().read_model(path)
+    products = [node for node in graph.get_ops() if node.get_type_name() in ("MatMul", "Convolution")]
+    kinds = [[value.get_node().get_type_name() for value in node.input_values()] for node in products]
+    assert sum("FakeQuantize" in each for each in kinds) == count
 
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -133,7 +147,7 @@ def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_
     runtime = RUNTIMES[EXPORTED_PROGRAM]
     load = runtime.load
 
-    def off_by_a_bit(path: Path, precision: str, threads: int) -> Prepared:
+    def off_by_a_bit(path: Path, precision: str, threads: int, recipe: str | None = None) -> Prepared:
         prepared = load(path, precision, threads)
         return replace(prepared, call=lambda images: prepared.call(images) * torch.tensor([1.01, *[1.0] * 6]))
 
@@ -186,7 +200,7 @@ def test_agreement_by_hand():
 
 @pytest.mark.parametrize(("runtime", "package"), [(ONNXRUNTIME, "onnxruntime"), (OPENVINO, "openvino")])
 def test_examples_of_the_guide(runtime: str, package: str, make: Build, tmp_path: Path, monkeypatch):
-    needs("onnxscript", package)
+    needs(*{"onnxscript", package} if runtime == ONNXRUNTIME else {package})
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
     [code] = re.findall(rf"<!-- example: {runtime} -->\n```python\n(.*?)```", page, re.S)
     model = make("random", img_size=196, patch_size=28)
@@ -270,3 +284,17 @@ def test_an_optimised_model_compiles_in_one_graph(tiny: Build, images: Tensor):
 @COMPILER
 def test_compiles_to_machine_code(tiny: Build, images: Tensor):
     check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
+
+
+def test_a_conversion_that_openvino_refuses_leaves_the_log_as_it_was():
+    needs("openvino")
+
+    class Refused(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.qr(super().forward(x[:, 0])).R
+
+    root = logging.root
+    before = root.manager.disable, root.level, [*root.filters], [*root.handlers]
+    with pytest.raises(Exception, match="qr"):
+        RUNTIMES[OPENVINO].make(Refused(8, 8).eval(), Target(torch.rand(2, 3, 8, 8), "float32", None, None, None))
+    assert (root.manager.disable, root.level, root.filters, root.handlers) == before

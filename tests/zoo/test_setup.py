@@ -1,5 +1,6 @@
 """A tower with its reduction as it is to be run, as a name, as a file, and as a model."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_folder
 from zoo.core.learned import Predictor
 from zoo.core.recipes import FitConfig
+from zoo.deploy.export import export_model, load_exported
+from zoo.deploy.runtime import AOTI, OPENVINO
 from zoo.deploy.setup import Setup
 from zoo.learning.fit import save_predictor
 from zoo.learning.recovery import Recovered
@@ -58,6 +61,41 @@ def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, 
         torch.testing.assert_close(whole.load().vit(images), plain(images))
         torch.testing.assert_close(whole.build()(images), plain(images))
         assert not torch.allclose(setup.load().vit(images), plain(images))
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_a_chosen_file_lies_beside_its_setup_and_is_run_as_it_is(foreign: str, tmp_path: Path):
+    pytest.importorskip("openvino")
+    vit, images = load_tower(foreign).vit, torch.randn(4, 3, 32, 32)
+    made, path = tmp_path / "cache" / "file.xml", tmp_path / "setup.json"
+    export_model(vit, made, images, runtime=OPENVINO)
+    Setup(model=foreign, runtime=OPENVINO, exported=str(made)).write(path)
+    assert sorted(file.name for file in tmp_path.glob("s*")) == [
+        "setup.bin", "setup.json", "setup.xml", "setup.xml.json"
+    ]  # fmt: skip
+    setup = Setup.read(path)
+    assert torch.equal(setup.build()(images), load_exported(made)(images))
+    assert Setup.read(path).absolute().exported == str(tmp_path / "setup.xml")
+    other = load_tower(foreign).vit
+    other.norm.weight.data += 1
+    with pytest.raises(ValueError, match=r"setup\.xml' was made of other weights .*patchrank choose"):
+        setup.prepare(other, images)
+    weights = tmp_path / "setup.bin"
+    whole = weights.read_bytes()
+    for content in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1000]):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=r"setup\.xml' (has changed|can't be loaded).*patchrank choose"):
+            setup.build()
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"setup\.bin', which is missing; choose again"):
+        setup.build()
+    for change, message in (
+        ({"exported": "../setup.xml"}, "expected the name of a file beside it"),
+        ({"runtime": AOTI}, "a file of aoti may run any code"),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(ValueError, match=message):
+            Setup.read(path)
 
 
 @pytest.mark.parametrize(("make", "quoted"), [

@@ -27,7 +27,8 @@ from zoo.core.host import Host
 from zoo.core.json_reader import from_json, strict_json
 from zoo.core.settings import expected
 from zoo.deploy.graph import quiet, require_exportable
-from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, find_runtime
+from zoo.deploy.quantization import calibration_digest, require_apart
+from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, Target, find_runtime
 
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
@@ -98,6 +99,7 @@ def export_model(
     precision: str = "float32",
     batches: Sequence[int] = BATCHES,
     least_cosine: float | None = None,
+    recipe: str | None = None,
     calibration: Tensor | None = None,
     facts: Mapping[str, Any] | None = None,
     tick: Callable[[int], object] = lambda _: None,
@@ -112,6 +114,7 @@ def export_model(
         precision: of the runtime's.
         batches: images per call in the check.
         least_cosine: mean with the eager float32 features, in lower precision; None for the runtime's tolerance.
+        recipe: of the precision's, None for its first one.
         calibration: (n, 3, H, W) further images, for a precision that needs them.
         facts: more JSON values for the file beside it.
         tick: takes the number of images checked so far, of ``len(batches) * n``.
@@ -126,8 +129,9 @@ def export_model(
     require_exportable(model)
     if images.ndim != 4 or images.dtype != torch.float32 or len(images) < 2:
         raise ValueError(f"images {tuple(images.shape)} of {images.dtype}: expected (n, 3, H, W) float32 with n from 2")
-    if maker.needs_calibration(precision) and calibration is None:
-        raise ValueError(f"{precision} of {runtime} needs pictures to calibrate with: give calibration=")
+    recipe = maker.require_calibration(precision, recipe, calibration)
+    if recipe is not None and calibration is not None:
+        require_apart(calibration, images)
     with torch.no_grad():
         first = model(images[:2])
         if not isinstance(first, Tensor) or first.ndim != 2:
@@ -143,7 +147,7 @@ def export_model(
         # Under its final name, which files with weights apart keep inside.
         place = Path(folder) / path.name
         try:
-            prepared = maker.prepare(model, images, precision, calibration, path=place)
+            prepared = maker.make(model, Target(images, precision, calibration, recipe, place))
         except Exception:  # some writers say in their own words that the disk is full
             written = sum(file.stat().st_size for file in Path(folder).iterdir())
             shutil.rmtree(folder)
@@ -164,6 +168,9 @@ def export_model(
         files = sorted(Path(folder).glob(f"{glob.escape(path.stem)}.*"), key=lambda file: file == place)
         description = {**_describe(model), "features": eager.shape[1], **(facts or {})}
         description |= {"runtime": runtime, "precision": precision, "files": [file.name for file in files]}
+        if recipe is not None:
+            assert calibration is not None
+            description |= {"recipe": recipe, "calibration": calibration_digest(calibration)}
         description["agreement"] = asdict(agreement)
         write_whole(_description_file(path), (json.dumps(description, indent=2, allow_nan=False) + "\n").encode())
         for file in files:
@@ -204,6 +211,8 @@ class ExportDescription:
     precision: str
     files: tuple[str, ...]  # names of all files that the runtime reads, the one that is asked for last
     features: int  # D
+    recipe: str | None = None  # by which it was made int8
+    calibration: str | None = None  # digest of the pictures that showed ranges
     image_size: tuple[int, int] | None = None  # height and width
     model: str | None = None  # name, with method and keep rate
     tower: str | None = None  # name of the dense tower, whose text tower belongs to the features
@@ -229,7 +238,7 @@ class ExportedModel(ExportDescription):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the content of all files, in hex."""
-        return digest(*_siblings(self.path, self.files), self.path, length=64)
+        return read_digest(self.path)
 
 
 def read_description(path: Path) -> ExportDescription:
@@ -251,6 +260,30 @@ def read_description(path: Path) -> ExportDescription:
     return description
 
 
+def read_digest(path: Path) -> str:
+    """Return the SHA-256 over the content of all files of an exported model, in hex."""
+    return digest(*_siblings(path, read_description(path).files), path, length=64)
+
+
+def copy_exported(source: Path, path: Path) -> Path:
+    """Copy an exported model with the files that belong to it, and return where it is, at ``path`` if it can be.
+
+    A file that keeps the names of others inside keeps its own. Raise what ``read_description`` does.
+    """
+    if source.absolute() == path.absolute():
+        return path
+    description = strict_json(_description_file(source).read_bytes())
+    names = read_description(source).files
+    if any(not name.startswith(f"{source.stem}.") or Path(name).stem != source.stem for name in names):
+        path = path.with_name(source.name)
+    renamed = [name.replace(source.stem, path.stem, 1) for name in names]
+    content = json.dumps({**description, "files": renamed}, indent=2, allow_nan=False) + "\n"
+    write_whole(_description_file(path), content.encode())
+    for old, new in zip(names, renamed, strict=True):
+        write_whole(path.with_name(new), source.with_name(old).read_bytes())
+    return path
+
+
 def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedModel:
     """Load a file with the runtime that it is for; the result maps images (B, 3, H, W) to features (B, D) float32.
 
@@ -270,7 +303,8 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
     runtime = find_file_runtime(description.runtime, description.precision, path=path, loading=True)
     try:
         with quiet():
-            prepared = runtime.load(path, description.precision, threads or torch.get_num_threads())
+            threads = threads or torch.get_num_threads()
+            prepared = runtime.load(path, description.precision, threads, description.recipe)
     except ValueError:
         raise
     except Exception as error:  # runtimes of others raise whatever they like

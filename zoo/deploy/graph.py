@@ -49,11 +49,15 @@ def require_exportable(model: nn.Module) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the advice of exporters, which is for their authors, from warnings, standard output and the log."""
-    before = logging.root.manager.disable
+    root = logging.root
+    disabled, level, filters, handlers = root.manager.disable, root.level, [*root.filters], [*root.handlers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             logging.disable(logging.WARNING)
             yield
         finally:
-            logging.disable(before)
+            logging.disable(disabled)
+            # A conversion that OpenVINO refuses leaves it at ERROR, and all later warnings of anybody unsaid.
+            root.setLevel(level)
+            root.filters, root.handlers = filters, handlers

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.core.settings import PRECISIONS, expected, torch_dtype
 from zoo.deploy.graph import quiet, require_exportable
+from zoo.deploy.quantization import INT8, RECIPES, require_pictures
 
 EAGER, OPTIMIZED, COMPILE, CUDA_GRAPHS = "eager", "optimized", "compile", "cuda-graphs"
 ONNXRUNTIME, OPENVINO, EXPORTED_PROGRAM, AOTI = "onnxruntime", "openvino", "exported-program", "aoti"
@@ -36,6 +37,7 @@ class Target(NamedTuple):
     example: Tensor  # pictures (B, 3, H, W), which give size and device, and B where the runtime's batches are fixed
     precision: str  # of the runtime's
     calibration: Tensor | None  # pictures (n, 3, H, W) for a precision that needs them
+    recipe: str | None  # of the precision's; None for a precision without recipes
     path: Path | None  # where a runtime with files writes; None writes to a folder that is removed
 
 
@@ -53,6 +55,7 @@ TOLERANCES = {
     "float32": FeatureTolerance(1e-3, 0.999),
     "float16": FeatureTolerance(5e-2, 0.99),
     "bfloat16": FeatureTolerance(2e-1, 0.99),
+    INT8: FeatureTolerance(4e-1, 0.97),
 }
 
 
@@ -65,11 +68,16 @@ class Runtime(ABC):
     devices: ClassVar[tuple[str, ...]] = ()  # types of torch's devices; () for all
     packages: ClassVar[tuple[str, ...]] = ()  # that run a model
     writers: ClassVar[tuple[str, ...]] = ()  # further packages, that prepare one
+    extra: ClassVar[str] = "export"  # of our package, which brings these
+    runs_code: ClassVar[bool] = False  # whether a file is machine code, or torch evaluates what it says
     rounds_weights: ClassVar[bool] = False  # whether ``prepare`` takes a model that is in the precision already, too
 
-    def needs_calibration(self, precision: str) -> bool:
-        """Tell whether ``prepare`` needs pictures to calibrate with; no float precision does."""
-        return False
+    def recipes(self, precision: str) -> tuple[str, ...]:
+        """Return the recipes by which the precision can be made, the fastest first.
+
+        A precision with recipes needs pictures to calibrate with; a float precision has none.
+        """
+        return tuple(RECIPES) if precision == INT8 else ()
 
     def tolerance(self, precision: str) -> FeatureTolerance:
         """Return how far features may be from eager float32, or, where weights are rounded, from eager alike."""
@@ -84,9 +92,12 @@ class Runtime(ABC):
             return f"{self.name} has no precision {precision!r}: {expected(precision, self.precisions)}"
         if self.devices and device.partition(":")[0] not in self.devices:
             return f"{self.name} runs on {' and '.join(self.devices)} alone, not on {device}"
-        packages = self.packages if loading else self.packages + self.writers
+        packages = dict.fromkeys(self.packages if loading else self.packages + self.writers, self.extra)
+        if precision == INT8 and not loading:
+            packages |= {"nncf": "openvino"}
         if missing := [package for package in packages if find_spec(package) is None]:
-            return f"runtime {self.name!r} needs {', '.join(missing)}: pip install 'clip-patchrank[export]'"
+            extras = ",".join(dict.fromkeys(packages[package] for package in missing))
+            return f"runtime {self.name!r} needs {', '.join(missing)}: pip install 'clip-patchrank[{extras}]'"
         return ""
 
     def require(self, precision: str, device: str = "cpu", *, loading: bool = False) -> None:
@@ -105,15 +116,36 @@ class Runtime(ABC):
         precision: str,
         calibration: Tensor | None = None,
         *,
+        recipe: str | None = None,
         path: Path | None = None,
     ) -> Prepared:
         """Return a model as the runtime runs it; compiling and capturing may wait for the first call.
 
         The model is in evaluation mode, in float32 on the device of ``example``, and stays as it is. All else is as in
-        ``Target``. Raise ValueError if the runtime can't be had here.
+        ``Target``; without a ``recipe`` the precision's first one is taken.
+
+        Raises:
+            ValueError: the runtime can't be had here, an unknown recipe, or too few pictures to calibrate with.
         """
         self.require(precision, str(example.device))
-        return self.make(model, Target(example, precision, calibration, path))
+        recipe = self.require_calibration(precision, recipe, calibration)
+        return self.make(model, Target(example, precision, calibration, recipe, path))
+
+    def require_calibration(self, precision: str, recipe: str | None, calibration: Tensor | None) -> str | None:
+        """Return the recipe, or the precision's first for None; raise what ``prepare`` does about recipe and pictures.
+
+        A float precision has no recipe and takes no notice of pictures.
+        """
+        recipes = self.recipes(precision)
+        if recipe is not None and recipe not in recipes:
+            allowed = expected(recipe, recipes) if recipes else "the precision has no recipes"
+            raise ValueError(f"recipe {recipe!r} for {precision} of {self.name}: {allowed}")
+        if not recipes:
+            return None
+        if calibration is None:
+            raise ValueError(f"{precision} of {self.name} needs pictures to calibrate with: give calibration=")
+        require_pictures(calibration)
+        return recipe or recipes[0]
 
     @abstractmethod
     def make(self, model: nn.Module, target: Target) -> Prepared:
@@ -137,11 +169,11 @@ class FileRuntime(Runtime):
         with quiet(), torch.inference_mode(mode=False), torch.no_grad():
             pair = target.example[[0, -1]].float()
             self.write(model, target.path, target._replace(example=pair))
-            return self.load(target.path, target.precision, torch.get_num_threads())
+            return self.load(target.path, target.precision, torch.get_num_threads(), target.recipe)
 
     def bytes_per_weight(self, precision: str) -> int:
         """Return how much room on the disk a weight takes while a file is written."""
-        return torch_dtype(precision).itemsize
+        return 1 if precision == INT8 else torch_dtype(precision).itemsize
 
     def is_refusal(self, error: Exception) -> bool:
         """Take any error for a refusal: exporters and runtimes of others raise whatever they like."""
@@ -152,7 +184,7 @@ class FileRuntime(Runtime):
         """Write a model to a file; the target's ``example`` is two pictures."""
 
     @abstractmethod
-    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+    def load(self, path: Path, precision: str, threads: int, recipe: str | None = None) -> Prepared:
         """Return the model of a file that was written; ``threads`` are for runtimes that don't go by torch's number."""
 
 

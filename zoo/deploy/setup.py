@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.core.digests import fingerprint, weights_digest
 from zoo.core.files import write_whole
 from zoo.core.host import Host
 from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected
-from zoo.deploy.export import load_exported, read_description
+from zoo.deploy.export import ExportedModel, copy_exported, load_exported, read_description, read_digest
 from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, find_runtime
 from zoo.loading.adopt import add_recovery
 from zoo.loading.learned_files import check_settings
+from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import (
     OPEN_CLIP,
@@ -34,6 +36,7 @@ from zoo.loading.weights import FOLDER, HUB
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"
+_AGAIN = "choose again, which takes what is cached: patchrank choose --output FILE"
 _PREFIXES = (TIMM, OPEN_CLIP, TRANSFORMERS, FOLDER, HUB)
 
 
@@ -53,6 +56,9 @@ class Setup:
     recovery: str | None = None  # file of ``zoo.recover``'s result
     runtime: str = OPTIMIZED
     precision: str = "float32"
+    recipe: str | None = None  # by which the tower was made int8
+    exported: str | None = None  # file in which the runtime has the tower; in a file of JSON a name beside it
+    exported_sha256: str | None = None  # over that file and the files that belong to it
     certificate: dict[str, Any] = field(default_factory=dict)  # what was measured when it was chosen, as JSON values
     format: int = FORMAT
 
@@ -67,6 +73,10 @@ class Setup:
             check_settings(self.method, self.options)
             if self.options.get("keep") is None:
                 raise ValueError(f"{self.model} by {self.method} without a keep rate: a setup needs one")
+        if self.exported is not None and find_runtime(self.runtime).runs_code:
+            raise ValueError(
+                f"exported={self.exported!r}: a file of {self.runtime} may run any code; name it as --model"
+            )
         if self.format != FORMAT:
             raise ValueError(f"format {self.format!r} of a setup: expected {FORMAT}")
 
@@ -106,11 +116,19 @@ class Setup:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
         if setup.file is not None:  # which may be machine code
             raise ValueError(f"{str(path)!r} names an exported file: give {setup.model!r} itself as --model")
-        return setup
+        if setup.exported is None:
+            return setup
+        if Path(setup.exported).name != setup.exported:
+            raise ValueError(f"{str(path)!r} with exported={setup.exported!r}: expected the name of a file beside it")
+        return dataclasses.replace(setup, exported=str(Path(path).with_name(setup.exported)))
 
     def write(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        write_whole(path, (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode())
+        """Write the file whole or not at all, and beside it a copy of the exported one."""
+        setup = self
+        if self.exported is not None:
+            beside = copy_exported(Path(self.exported), path.with_suffix(Path(self.exported).suffix))
+            setup = dataclasses.replace(self, exported=beside.name, exported_sha256=read_digest(beside))
+        write_whole(path, (json.dumps(dataclasses.asdict(setup), indent=2, allow_nan=False) + "\n").encode())
 
     def absolute(self) -> "Setup":
         """Return the setup with paths that are found from every folder."""
@@ -123,8 +141,9 @@ class Setup:
             model = f"{kind}:{Path(place).absolute()}"
         elif kind == "open_clip" and slash and Path(file).is_file():
             model = f"{kind}:{arch}/{Path(file).absolute()}"
-        recovery = None if self.recovery is None else str(Path(self.recovery).absolute())
-        return dataclasses.replace(self, model=model, recovery=recovery)
+        files = {"recovery": self.recovery, "exported": self.exported}
+        paths: dict[str, Any] = {name: file and str(Path(file).absolute()) for name, file in files.items()}
+        return dataclasses.replace(self, model=model, **paths)
 
     @property
     def file(self) -> Path | None:
@@ -161,19 +180,51 @@ class Setup:
         vit, _ = reduce_tower(tower, self.method, self.options)
         return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
+    def describe(self, tower: Tower) -> dict[str, Any]:
+        """Return what the JSON file beside an exported one says of its loaded tower."""
+        return {
+            "model": self.name,
+            "tower": self.model,
+            "preprocessing": describe_preprocessing(tower.preprocess),
+            "text_weights": None if tower.clip is None else weights_digest(tower.clip.model.text.state_dict()),
+            "recovery": self.recovery,
+        }
+
     def prepare(self, vit: nn.Module, example: Tensor) -> tuple[Prepared, str]:
         """Return a tower as the runtime runs it, for pictures like the example, and "" or why the tower runs eagerly.
 
-        A tower that `zoo.optimize` refuses runs eagerly. Raise ValueError for what another runtime refuses.
+        A tower that `zoo.optimize` refuses runs eagerly. An exported file is run as it is. Raise ValueError for what
+        another runtime refuses, or for an exported file of another content or tower; FileNotFoundError without one.
         """
         runtime = find_runtime(self.runtime)
-        runtime.require(self.precision, str(example.device))
+        runtime.require(self.precision, str(example.device), loading=self.exported is not None)
+        if self.exported is not None:
+            model = self.load_exported()
+            if model.weights_sha256 != fingerprint(vit):
+                raise ValueError(f"{self.exported!r} was made of other weights than those of {self.name}; {_AGAIN}")
+            return model.prepared, ""
+        if runtime.recipes(self.precision):
+            raise ValueError(
+                f"{self.name} in {self.precision} by {self.runtime} needs pictures to calibrate with; make a file, and "
+                f"give it as --model: patchrank export --model {self.model} --runtime {self.runtime} --precision "
+                f"{self.precision} --calibrate FOLDER --output model{runtime.suffix}"
+            )
         try:
             return runtime.prepare(vit, example, self.precision), ""
         except ValueError as error:
             if self.runtime != OPTIMIZED:
                 raise
             return find_runtime(EAGER).prepare(vit, example, self.precision), str(error)
+
+    def load_exported(self) -> ExportedModel:
+        """Load the exported file; ValueError if it is another one than was chosen, FileNotFoundError without one."""
+        try:
+            model = load_exported(str(self.exported))
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error}; {_AGAIN}") from error
+        if self.exported_sha256 not in (None, model.digest):
+            raise ValueError(f"{self.exported!r} has changed since it was chosen; {_AGAIN}")
+        return model
 
     def build(self) -> Callable[[Tensor], Tensor]:
         """Load the model as `embed` runs it, on the CPU: a call from pictures (B, 3, H, W) to features (B, D) float32.

@@ -37,6 +37,7 @@ from harness.base.store import (
 )
 from harness.base.terminal import Progress
 from harness.base.workers import Make, make_shards, require_same
+from harness.measure.server import call_in_sizes
 from zoo.core.digests import fingerprint, weights_digest
 from zoo.core.files import write_whole
 from zoo.deploy.export import ExportedModel, load_exported
@@ -47,7 +48,8 @@ from zoo.loading.preprocessing import build_preprocessing
 from zoo.loading.towers import load_tower
 
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
-SETUP = ("model", "method", "options", "recovery", "precision")  # fields of a setup that a provenance has, too
+# Fields of a setup that a provenance has, too.
+SETUP = ("model", "method", "options", "recovery", "precision", "recipe", "exported", "exported_sha256")
 CHUNK = 16  # pictures that a process decodes at a time
 *_, INT8, BINARY = STORAGES
 CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
@@ -119,6 +121,9 @@ class VectorsProvenance(ShardProvenance):
     preprocessing: str  # of pictures, in words
     runtime: str  # that ran the image tower
     precision: str  # of the computation
+    recipe: str | None = None  # by which the tower was made int8
+    exported: str | None = None  # the file that the runtime had the tower in
+    exported_sha256: str | None = None
     batch: int  # pictures per pass decide the last bits
     storage: str  # of ``STORAGES``
     width: int
@@ -228,10 +233,19 @@ class Encoder:
     why_eager = ""  # why `zoo.optimize` refuses the tower
     prepared: Prepared | None
 
-    def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu", batch: int = 1) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        random_weights: bool = False,
+        device: str = "cpu",
+        batch: int = 1,
+        sizes: Sequence[int] = (),
+    ) -> None:
         """Load the model, for batches of so many pictures where the runtime fixes them.
 
-        Raise what ``Setup.load``, ``Setup.prepare`` and ``load_exported`` do.
+        With ``sizes``, ascending up to ``batch``, every batch is run in these, see `call_in_sizes`, and each has run
+        once. Raise what ``Setup.load``, ``Setup.prepare`` and ``load_exported`` do.
         """
         self.setup, self.device, self.runtime = setup, device, setup.runtime
         if setup.file is not None and random_weights:
@@ -239,7 +253,13 @@ class Encoder:
         preprocess = self._load_tower(random_weights, batch) if setup.file is None else self._load_file(setup.file)
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(preprocess)).split())
         self.transform, self._scale = split_preprocessing(preprocess, device)
-        self.width = self.forward(torch.zeros(1, 3, *self._size, device=device)).shape[1]
+        assert self.prepared is not None
+        self._calls = dict.fromkeys(sizes, self.prepared.call)
+        if self.prepared.batch is not None:
+            self._calls |= {size: self._prepare(size).call for size in sizes if size != batch}
+            self._calls[batch] = self.prepared.call
+        for size in sizes or (1,):
+            self.width = self.forward(torch.zeros(size, 3, *self._size, device=device)).shape[1]
 
     def _load_tower(self, random_weights: bool, batch: int) -> Transform:
         """Load a tower by name, and return its preprocessing."""
@@ -249,11 +269,16 @@ class Encoder:
         self.reducer = weights_digest(learned) if learned else None
         self._vit, self._size, self._text = tower.vit.to(self.device).eval(), tower.vit.input_size, tower.require_clip
         self.has_text = tower.clip is not None
-        example = torch.zeros(batch, 3, *self._size, device=self.device)
-        self.prepared, self.why_eager = self.setup.prepare(self._vit, example)
+        self.prepared = self._prepare(batch)
         if self.why_eager:
             self.runtime = EAGER
         return tower.preprocess
+
+    def _prepare(self, batch: int) -> Prepared:
+        """Prepare the tower for batches of so many pictures where the runtime fixes them."""
+        example = torch.zeros(batch, 3, *self._size, device=self.device)
+        prepared, self.why_eager = self.setup.prepare(self._vit, example)
+        return prepared
 
     def _load_file(self, file: Path) -> Transform:
         """Load an exported file, and return its preprocessing."""
@@ -269,6 +294,7 @@ class Encoder:
     def release(self) -> None:
         """Take the image tower off the device; nothing is embedded any more."""
         self.prepared = None
+        self._calls.clear()
         if self.setup.file is None:
             self._vit.cpu()
 
@@ -298,11 +324,9 @@ class Encoder:
         if pixels.dtype == torch.uint8:
             assert self._scale is not None
             pixels = self._scale(pixels)
-        count, whole = len(pixels), self.prepared.batch or 0
-        if count < whole:
-            pixels = torch.cat([pixels, pixels.new_zeros(whole - count, *pixels.shape[1:])])
+        count, pixels = len(pixels), pixels.to(self.prepared.dtype)
         try:
-            features = self.prepared.call(pixels.to(self.prepared.dtype))[:count]
+            features = call_in_sizes(self._calls, pixels) if self._calls else self.prepared.call(pixels)
         except torch.OutOfMemoryError as error:
             less = max(1, count // 2)
             raise ValueError(f"out of memory on {self.device} with --batch {count}: try {less}") from error

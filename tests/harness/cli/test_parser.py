@@ -121,7 +121,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     (f"{PUSH} timm:vit_small_patch16_dinov3", "timm.models.save_for_hf(zoo.reduce(TOWER, "),
     (f"{PUSH} local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
     (f"{PUSH} clip_vit_s14_patchrank60 --predictor no", "no predictor at"),
-    (f"{EXPORT} --runtime onnxruntime --precision bfloat16", "onnxruntime has no precision 'bfloat16'"),
+    (f"{EXPORT} --runtime onnxruntime --precision bfloat16", "precision 'bfloat16' of onnxruntime"),
     (f"{EXPORT} --runtime exported-program --limit 1", "1 images to check with of 'photos'"),
 ])  # fmt: skip
 def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(

@@ -1,29 +1,35 @@
 """Pictures split by photograph, bounds, and how faithful rows are on them."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from harness.datasets.base import Dataset, Split
 from harness.datasets.folder import ImageFolder
 from harness.datasets.text_features import text_classifier
 from harness.measure import fidelity
-from harness.measure.fidelity import CHANGE, COSINE, Pictures, SetupBounds
+from harness.measure.fidelity import CHANGE, COSINE, NEIGHBOURS, Pictures, SetupBounds
 from harness.measure.rows import rows_of, run
+from zoo.deploy.runtime import Prepared
 from zoo.loading.towers import Tower
 
 ARCH, TAG = "clip_vit_b16", "openai"
 
 
 @pytest.mark.parametrize(("bounds", "quoted"), [
-    ({"speed_up": 2}, "expected --min-cosine, --max-loss or both"),
+    ({"speed_up": 2}, "expected --min-cosine, --min-neighbours or --max-loss"),
     ({"max_loss": 0}, "max_loss=0"),
     ({"min_cosine": 99}, r"min_cosine=99: expected a number in \(0, 1\)"),
     ({"min_cosine": math.nan}, "min_cosine=nan"),
+    ({"min_neighbours": 90}, r"min_neighbours=90: expected a number in \(0, 1\)"),
     ({"speed_up": 0.5, "min_cosine": 0.9}, r"speed_up=0\.5"),
 ])  # fmt: skip
 def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quoted: str):
@@ -51,8 +57,9 @@ def test_no_loss_among_few_pictures_is_not_taken_for_none():
     assert not SetupBounds(max_loss=1.5).meets(figures)
 
 
-def divide(dataset: Dataset, sizes: tuple[int, int], seed: int = 0) -> list[Pictures]:
-    return fidelity.split_pictures(dataset, sizes, seed, learned=(), tower=None)
+def divide(dataset: Dataset, sizes: tuple[int, int, int], seed: int = 0) -> list[Pictures]:
+    tower: Any = SimpleNamespace(preprocess=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return fidelity.split_pictures(dataset, sizes, seed, learned=(), tower=tower)
 
 
 def test_a_known_dataset_is_judged_by_its_test_split(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
@@ -60,7 +67,8 @@ def test_a_known_dataset_is_judged_by_its_test_split(toy: Dataset, monkeypatch: 
     for split, count in {"train": 30, "val": 15, "test": 60}.items():
         monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], split, count)
     monkeypatch.setattr(type(toy), "group_of", lambda _, name: f"{name[:7]} {int(name.rpartition('-')[2]) // 3}")
-    search, held = divide(toy, (20, 40))
+    none, search, held = divide(toy, (0, 20, 40))
+    assert not len(none)
     for part, size, splits, photographs in ((search, 20, {"tra", "val"}, 15), (held, 40, {"tes"}, 20)):
         ids = part.split.image_ids
         assert len(set(ids)) == size
@@ -73,17 +81,39 @@ def test_a_known_dataset_is_judged_by_its_test_split(toy: Dataset, monkeypatch: 
     assert first.image == toy.split("train")[int(first.image_id.rpartition("-")[2])].image
 
 
+def save_noise(folder: Path, seeds: Iterable[int]) -> Dataset:
+    for at, seed in enumerate(seeds):
+        pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{at}.png")
+    return ImageFolder(folder)
+
+
 def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
-    for at in range(70):  # the first ten are there twice
-        pixels = np.random.default_rng(at % 60).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{at}.png")
+    dataset = save_noise(tmp_path, [at % 130 for at in range(140)])  # the first ten are there twice
+    sizes = (60, 14, 56)
+    parts = divide(dataset, sizes)
+    assert len({name for part in parts for name in part.split.image_ids}) == sum(map(len, parts))
+    assert [len(part) for part in parts] == pytest.approx(sizes, abs=10)  # whole groups
+    again, other = (divide(dataset, sizes, seed)[1] for seed in (0, 1))
+    assert again.split.image_ids == parts[1].split.image_ids != other.split.image_ids
+
+
+@pytest.mark.parametrize("seeds", [range(90), [*range(50), *[50] * 100]])
+def test_with_few_different_pictures_to_calibrate_with_there_are_none(tmp_path: Path, seeds: Iterable[int]):
+    """Then the other parts have all pictures; a hundred copies of one count as one."""
+    dataset = save_noise(tmp_path, seeds)
+    assert [len(part) for part in divide(dataset, (50, 25, 75))] == [len(part) for part in divide(dataset, (0, 25, 75))]
+
+
+def test_a_picture_in_two_parts_is_refused(tmp_path: Path):
+    """The same pixels in files of other bytes, which count as two photographs."""
+    dataset = save_noise(tmp_path, range(40))
+    for at in range(20):
+        with Image.open(tmp_path / f"{at}.png") as image:
+            image.save(tmp_path / f"{at} again.png", compress_level=1)
     dataset = ImageFolder(tmp_path)
-    search, held = divide(dataset, (14, 56))
-    assert set(search.split.image_ids).isdisjoint(held.split.image_ids)
-    assert len(search.split) == pytest.approx(14, abs=3)  # whole groups: 12 of 60
-    assert len(search.split) + len(held.split) == pytest.approx(70, abs=3)
-    again, other = (divide(dataset, (14, 56), seed)[0] for seed in (0, 1))
-    assert again.split.image_ids == search.split.image_ids != other.split.image_ids
+    with pytest.raises(ValueError, match=r"picture '\S+' held out is a copy of '\S+' to search by: remove one"):
+        divide(dataset, (0, 20, 40))
 
 
 def test_values_are_those_of_the_plain_way(tower: Tower, named: Dataset):
@@ -93,7 +123,7 @@ def test_values_are_those_of_the_plain_way(tower: Tower, named: Dataset):
     pictures = Pictures(split, np.arange(len(split)), tower, classifier)
     distances = pictures.distances(rows)
     for row in rows:
-        own = pictures.values(row)
+        own = pictures.values(Prepared(call=row.vit))
         for at, example in enumerate(split):
             image = tower.preprocess(example.image)[None]
             with torch.inference_mode():
@@ -102,7 +132,25 @@ def test_values_are_those_of_the_plain_way(tower: Tower, named: Dataset):
             assert own[COSINE][at] == pytest.approx(float(ours @ dense), abs=1e-5)
             assert own[CHANGE][at] == (answers[0] == example.label) - (answers[1] == example.label)
         np.testing.assert_allclose(1 - distances[row.key], own[COSINE], atol=1e-6)
-    assert pictures.values(rows[0])[COSINE] == pytest.approx([1.0] * len(split))
+    assert pictures.values(Prepared(call=rows[0].vit))[COSINE] == pytest.approx([1.0] * len(split))
+
+
+def test_neighbours_that_stay_are_counted_the_slow_way():
+    """Pictures are their own features; the other model sees two of them swapped and noise."""
+    rng = torch.Generator().manual_seed(0)
+    images, noise = torch.randn(30, 1, 1, 6, generator=rng), 0.3 * torch.randn(30, 6, generator=rng)
+    split = Split(np.zeros(30, dtype=np.int64), str, lambda *_: None)
+    tower: Any = SimpleNamespace(vit=torch.nn.Linear(1, 1))
+    pictures = Pictures(split, np.arange(30), tower)
+    pictures._kept = [images]
+    pictures.__dict__["_truth"] = F.normalize(images.flatten(1), dim=1)
+    found = pictures.values(Prepared(call=lambda images: images.flatten(1) + noise))[NEIGHBOURS]
+    nearest = []
+    for features in (images.flatten(1), images.flatten(1) + noise):
+        cosines = F.cosine_similarity(features[:, None], features[None], dim=2)
+        nearest.append([{*sorted({*range(30)} - {at}, key=lambda b: -row[b])[:10]} for at, row in enumerate(cosines)])
+    assert found == pytest.approx([len(a & b) / 10 for a, b in zip(*nearest, strict=True)])
+    assert 0.3 < np.mean(found) < 0.99
 
 
 def test_intervals_are_over_photographs():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_batches_of_fixed_sizes_are_filled_up(dense: zoo.ReducedViT, monkeypatch
 
     monkeypatch.setattr(timing, "prepare", prepare)
     images = torch.randn(6, 3, 64, 64)
-    ready = prepare_server(dense, COMPILE, images)
+    ready = prepare_server(partial(timing.prepare, dense, COMPILE), images)
     assert ready.first_call_s == 4  # of 1, 2, 4 and 6 images
     with torch.inference_mode():
         torch.testing.assert_close(ready.call(images[:3]), dense(images[:3]))

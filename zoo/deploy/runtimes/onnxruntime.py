@@ -1,5 +1,6 @@
 """ONNX Runtime: a file of ONNX, which other runtimes read, too."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +8,41 @@ import torch
 from torch import Tensor, nn
 
 from zoo.deploy.graph import record_graph
+from zoo.deploy.quantization import INT8, RECIPES, GraphProduct, calibration_batches, find_recipe, quantize
 from zoo.deploy.runtime import ONNXRUNTIME, FileRuntime, Prepared, Target, register_runtime
 
-WRITERS = ("onnx", "onnxscript")
+PRODUCTS = ("MatMul", "Gemm", "Conv")
 _IN, _OUT = "images", "features"
 
 
 @register_runtime
 class OnnxRuntime(FileRuntime):
-    """ONNX Runtime on the CPU, in float32."""
+    """ONNX Runtime on the CPU, in float32, or in int8 by nodes that quantize and dequantize."""
 
-    name, suffix, precisions = ONNXRUNTIME, ".onnx", ("float32",)
-    packages, writers = ("onnxruntime",), WRITERS
+    name, suffix, precisions = ONNXRUNTIME, ".onnx", ("float32", INT8)
+    packages, writers = ("onnxruntime",), ("onnx", "onnxscript")
+
+    def recipes(self, precision: str) -> tuple[str, ...]:
+        """Return those that make activations int8, too: ONNX Runtime gains nothing from weights alone."""
+        return tuple(name for name in super().recipes(precision) if RECIPES[name].activations)
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
-        write_onnx(model, path, target.example)
+        """Write ONNX; weights lie beside it where a file can't hold them."""
+        import onnx
 
-    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+        program = translate(model, target.example)
+        # One file as long as protobuf can hold it.
+        beside = sum(weight.nbytes for weight in model.parameters()) > 1.9e9
+        if target.recipe is None:
+            program.save(str(path), external_data=beside)
+            return
+        assert target.calibration is not None
+        batches = [{_IN: batch} for batch in calibration_batches(target.calibration)]
+        graph = program.model_proto
+        graph = quantize(graph, _products(graph), model, find_recipe(target.recipe), batches)
+        onnx.save(graph, path, save_as_external_data=beside, location=f"{path.name}.data")
+
+    def load(self, path: Path, precision: str, threads: int, recipe: str | None = None) -> Prepared:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -37,8 +56,8 @@ class OnnxRuntime(FileRuntime):
         return Prepared(call=call, file=path)
 
 
-def write_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
-    """Write a float32 model as ONNX; weights lie beside it where a file can't hold them."""
+def translate(model: nn.Module, example: Tensor) -> torch.onnx.ONNXProgram:
+    """Return a float32 model as ONNX."""
     from onnxscript import opset18 as op
 
     # ONNX has no stable sort, but TopK, which breaks ties by the lower index as we do.
@@ -59,6 +78,15 @@ def write_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
         },
     )
     assert program is not None
-    # One file as long as protobuf can hold it.
-    beside = sum(weight.nbytes for weight in model.parameters()) > 1.9e9
-    program.save(str(path), external_data=beside)
+    return program
+
+
+def _products(model: Any) -> Iterator[GraphProduct]:
+    """Yield the products of a graph; those without constants are of two activations."""
+    from onnx import numpy_helper
+
+    constants = {each.name: each for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in PRODUCTS:
+            values = [numpy_helper.to_array(constants[name]) for name in node.input if name in constants]
+            yield GraphProduct(node.name, values)

@@ -15,14 +15,14 @@ from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, FileRuntime, Prepared, Ta
 class ExportedProgram(FileRuntime):
     """A graph of torch, which `torch.export.load` reads."""
 
-    name, suffix = EXPORTED_PROGRAM, ".pt2"
+    name, suffix, runs_code = EXPORTED_PROGRAM, ".pt2", True
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
         program = record_graph(model, target.example, target.precision)
         program._example_inputs = None  # else they are pickled into the file
         torch.export.save(program, path)
 
-    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+    def load(self, path: Path, precision: str, threads: int, recipe: str | None = None) -> Prepared:
         """Return the model of a file; raise ValueError for one that torch would unpickle."""
         _refuse_pickles(path)
         return Prepared(call=torch.no_grad()(torch.export.load(path).module()), file=path)
@@ -32,14 +32,14 @@ class ExportedProgram(FileRuntime):
 class AOTInductor(FileRuntime):
     """Machine code that Inductor compiles for this processor."""
 
-    name, suffix = AOTI, ".pt2"
+    name, suffix, runs_code = AOTI, ".pt2", True
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
         from torch._inductor import aoti_compile_and_package
 
         aoti_compile_and_package(record_graph(model, target.example, target.precision), package_path=str(path))
 
-    def load(self, path: Path, precision: str, threads: int) -> Prepared:
+    def load(self, path: Path, precision: str, threads: int, recipe: str | None = None) -> Prepared:
         """Return the model of a package, whose code is run: trust who wrote it."""
         from torch._inductor import aoti_load_package
 

@@ -5,7 +5,7 @@ import base64
 import json
 import socket
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,12 +25,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own use of pydantic
     from starlette.exceptions import HTTPException
 
-    from harness.apps.serve import MOST, ServeConfig, VectorServer, serving
-from harness.apps.vectors.decode import prepare
+    from harness.apps.serve import MOST, ServeConfig, VectorServer, Waiting, serving
 from harness.apps.vectors.embed import Encoder, embed, read_vectors
 from harness.apps.vectors.settings import EmbedJob
-from harness.apps.vectors.source import PictureFile, TextSource, open_source
+from harness.apps.vectors.source import TextSource, open_source
 from harness.base.terminal import Progress
+from zoo.deploy.runtime import Prepared
 from zoo.deploy.setup import Setup
 
 SETUP = Setup.of("clip_vit_s14_rankmerge60")
@@ -198,14 +198,52 @@ def test_a_lack_of_memory_passes_and_an_overflow_does_not(error: Exception, stat
         asyncio.run(VectorServer.func_or_class.embeddings(replica, request))
 
 
-def test_in_low_precision_a_vector_does_not_depend_on_its_batch(tower: str, draw: Callable[..., bytes]):
-    """Which it would, by the size."""
-    encoder = Encoder(Setup.of(tower, precision="bfloat16"))
-    pictures = [PictureFile(str(number), content=draw(number)) for number in range(6)]
-    items = prepare(pictures, encoder.transform).items
-    compute = partial(VectorServer.func_or_class._compute, SimpleNamespace(encoder=encoder, filled=True, batch=8))
-    for item, vector in zip(items, compute(items), strict=True):
-        np.testing.assert_array_equal(compute([item])[0], vector)
+def test_a_batch_is_the_largest_size_that_those_who_wait_fill():
+    computed = list[list[int]]()
+
+    def compute(items: list[Any]) -> list[int]:
+        computed.append(items)
+        if items[0] == 7:
+            raise ValueError("embeddings overflowed")
+        return [-item for item in items]
+
+    async def run() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        replica.waiting.extend(Waiting(item, loop.create_future(), loop.time()) for item in range(8))
+        vectors = [one.vector for one in replica.waiting]
+        vectors[2].cancel()  # its client is gone
+        await VectorServer.func_or_class._run_batches(replica)
+        return await asyncio.gather(*vectors, return_exceptions=True)
+
+    replica: Any = SimpleNamespace(sizes=(1, 2, 4, 5), wait_s=0.0, waiting=deque(), arrival=asyncio.Event())
+    with ThreadPoolExecutor(1) as replica.computer:
+        replica._compute = compute
+        answers = asyncio.run(run())
+    assert computed == [[0, 1, 2, 3, 4], [5, 6], [7]]
+    assert [answer for answer in answers if isinstance(answer, int)] == [0, -1, -3, -4, -5, -6]
+    assert str(answers[7]) == "embeddings overflowed"
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_every_batch_has_one_of_the_sizes_that_were_prepared(tower: str, fixed: bool, monkeypatch: pytest.MonkeyPatch):
+    sizes, prepare = list[int](), Setup.prepare
+
+    def noted(setup: Setup, vit: Any, example: torch.Tensor) -> tuple[Prepared, str]:
+        prepared, why = prepare(setup, vit, example)
+
+        def call(pixels: torch.Tensor) -> torch.Tensor:
+            assert not fixed or len(pixels) == len(example)
+            sizes.append(len(pixels))
+            return prepared.call(pixels)
+
+        return Prepared(call=call, batch=len(example) if fixed else None), why
+
+    monkeypatch.setattr(Setup, "prepare", noted)
+    encoder = Encoder(Setup.of(tower), batch=4, sizes=(1, 2, 4))
+    assert sizes == [1, 2, 4]
+    pixels = torch.randn(3, 3, 32, 32)
+    np.testing.assert_allclose(encoder.pictures(pixels)[:1], encoder.pictures(pixels[:1]), atol=1e-5)
+    assert sizes[3:] == [4, 1]
 
 
 @pytest.mark.parametrize(("facts", "match"), [
