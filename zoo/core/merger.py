@@ -143,5 +143,6 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
         factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
     # ``bmm`` as ``@`` is exported with a copy of both; scaled afterwards and in place, which saves fresh memory.
     cosine = x.bmm(x.transpose(1, 2)).mul_(factor.unsqueeze(2)).mul_(factor.unsqueeze(1))
-    diagonal = x.new_full((x.shape[1],), math.inf).diag()
+    positions = torch.arange(x.shape[1], device=x.device)
+    diagonal = torch.where(positions == positions.unsqueeze(1), math.inf, 0.0)
     return left.bmm(right.transpose(1, 2)).sub_(cosine).add_(diagonal)
