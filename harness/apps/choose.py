@@ -7,22 +7,23 @@ that can still win. The rest is predicted, and what is chosen is judged and time
 
 import copy
 import dataclasses
+import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness import git_commit
 from harness.base.hints import describe_error
-from harness.base.table import UNMEASURED, Cell, Table, points
+from harness.base.table import UNMEASURED, Cell, Table, estimate_cell, json_values, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
@@ -110,6 +111,11 @@ class Way(NamedTuple):
         """Whether the runtime runs a file."""
         return bool(find_runtime(self.runtime).suffix)
 
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """By which the precision can be made, the fastest first; none of a float precision."""
+        return find_runtime(self.runtime).recipes(self.precision)
+
 
 class Candidate(NamedTuple):
     """A setup that may be chosen; ``method`` None is the dense tower."""
@@ -141,27 +147,41 @@ class Candidate(NamedTuple):
         return f"{self.name} in {self.way}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assessment:
-    """A setup on pictures held out, and in time."""
-
-    candidate: Candidate
-    passed: bool  # whether it meets the bounds
-    fidelity: dict[str, Any]  # see `Pictures.figures`
-    time: dict[str, Any] = field(default_factory=dict)  # see `Lab.measure_times`; empty where it wasn't timed
-
-    @property
-    def pays(self) -> bool:
-        """Whether it is dense, or clearly faster than the fastest dense tower that meets the bounds."""
-        return self.candidate.method is None or self.time[DENSE_RATIO]["high"] < 1
-
-
 class Prediction(NamedTuple):
     """What is expected of a setup, by the pictures to search by."""
 
     share: float  # of the allowed loss that it uses up
     cosine: float  # mean, to dense in float32
     time: float  # by the dense tower's in eager float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """A setup with what is known of it."""
+
+    candidate: Candidate
+    predicted: Prediction | None = None
+    passed: bool | None = None  # whether it meets the bounds on pictures held out; None where it wasn't judged
+    fidelity: dict[str, Interval] = field(default_factory=dict)  # there, see `Pictures.figures`
+    time: dict[str, Any] = field(default_factory=dict)  # see `Lab.measure_times`; empty where it wasn't timed
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is dense, or clearly faster than the fastest dense tower that meets the bounds."""
+        return self.candidate.method is None or self.time[DENSE_RATIO].high < 1
+
+    @property
+    def ratio(self) -> Interval:
+        """The time that was measured in the end, or else predicted, by dense's in eager float32."""
+        predicted = math.inf if self.predicted is None else self.predicted.time
+        return self.time[TOTAL] if self.time else exact(predicted)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        one = self.candidate
+        values = {"name": one.name, "method": one.method, "options": one.options, **one.way._asdict()}
+        values |= {"predicted": self.predicted, "passed": self.passed, "fidelity": self.fidelity or None}
+        return json_values(values | {TOTAL: self.time.get(TOTAL)})
 
 
 STAGES = (
@@ -186,16 +206,16 @@ class Lab:
         progress: Progress,
         *,
         fresh: bool = False,
-        begin: Callable[[str], None] = lambda _: None,
+        tick: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Load the tower, find how it can be run and reduced, and split the pictures.
 
-        ``fresh`` remembers no values; ``begin`` is told each of `STAGES`.
+        ``fresh`` remembers no values; ``tick`` takes the number of `STAGES` that are done.
         """
         self.model, method, _ = split_method(model)
         if method is not None:
             raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {self.model!r}")
-        self.bounds, self.config, self.progress, self.begin = bounds, config, progress, begin
+        self.bounds, self.config, self.progress, self.tick = bounds, config, progress, tick
         self.say, self.tower = progress.say, load_tower(self.model)
         self.patience = timing.Patience(say=self.say)
         vit = self.tower.vit.to(config.device)
@@ -211,12 +231,11 @@ class Lab:
         if not self.ways:
             reasons = "; ".join(f"{what}: {why}" for what, why in self.left_out.items())
             raise ValueError(f"--runtimes and --precisions leave no way to run the tower: {reasons}")
-        self.ranges = self.calibration.images if len(self.calibration) else None
-        self.calibrated = None if self.ranges is None else calibration_digest(self.ranges)
+        self.calibrated = calibration_digest(self.calibration.images) if len(self.calibration) else None
         self.times: dict[Candidate, float] = {}  # by dense's in eager float32
         self.predictions: dict[Candidate, Prediction] = {}
         self._loaded: dict[Candidate, Prepared] = {}
-        self._work: dict[Any, float] = {}
+        self._gflops: dict[Any, float] = {}
         machine = describe_machine(torch.device(config.device))
         self._makers = [_version(name) for name in MAKERS] + [machine["device_name"], machine["cpu_capability"]]
         self._path, known = cached_json(
@@ -228,6 +247,11 @@ class Lab:
         )
         # Values on the pictures of each name, by candidate.
         self.known: dict[str, dict[str, Values]] = (not fresh and known) or {"search": {}, "held_out": {}}
+
+    def begin(self, stage: str) -> None:
+        """Say which of `STAGES` begins."""
+        self.say(stage)
+        self.tick(STAGES.index(stage))
 
     def _prepare_inside(self) -> dict[Way, Prepared]:
         """Return the dense tower as the process runs it, in float32, the device's fastest precision and those named."""
@@ -248,14 +272,13 @@ class Lab:
             if not config.runtimes and runtime.devices and torch.device(config.device).type not in runtime.devices:
                 continue
             refused: dict[str, list[str]] = {}
-            for precision in precisions:
-                if precision in runtime.precisions:
-                    if why := runtime.refusal(precision, config.device):
-                        refused.setdefault(why, []).append(precision)
-                    elif runtime.name == OPTIMIZED:
-                        ways += [way for way in self.inside if way.precision == precision]
-                    else:
-                        ways.append(Way(runtime.name, precision))
+            for precision in (each for each in precisions if each in runtime.precisions):
+                if why := runtime.refusal(precision, config.device):
+                    refused.setdefault(why, []).append(precision)
+                elif runtime.name == OPTIMIZED:
+                    ways += [way for way in self.inside if way.precision == precision]
+                else:
+                    ways.append(Way(runtime.name, precision))
             for why, names in refused.items():
                 self._leave_out(f"{runtime.name} in {', '.join(names)}", why)
         return ways
@@ -283,33 +306,34 @@ class Lab:
 
     def _split_pictures(self) -> list[Pictures]:
         """Return the pictures to calibrate with, to search by and held out; without enough of the first no int8."""
-        learned = set[str]()
-        for path in self.predictors:
-            provenance = PredictorFile.read(path).provenance or {}
-            try:
-                learned |= set(dataset_names(provenance.get("rankings", []), "dataset"))
-            except ValueError as error:
-                raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
-        classifier, clip = None, self.tower.clip
-        if (loss := self.bounds.max_loss) is not None:
-            if not self.dataset.labelled or clip is None:
-                lack = f"dataset {self.dataset.name!r} has no classes"
-                if clip is None:
-                    lack = f"{self.tower.name} has no text tower"
-                raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
-            classifier, _ = text_classifier(clip, self.dataset)
-        hungry = [way for way in self.ways if find_runtime(way.runtime).recipes(way.precision)]
-        sizes = (self.config.calibration if hungry else 0, self.config.search, self.config.held_out)
-        how: dict[str, Any] = {"learned": learned, "tower": self.tower, "classifier": classifier}
-        parts = split_pictures(self.dataset, sizes, self.config.seed, **how)
-        if hungry and not len(parts[0]):
-            self.ways = [way for way in self.ways if way not in hungry]
+        calibrated = [way for way in self.ways if way.recipes]
+        sizes = (self.config.calibration if calibrated else 0, self.config.search, self.config.held_out)
+        how: dict[str, Any] = {"learned": self._find_learned(), "classifier": self._find_classifier()}
+        parts = split_pictures(self.dataset, sizes, self.config.seed, tower=self.tower, **how)
+        if calibrated and not len(parts[0]):
+            self.ways = [way for way in self.ways if way not in calibrated]
             lack = f"its share of {self.dataset.asked_as!r} is less than {LEAST_PICTURES} different pictures"
             self._leave_out(INT8, f"{lack} to calibrate with; give more pictures")
         least = self.bounds.min_neighbours
         if least is not None and (few := min(map(len, parts[1:]))) <= NEAREST:
             raise ValueError(f"--min-neighbours {least:g} of {few} pictures: expected more than {NEAREST}; give more")
         return parts
+
+    def _find_learned(self) -> set[str]:
+        """Return the names of the datasets that predictors were fitted to."""
+        provenances = [PredictorFile.read(path).provenance or {} for path in self.predictors]
+        return {name for each in provenances for name in dataset_names(each.get("rankings", []), "dataset")}
+
+    def _find_classifier(self) -> Tensor | None:
+        """Return the classifier that a bound on top-1 needs."""
+        if (loss := self.bounds.max_loss) is None:
+            return None
+        if self.tower.clip is not None and self.dataset.labelled:
+            return text_classifier(self.tower.clip, self.dataset)[0]
+        lack = f"dataset {self.dataset.name!r} has no classes"
+        if self.tower.clip is None:
+            lack = f"{self.tower.name} has no text tower"
+        raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
 
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""
@@ -331,11 +355,10 @@ class Lab:
         In the process all share the dense tower's weights.
         """
         way = candidate.way
-        if candidate in self._loaded:
-            return self._loaded[candidate]
         if way.from_file:
-            self._loaded[candidate] = loaded = self._load(candidate)
-            return loaded
+            if candidate not in self._loaded:
+                self._loaded[candidate] = self._load(candidate)
+            return self._loaded[candidate]
         reduced = self._reduce(candidate)
         if way not in self.inside:
             return find_runtime(way.runtime).prepare(reduced, self.example, way.precision)
@@ -361,7 +384,7 @@ class Lab:
             return load_exported(path).prepared
         self.say(f"{candidate}: writing its file")
         facts = setup.describe(self.tower) | {"random_weights": False}
-        options = way._asdict() | {"calibration": self.ranges if way.recipe else None, "facts": facts}
+        options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
         export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
         return load_exported(path).prepared
 
@@ -378,8 +401,6 @@ class Lab:
         except NoRoomError:
             raise
         except Exception as error:
-            if "KeyboardInterrupt" in str(error):  # which OpenVINO's translator turns into an error of its own
-                raise KeyboardInterrupt from error
             if not find_runtime(candidate.way.runtime).is_refusal(error):
                 raise
             self._leave_out(str(candidate), describe_error(error).partition("\n")[0])
@@ -405,21 +426,17 @@ class Lab:
         if self.measure(tower, "search"):
             self.predictions[tower] = Prediction(self.share(tower), self.cosine(tower), self.times[tower])
 
-    def dense_times(self, runtime: str) -> list[float]:
-        """Return the times of the dense tower that are known of a runtime."""
-        return [took for each, took in self.times.items() if each.method is None and each.way.runtime == runtime]
-
     def cosine(self, candidate: Candidate) -> float:
         """Return the mean cosine to dense in float32 on the pictures to search by."""
         return float(np.mean(self.measure(candidate, "search")[COSINE]))
 
     def work(self, candidate: Candidate) -> float:
         """Return a candidate's multiply-adds by the dense tower's."""
-        for key in (None, candidate[1:]):
-            if key not in self._work:
-                vit = self.tower.vit if key is None else self._reduce(candidate)
-                self._work[key] = gflops(vit, vit.input_size).gflops
-        return self._work[candidate[1:]] / self._work[None]
+        for each in (candidate, Candidate(candidate.way)):
+            if each[1:] not in self._gflops:
+                vit = self._reduce(each)
+                self._gflops[each[1:]] = gflops(vit, vit.input_size).gflops
+        return self._gflops[candidate[1:]] / self._gflops[Candidate(candidate.way)[1:]]
 
     def assess(self, candidate: Candidate) -> Assessment:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
@@ -456,10 +473,10 @@ class Lab:
         fastest: Any = min(towers, key=lambda tower: medians[tower].estimate, default=DENSE)
         return {
             candidate: {
-                TOTAL: timings[candidate].ratio_to(timings[DENSE])._asdict(),
-                DENSE_RATIO: timings[candidate].ratio_to(timings[fastest])._asdict(),
+                TOTAL: timings[candidate].ratio_to(timings[DENSE]),
+                DENSE_RATIO: timings[candidate].ratio_to(timings[fastest]),
                 "fastest_dense": str(fastest),
-                "median_ms": medians[candidate]._asdict(),
+                "median_ms": medians[candidate],
                 "images_per_s": 1000 * batch / medians[candidate].estimate,
                 "dense_images_per_s": 1000 * batch / medians[DENSE].estimate,
                 "fastest_dense_images_per_s": 1000 * batch / medians[fastest].estimate,
@@ -468,13 +485,13 @@ class Lab:
             for candidate in candidates
         }
 
-    def certify(self, judged: Sequence[Assessment], frontier: "Sequence[FrontierRow]", **outcome: Any) -> Setup:
-        """Return the setup that was judged last with a certificate: measurements, machine, pictures and outcome."""
+    def certify(self, chosen: Assessment, frontier: Sequence[Assessment], *, met: bool, seconds: float) -> Setup:
+        """Return an assessed setup with a certificate: what was measured, machine, pictures and outcome."""
         parts = {"calibration": self.calibration, "search": self.search, "held_out": self.held_out}
         sizes = {name: {"pictures": len(part), "photographs": part.photographs} for name, part in parts.items()}
-        chosen, way = judged[-1], judged[-1].candidate.way
+        way = chosen.candidate.way
         certificate = {
-            "bounds": dataclasses.asdict(self.bounds),
+            "bounds": self.bounds,
             **way._asdict(),
             "calibration": self.calibrated if way.recipe else None,
             "fidelity": chosen.fidelity,
@@ -486,10 +503,12 @@ class Lab:
             "seed": self.config.seed,
             "left_out": self.left_out,
             **{"created": utc_now(), "version": version("clip-patchrank"), "commit": git_commit()},
-            **outcome,
+            **{"met": met, "seconds": seconds},
         }
-        exported = str(self.find_file(chosen.candidate)) if way.from_file else None
-        return dataclasses.replace(self.find_setup(chosen.candidate), certificate=certificate, exported=exported)
+        setup, exported = self.find_setup(chosen.candidate), None
+        if way.from_file:
+            exported = str(self.find_file(chosen.candidate))
+        return dataclasses.replace(setup, certificate=json_values(certificate), exported=exported)
 
 
 def _version(package: str) -> str:
@@ -509,17 +528,14 @@ def build_ladder(lab: Lab) -> list[Candidate]:
     """
     rates = _search_rates(lab)
     lab.begin(STAGES[2])
-    calibrated = [way for way in lab.ways if find_runtime(way.runtime).recipes(way.precision)]
-    for tower in lab.ratios(Candidate(way) for way in lab.ways if way not in calibrated):
+    for tower in lab.ratios(Candidate(way) for way in lab.ways if not way.recipes):
         lab.note(tower)
     lab.begin(STAGES[3])
-    runtimes = {way.runtime: min(lab.dense_times(way.runtime), default=0.0) for way in lab.ways}
-    forecasts = list[Forecast]()
+    forecasts, runtimes = list[Forecast](), _order_runtimes(lab)
     with lab.progress.task("runtimes", len(runtimes)) as tick:
-        for done, runtime in enumerate(sorted(runtimes, key=runtimes.__getitem__), start=1):
-            for way in calibrated:
-                if way.runtime == runtime:
-                    _try_recipes(lab, way, rates)
+        for done, runtime in enumerate(runtimes, start=1):
+            for way in (each for each in lab.ways if each.runtime == runtime):
+                _try_recipes(lab, way, rates)
             if rates:
                 forecasts += _forecast(lab, runtime, rates)
             tick(done)
@@ -528,9 +544,11 @@ def build_ladder(lab: Lab) -> list[Candidate]:
     if not (rungs := [tower for tower in dense if lab.share(tower) <= 1]):
         return [min(dense, key=lab.share)]
     if forecasts:
-        best = min(forecasts, key=lambda each: lab.predictions[each.twin(each.rates[0])].time)
+        best = min(forecasts, key=lambda each: each.note(lab, each.rates[0]).time)
         steps = FEW_SAFER if best.dense.way.recipe else SAFER
-        rungs += [best.predict(lab, best.rates[up]) for up in steps if up < len(best.rates)]
+        for rate in (best.rates[up] for up in steps if up < len(best.rates)):
+            best.note(lab, rate)
+            rungs.append(rate._replace(way=best.dense.way))
     return sorted(rungs, key=lambda each: lab.predictions[each].share)
 
 
@@ -546,18 +564,30 @@ def _search_rates(lab: Lab) -> list[Candidate]:
     found = dict[Candidate, list[Candidate]]()  # by the lowest
     with lab.progress.task("methods", len(lab.reductions)) as tick:
         for done, reduction in enumerate(lab.reductions, start=1):
-            rates = reduction._replace(way=way).rates
-            at = bisect_left(rates, True, key=lambda candidate: lab.share(candidate) <= 1)
-            if at < len(rates):
-                found[rates[at]] = rates[at:]
+            if rates := _meeting(lab, reduction._replace(way=way).rates):
+                found[rates[0]] = rates
             tick(done)
     ratios = lab.ratios(found)
     return found[min(ratios, key=ratios.__getitem__)] if ratios else []
 
 
+def _order_runtimes(lab: Lab) -> list[str]:
+    """Return the runtimes by the dense tower's times that are known in each, those without any first."""
+    times: dict[str, list[float]] = {way.runtime: [] for way in lab.ways}
+    for tower, took in lab.times.items():
+        if tower.method is None and tower.way.runtime in times:
+            times[tower.way.runtime].append(took)
+    return sorted(times, key=lambda runtime: min(times[runtime], default=0.0))
+
+
+def _meeting(lab: Lab, rates: Sequence[Candidate], room: float = 1.0) -> Sequence[Candidate]:
+    """Return those of ascending keep rates that use up at most ``room`` of the allowed loss."""
+    return rates[bisect_left(rates, -room, key=lambda rate: -lab.share(rate)) :]
+
+
 def _try_recipes(lab: Lab, way: Way, rates: Sequence[Candidate]) -> None:
     """Try int8 recipes for the dense tower, the fastest first, until one leaves room for a reduction or can't win."""
-    for recipe in find_runtime(way.runtime).recipes(way.precision):
+    for recipe in way.recipes:
         tower = Candidate(way._replace(recipe=recipe))
         if lab.ratios([tower]):
             lab.note(tower)
@@ -580,28 +610,22 @@ class Forecast(NamedTuple):
     """
 
     dense: Candidate  # the dense tower in the way
-    inside: Candidate  # the dense tower in the process
     overhead: np.poly1d
     rates: Sequence[Candidate]  # in the process, that should meet the bounds in the way, ascending
 
-    def twin(self, rate: Candidate) -> Candidate:
-        """Return the method at a keep rate in the way."""
-        return rate._replace(way=self.dense.way)
-
-    def excess(self, lab: Lab) -> float:
-        """Return the share of the allowed loss that the way's rounding uses up."""
-        return max(0.0, lab.share(self.dense) - lab.share(self.inside))
-
-    def meets(self, lab: Lab, rate: Candidate) -> bool:
-        """Tell whether a keep rate should meet the bounds."""
-        return lab.share(rate) + self.excess(lab) <= 1
-
-    def predict(self, lab: Lab, rate: Candidate) -> Candidate:
-        """Note what is expected of a keep rate, and return it in the way."""
-        work, lost = lab.work(rate), max(0.0, lab.cosine(self.inside) - lab.cosine(self.dense))
+    def note(self, lab: Lab, rate: Candidate) -> Prediction:
+        """Note, and return, what is expected of a keep rate in the way."""
+        inside, work = Candidate(rate.way), lab.work(rate)
+        lost = max(0.0, lab.cosine(inside) - lab.cosine(self.dense))
         took = work * lab.times[self.dense] + float(self.overhead(work))
-        lab.predictions[self.twin(rate)] = Prediction(lab.share(rate) + self.excess(lab), lab.cosine(rate) - lost, took)
-        return self.twin(rate)
+        expected = Prediction(lab.share(rate) + _rounding(lab, self.dense, inside), lab.cosine(rate) - lost, took)
+        lab.predictions[rate._replace(way=self.dense.way)] = expected
+        return expected
+
+
+def _rounding(lab: Lab, tower: Candidate, inside: Candidate) -> float:
+    """Return the share of the allowed loss that the way of a dense tower uses up beside that of the process."""
+    return max(0.0, lab.share(tower) - lab.share(inside))
 
 
 def _forecast(lab: Lab, runtime: str, rates: Sequence[Candidate]) -> list[Forecast]:
@@ -621,45 +645,8 @@ def _forecast(lab: Lab, runtime: str, rates: Sequence[Candidate]) -> list[Foreca
     if not over:  # the runtime can't export the method
         return []
     overhead = np.poly1d(np.polyfit([*over], [*over.values()], len(over) - 1))
-    forecasts = []
-    for tower in hopeful:
-        blank = Forecast(tower, inside, overhead, ())
-        at = bisect_left(rates, True, key=partial(blank.meets, lab))
-        if at < len(rates):
-            forecasts.append(blank._replace(rates=rates[at:]))
-            forecasts[-1].predict(lab, rates[at])
-    return forecasts
-
-
-class FrontierRow(NamedTuple):
-    """A setup with what is known of it; None where it wasn't predicted or wasn't judged."""
-
-    candidate: Candidate
-    predicted: Prediction | None
-    assessment: Assessment | None
-
-    @property
-    def ratio(self) -> Interval | None:
-        """The time that was measured in the end, by dense's in eager float32."""
-        return Interval(**self.assessment.time[TOTAL]) if self.assessment and self.assessment.time else None
-
-    @property
-    def least(self) -> float:
-        """The time that was measured or else predicted, by dense's in eager float32."""
-        if self.ratio is not None:
-            return self.ratio.estimate
-        return float("inf") if self.predicted is None else self.predicted.time
-
-    def plain(self) -> dict[str, Any]:
-        """Return the row as JSON values."""
-        one, judged = self.candidate, self.assessment
-        return {
-            **{"name": one.name, "method": one.method, "options": one.options, **one.way._asdict()},
-            "predicted": None if self.predicted is None else self.predicted._asdict(),
-            "passed": None if judged is None else judged.passed,
-            "fidelity": None if judged is None else judged.fidelity,
-            TOTAL: None if self.ratio is None else self.ratio._asdict(),
-        }
+    meeting = {tower: _meeting(lab, rates, 1 - _rounding(lab, tower, inside)) for tower in hopeful}
+    return [Forecast(tower, overhead, met) for tower, met in meeting.items() if met]
 
 
 class Selection(NamedTuple):
@@ -668,7 +655,7 @@ class Selection(NamedTuple):
     setup: Setup  # with its certificate; the nearest one if the bounds aren't met
     why: str  # the bounds aren't met; empty if they are
     judged: Sequence[Assessment]  # in their order, the chosen or nearest one last
-    frontier: Sequence[FrontierRow]  # by way, from dense down
+    frontier: Sequence[Assessment]  # what was predicted or judged, by way, from dense down
 
 
 def choose(
@@ -692,16 +679,11 @@ def choose(
     """
     begun = time.monotonic()
     with progress.task("stages", len(STAGES)) as tick:
-
-        def begin(stage: str) -> None:
-            progress.say(stage)
-            tick(STAGES.index(stage))
-
-        lab = Lab(model, dataset, bounds, config, progress, fresh=fresh, begin=begin)
+        lab = Lab(model, dataset, bounds, config, progress, fresh=fresh, tick=tick)
         judged = _judge(lab)
     why = _describe_miss(bounds, judged[-1])
     frontier = _list_frontier(lab, judged)
-    setup = lab.certify(judged, frontier, met=not why, seconds=time.monotonic() - begun)
+    setup = lab.certify(judged[-1], frontier, met=not why, seconds=time.monotonic() - begun)
     return Selection(setup, why, judged, frontier)
 
 
@@ -729,67 +711,56 @@ def _judge(lab: Lab) -> list[Assessment]:
     rivals = [candidate for candidate in rivals if candidate.method is None or candidate == reduced[-1]]
     paying = [candidate for candidate in rivals if judged[candidate].pays] or rivals
     met = [candidate for candidate in paying if not _describe_miss(lab.bounds, judged[candidate])]
-    last = judged.pop(min(met or paying, key=lambda candidate: judged[candidate].time[TOTAL]["estimate"]))
+    last = judged.pop(min(met or paying, key=lambda candidate: judged[candidate].ratio.estimate))
     return [*judged.values(), last]
 
 
-def _list_frontier(lab: Lab, judged: Sequence[Assessment]) -> list[FrontierRow]:
+def _list_frontier(lab: Lab, judged: Sequence[Assessment]) -> list[Assessment]:
     """Return what was predicted or judged, by way, the way with the fastest setup first, and from dense down."""
-    assessments = {assessment.candidate: assessment for assessment in judged}
-    rows = [FrontierRow(c, lab.predictions.get(c), assessments.get(c)) for c in {**lab.predictions, **assessments}]
-    least = {way: min(row.least for row in rows if row.candidate.way == way) for way in {r.candidate.way for r in rows}}
-    return sorted(rows, key=lambda row: (least[row.candidate.way], str(row.candidate.way), -row.candidate.keep))
+    rows = {one: Assessment(candidate=one) for one in lab.predictions} | {each.candidate: each for each in judged}
+    frontier = [dataclasses.replace(row, predicted=lab.predictions.get(one)) for one, row in rows.items()]
+    least = dict[Way, float]()
+    for row in frontier:
+        way = row.candidate.way
+        least[way] = min(least.get(way, math.inf), row.ratio.estimate)
+    return sorted(frontier, key=lambda row: (least[row.candidate.way], str(row.candidate.way), -row.candidate.keep))
 
 
 def _describe_miss(bounds: SetupBounds, assessment: Assessment) -> str:
     """Say which bound the ends of a setup's intervals miss, nothing if none."""
     for metric, least in bounds.floors.items():
-        figures = assessment.fidelity[metric]
+        mean = assessment.fidelity[metric]
         flag = f"--max-loss {bounds.max_loss}" if metric == CHANGE else f"--min-{metric} {least}"
-        if figures["low"] < least:
-            words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
+        if mean.low < least:
+            words = f"{mean.estimate:.5f}, by its interval at least {mean.low:.5f}"
             return f"{flag} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
-    ratio = assessment.time[TOTAL]
-    if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
-        words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
+    ratio = assessment.ratio
+    if bounds.speed_up is not None and ratio.high * bounds.speed_up > 1:
+        words = f"{1 / ratio.estimate:.2f} times as fast as dense, by its interval at least {1 / ratio.high:.2f}"
         return f"--speed-up {bounds.speed_up} is missed: it is {words}"
     return "" if assessment.pays else "it isn't clearly faster than the fastest dense tower that meets the bounds"
 
 
 def selection_table(selection: Selection) -> Table:
     """Show all setups that were measured or predicted, time against fidelity."""
-
-    def interval(figures: Mapping[str, float], digits: int) -> Cell:
-        mean, low, high = (f"{figures[end]:.{digits}f}" for end in ("estimate", "low", "high"))
-        return Cell(mean if low == high else f"{mean} [{low}, {high}]", figures["estimate"])
-
-    def fidelity(row: FrontierRow, metric: str) -> Cell:
-        if row.assessment is not None:
-            mean = row.assessment.fidelity[metric]
-            return points(Interval(**mean)) if metric == CHANGE else interval(mean, 4)
-        if row.predicted is not None and metric == COSINE:
-            return Cell(f"~{row.predicted.cosine:.4f}", row.predicted.cosine)
-        return UNMEASURED
-
     metrics = [metric for metric in WORDS if metric in selection.judged[-1].fidelity]
-    chosen, rows = selection.judged[-1].candidate, []
+    rows, names = [], ("setup", "runtime", "precision", "recipe")
     for row in selection.frontier:
-        one, judged = row.candidate, row.assessment
-        took = Cell(f"~{row.least:.3f}", row.least) if row.ratio is None else interval(row.ratio._asdict(), 3)
-        met = "–" if judged is None else "yes" if judged.passed else "no"
-        if one == chosen:
+        met = "–" if row.passed is None else "yes" if row.passed else "no"
+        if row.candidate == selection.judged[-1].candidate:
             met = "nearest" if selection.why else "chosen"
-        way = (one.way.runtime, one.way.precision, one.way.recipe or "–")
-        rows.append([one.name, *way, *(fidelity(row, metric) for metric in metrics), took, met])
+        took = _cell(row.ratio, 3) if row.time else Cell(f"~{row.ratio.estimate:.3f}", row.ratio.estimate)
+        way = row.candidate.way._replace(recipe=row.candidate.way.recipe or "–")
+        rows.append([row.candidate.name, *way, *(_fidelity_cell(row, metric) for metric in metrics), took, met])
     dataset = selection.setup.certificate["dataset"]
     held = dataset["held_out"]
     ways = [row.candidate.way for row in selection.frontier]
     return Table.of(
         f"Setups of {selection.setup.model} on {held['pictures']} held-out pictures of {dataset['name']} "
         f"({held['photographs']} photographs)",
-        ["setup", "runtime", "precision", "recipe", *(WORDS[metric] for metric in metrics), "x dense", "met"],
+        [*names, *(WORDS[metric] for metric in metrics), "x dense", "met"],
         rows,
-        words=("setup", "runtime", "precision", "recipe", "met"),
+        words=(*names, "met"),
         sections=frozenset(at for at in range(1, len(ways)) if ways[at] != ways[at - 1]),
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
         "photographs; x dense: time relative to dense in eager float32; met: whether it meets the bounds on fidelity",
@@ -797,20 +768,30 @@ def selection_table(selection: Selection) -> Table:
     )
 
 
+def _cell(mean: Interval, digits: int) -> Cell:
+    """Show an interval, its estimate alone where both ends read alike."""
+    text = f"{{:.{digits}f}}".format
+    return estimate_cell(mean.estimate if text(mean.low) == text(mean.high) else mean, text)
+
+
+def _fidelity_cell(row: Assessment, metric: str) -> Cell:
+    """Show a mean on pictures held out, or the cosine that is expected."""
+    if row.passed is not None:
+        return points(row.fidelity[metric]) if metric == CHANGE else _cell(row.fidelity[metric], 4)
+    if row.predicted is not None and metric == COSINE:
+        return Cell(f"~{row.predicted.cosine:.4f}", row.predicted.cosine)
+    return UNMEASURED
+
+
 def selection_chart(selection: Selection) -> Chart:
     """Return a chart of the setups, time against fidelity, a series for each way to run them."""
     series = dict[str, list[Dot]]()
     for row in selection.frontier:
-        judged, name = row.assessment, str(row.candidate.way)
-        if judged is not None:
-            mean, low, high = (1 - judged.fidelity[COSINE][end] for end in ("estimate", "low", "high"))
-            loss = Interval(*(max(value, LEAST_LOSS) for value in (mean, high, low)))
-        else:
-            assert row.predicted is not None
-            loss = exact(max(1 - row.predicted.cosine, LEAST_LOSS))
-        if judged is None or row.ratio is None:
-            name += ", predicted"
-        series.setdefault(name, []).append(Dot(row.ratio or exact(row.least), loss, row.candidate.name))
+        cosine = row.fidelity.get(COSINE) or (row.predicted and exact(row.predicted.cosine))
+        assert cosine is not None
+        mean, low, high = (max(1 - value, LEAST_LOSS) for value in cosine)
+        name = str(row.candidate.way) + ("" if row.time else ", predicted")
+        series.setdefault(name, []).append(Dot(row.ratio, Interval(mean, high, low), row.candidate.name))
     least = selection.setup.certificate["bounds"]["min_cosine"]
     return Chart(
         title=f"{selection.setup.model}: time against fidelity",

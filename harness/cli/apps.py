@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.apps.vectors.embed import Embedded
     from harness.apps.vectors.settings import EmbedJob
     from harness.apps.vectors.source import PictureSource, TextSource
+    from harness.records.statistics import Interval
     from zoo.deploy.export import FeatureAgreement
     from zoo.deploy.setup import Setup
 
@@ -78,9 +79,9 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
     return Shown(parts=(*parts, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
 
-def _faster(ratio: dict[str, float]) -> str:
+def _faster(ratio: "Interval") -> str:
     """Say how many times as fast something is, by a ratio of times with its interval."""
-    return f"{1 / ratio['estimate']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}] times as fast as"
+    return f"{1 / ratio.estimate:.2f} [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] times as fast as"
 
 
 def _describe_use(setup: "Setup", args: Namespace) -> str:

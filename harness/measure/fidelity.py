@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from harness.measure.rows import Variant, make_row, run
 from harness.records.metrics import NEIGHBOURS as NEAREST
 from harness.records.metrics import cosine_distance, neighbours, overlap, predicted
 from harness.records.record import DENSE
-from harness.records.statistics import over_images
+from harness.records.statistics import Interval, over_images
 from zoo.core.digests import digest
 from zoo.core.settings import check_fields
 from zoo.deploy.quantization import LEAST_PICTURES
@@ -88,9 +87,9 @@ class SetupBounds:
             shares.append((best - low) / (best - least))
         return max(shares)
 
-    def meets(self, figures: Mapping[str, Any]) -> bool:
+    def meets(self, figures: Mapping[str, Interval]) -> bool:
         """Tell whether the lower ends of all intervals in `Pictures.figures` meet the bounds on fidelity."""
-        return all(figures[metric]["low"] >= least for metric, least in self.floors.items())
+        return all(figures[metric].low >= least for metric, least in self.floors.items())
 
 
 def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
@@ -259,12 +258,13 @@ class Pictures:
             values[CHANGE] = (now.astype(float) - before).tolist()
         return values
 
-    def figures(self, values: Values, seed: int) -> dict[str, Any]:
+    def figures(self, values: Values, seed: int) -> dict[str, Interval]:
         """Return each metric's mean with its 95 % interval over photographs."""
         figures = {}
         for metric, each in values.items():
             padded = _pad(metric, each)
             more = self.groups.max() + 1 + np.arange(len(padded) - len(each))
-            _, low, high = over_images(padded, np.append(self.groups, more), seed) or (None, None, None)
-            figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
+            interval = over_images(padded, np.append(self.groups, more), seed)
+            assert interval is not None  # there are two photographs at least
+            figures[metric] = interval._replace(estimate=float(np.mean(each)))
         return figures

@@ -84,8 +84,6 @@ class Fake:
         self.times |= ratios
         return ratios
 
-    dense_times = Lab.dense_times
-
     def note(self, one: Candidate) -> None:
         self.predictions[one] = Prediction(self.share(one), self.cosine(one), self.times[one])
 

@@ -51,8 +51,8 @@ def test_no_loss_among_few_pictures_is_not_taken_for_none():
     assert SetupBounds(max_loss=2).share(none, 98) == pytest.approx(1.96 * math.sqrt(2) / 98 / 0.02, rel=0.03)
     split = Split(np.zeros(98, dtype=np.int64), str, lambda *_: None)
     figures = Pictures(split, np.arange(98), None).figures(none | {COSINE: [1.0] * 98}, 0)
-    assert figures[CHANGE]["estimate"] == 0
-    assert -0.035 < figures[CHANGE]["low"] < -0.02
+    assert figures[CHANGE].estimate == 0
+    assert -0.035 < figures[CHANGE].low < -0.02
     assert SetupBounds(max_loss=4, min_cosine=0.999).meets(figures)
     assert not SetupBounds(max_loss=1.5).meets(figures)
 
@@ -163,6 +163,6 @@ def test_intervals_are_over_photographs():
         split = Split(np.zeros(len(groups), dtype=np.int64), str, lambda *_: None)
         pictures = Pictures(split, groups, None)
         found = pictures.figures({COSINE: means[groups].tolist()}, 0)[COSINE]
-        return found["high"] - found["low"]
+        return found.high - found.low
 
     assert width(1) == pytest.approx(width(8), rel=0.1)
