@@ -69,6 +69,12 @@ def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.measure.timing.why_busy", lambda dense: "")
 
 
+@pytest.fixture(autouse=True)
+def _int8_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test int8 on any processor: it is right to rounding, if slow."""
+    monkeypatch.setattr("zoo.deploy.runtime.is_made_for_int8", lambda: True)
+
+
 @pytest.fixture
 def no_grad() -> Iterator[None]:
     """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.base.hints import describe_error
+from harness.base.lines import lock_file
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell, json_values, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -385,7 +386,8 @@ class Lab:
         self.say(f"{candidate}: writing its file")
         facts = setup.describe(self.tower) | {"random_weights": False}
         options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
-        export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
+        with lock_file(path, "the cache"):  # which removes what killed runs left
+            export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
         return load_exported(path).prepared
 
     def available(self, candidate: Candidate) -> bool:
@@ -580,7 +582,7 @@ def _order_runtimes(lab: Lab) -> list[str]:
     return sorted(times, key=lambda runtime: min(times[runtime], default=0.0))
 
 
-def _meeting(lab: Lab, rates: Sequence[Candidate], room: float = 1.0) -> Sequence[Candidate]:
+def _meeting(lab: Lab, rates: list[Candidate], room: float = 1.0) -> list[Candidate]:
     """Return those of ascending keep rates that use up at most ``room`` of the allowed loss."""
     return rates[bisect_left(rates, -room, key=lambda rate: -lab.share(rate)) :]
 
@@ -628,7 +630,7 @@ def _rounding(lab: Lab, tower: Candidate, inside: Candidate) -> float:
     return max(0.0, lab.share(tower) - lab.share(inside))
 
 
-def _forecast(lab: Lab, runtime: str, rates: Sequence[Candidate]) -> list[Forecast]:
+def _forecast(lab: Lab, runtime: str, rates: list[Candidate]) -> list[Forecast]:
     """Predict the method's lowest keep rate in each precision of a runtime in which it can still win.
 
     Two keep rates are timed in the fastest float precision of the runtime; without one, those in the process count.
@@ -750,8 +752,9 @@ def selection_table(selection: Selection) -> Table:
         if row.candidate == selection.judged[-1].candidate:
             met = "nearest" if selection.why else "chosen"
         took = _cell(row.ratio, 3) if row.time else Cell(f"~{row.ratio.estimate:.3f}", row.ratio.estimate)
-        way = row.candidate.way._replace(recipe=row.candidate.way.recipe or "–")
-        rows.append([row.candidate.name, *way, *(_fidelity_cell(row, metric) for metric in metrics), took, met])
+        runtime, precision, recipe = row.candidate.way
+        means = [_fidelity_cell(row, metric) for metric in metrics]
+        rows.append([row.candidate.name, runtime, precision, recipe or "–", *means, took, met])
     dataset = selection.setup.certificate["dataset"]
     held = dataset["held_out"]
     ways = [row.candidate.way for row in selection.frontier]

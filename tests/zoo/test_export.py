@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from zoo.core.errors import NoRoomError
 from zoo.deploy import export
 from zoo.deploy.export import DisagreementError, FeatureAgreement, export_model, load_exported
 from zoo.deploy.graph import record_graph
-from zoo.deploy.quantization import INT8
+from zoo.deploy.quantization import INT8, is_made_for_int8
 from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared, Target
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -283,6 +284,48 @@ def test_an_optimised_model_compiles_in_one_graph(tiny: Build, images: Tensor):
 @COMPILER
 def test_compiles_to_machine_code(tiny: Build, images: Tensor):
     check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
+
+
+@pytest.mark.parametrize("runtime", [name for name, each in RUNTIMES.items() if INT8 in each.precisions])
+def test_int8_needs_vnni(runtime: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_vnni": False}, raising=False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("zoo.deploy.runtime.is_made_for_int8", is_made_for_int8)
+    assert "int8 needs a processor with VNNI" in RUNTIMES[runtime].refusal(INT8)
+    assert "VNNI" in RUNTIMES[runtime].refusal(INT8, loading=True)
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert "VNNI" not in RUNTIMES[runtime].refusal(INT8)
+
+
+def test_ctrl_c_while_openvino_translates_stops(monkeypatch: pytest.MonkeyPatch):
+    """Its translator calls Python, and turns whatever is raised there into an error of its own."""
+    needs("openvino")
+    decoder = importlib.import_module("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
+    monkeypatch.setattr(decoder, "get_op_type", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        RUNTIMES[OPENVINO].make(Pool().eval(), Target(torch.rand(2, 3, 8, 8), "float32", None, None, None))
+
+
+class Pool(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, 0]).mean(1)
+
+
+@pytest.mark.parametrize(("calibration", "quoted"), [
+    (lambda pictures: pictures[:1].expand(100, -1, -1, -1), "1 different pictures to calibrate with, of 100"),
+    (lambda pictures: pictures, "7 of 71 pictures to calibrate with are among the 7 that the model is checked on"),
+])  # fmt: skip
+def test_pictures_that_can_not_calibrate(calibration: Callable, quoted: str, tiny: Build, tmp_path: Path):
+    needs("openvino", "nncf")
+    pictures = torch.randn(71, 3, 64, 64)
+    how = {"runtime": OPENVINO, "precision": INT8, "calibration": calibration(pictures)}
+    with pytest.raises(ValueError, match=quoted):
+        export_model(tiny("clip_vit_b16"), tmp_path / "model.xml", pictures[:7], **how)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_conversion_that_openvino_refuses_leaves_the_log_as_it_was():

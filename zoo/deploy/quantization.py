@@ -6,11 +6,13 @@ in float, too.
 """
 
 import logging
+import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -56,6 +58,17 @@ class GraphProduct(NamedTuple):
 
     name: str
     constants: Sequence[NDArray[Any]]
+
+
+def is_made_for_int8() -> bool:
+    """Tell whether the CPU sums products of int8 exactly in one instruction: on x86 by VNNI.
+
+    By others the sums of pairs may overflow, and int8 is hardly faster than float32.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.cpu._is_vnni_supported() or bool(known.get("avx_vnni"))
 
 
 def find_recipe(name: str) -> Recipe:

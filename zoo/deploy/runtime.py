@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.core.settings import PRECISIONS, expected, torch_dtype
 from zoo.deploy.graph import quiet, require_exportable
-from zoo.deploy.quantization import INT8, RECIPES, require_pictures
+from zoo.deploy.quantization import INT8, RECIPES, is_made_for_int8, require_pictures
 
 EAGER, OPTIMIZED, COMPILE, CUDA_GRAPHS = "eager", "optimized", "compile", "cuda-graphs"
 ONNXRUNTIME, OPENVINO, EXPORTED_PROGRAM, AOTI = "onnxruntime", "openvino", "exported-program", "aoti"
@@ -92,6 +92,8 @@ class Runtime(ABC):
             return f"{self.name} has no precision {precision!r}: {expected(precision, self.precisions)}"
         if self.devices and device.partition(":")[0] not in self.devices:
             return f"{self.name} runs on {' and '.join(self.devices)} alone, not on {device}"
+        if precision == INT8 and not is_made_for_int8():
+            return "int8 needs a processor with VNNI, and this one has none: give another precision"
         packages = dict.fromkeys(self.packages if loading else self.packages + self.writers, self.extra)
         if precision == INT8 and not loading:
             packages |= {"nncf": "openvino"}

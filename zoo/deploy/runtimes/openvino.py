@@ -35,13 +35,20 @@ class OpenVino(FileRuntime):
         abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if _ABILITIES[precision] in abilities:
             return ""
-        return f"OpenVINO computes no {precision} on this CPU: expected one of {', '.join(abilities)}"
+        able = ", ".join(name for name, ability in _ABILITIES.items() if ability in abilities)
+        return f"OpenVINO computes no {precision} on this CPU: expected one of {able}"
 
     def write(self, model: nn.Module, path: Path, target: Target) -> None:
         """Translate what torch records; weights go into a ``.bin`` beside the graph."""
         import openvino
 
-        graph = openvino.convert_model(record_graph(model, target.example, "float32"))
+        program = record_graph(model, target.example, "float32")
+        try:
+            graph = openvino.convert_model(program)
+        except Exception as error:
+            if KeyboardInterrupt.__name__ in str(error):  # which the translator makes an error of its own
+                raise KeyboardInterrupt from error
+            raise
         _break_ties(graph)
         if target.recipe is not None:
             assert target.calibration is not None
