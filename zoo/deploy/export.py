@@ -308,8 +308,9 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
     except ValueError:
         raise
     except Exception as error:  # runtimes of others raise whatever they like
-        reason = str(error).strip().splitlines()[-1:]
-        raise ValueError(f"{str(path)!r} can't be loaded by {runtime.name}: {' '.join(reason)}") from error
+        reason = " ".join(str(error).strip().splitlines()[-1:])
+        mend = "`patchrank export` writes it anew"
+        raise ValueError(f"{str(path)!r} can't be loaded by {runtime.name} ({reason}); {mend}") from error
     return ExportedModel(path=path, prepared=prepared, **vars(description))
 
 
