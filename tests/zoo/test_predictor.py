@@ -211,7 +211,8 @@ def test_the_users_predictor_comes_before_the_packaged_one_and_is_told(tmp_path:
     assert not said
     save(cache_folder() / "predictors" / name)
     assert find_predictor(NAME, TAG, 3).path.is_relative_to(tmp_path / "cache")
-    assert len(said) == 1 and f"{name} of your own is used, not the packaged one" in said[0]
+    assert len(said) == 1
+    assert f"{name} of your own is used, not the packaged one" in said[0]
 
 
 def test_a_saved_model_carries_its_predictor_and_scores_where_it_was_fitted(tiny: Build, tower: dict, tmp_path: Path):
