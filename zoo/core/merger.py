@@ -128,8 +128,8 @@ def pair_tokens(
         turn = near.where(goes, beyond)
         turn = turn if protection is None else turn * protection
         gone = ascending(turn.masked_fill(first, math.inf))[:, :r]
-        went = torch.zeros_like(turn).scatter(1, gone, math.inf)
-        near, into = lowest(rows(cost, gone) + went.unsqueeze(1))
+        went = (gone.unsqueeze(2) == positions).any(dim=1)
+        near, into = lowest(rows(cost, gone).masked_fill_(went.unsqueeze(1), math.inf))
         return gone, into, near
 
 

@@ -230,7 +230,7 @@ class Moves(NamedTuple):
             place = partition(goal == every)
             stay = invert(place)[:, : count - going]
         else:
-            place = torch.zeros_like(goal).scatter(1, stay, every_position(gone, count - going))
+            place = _put(torch.zeros_like(goal), stay, every_position(gone, count - going))
         last = _put(every, into, count + every_position(gone, going))
         # A GPU adds up by index in any order, and runtimes of exported models are slow or wrong at scattered sums.
         by_index = gone.device.type == "cpu" and not torch.compiler.is_exporting()
@@ -240,6 +240,11 @@ class Moves(NamedTuple):
     def source(self) -> Tensor:
         """Where each new token is in the n old ones followed by the r merged ones, (B, n - r)."""
         return self.last.gather(1, self.stay)
+
+    @property
+    def slot(self) -> Tensor:
+        """The last of the moves that end where each one does, (B, r)."""
+        return self.last.gather(1, self.into) - self.goal.shape[1]
 
     def add(self, values: Tensor) -> Tensor:
         """Return for each move the sum (B, C, r) of ``values`` (B, C, n) of all tokens that meet there."""
@@ -257,7 +262,7 @@ class Moves(NamedTuple):
         steps = (parts - target) * share.unsqueeze(2).to(parts.dtype)
         if self.alike is not None:
             return target + _product(self.alike, steps)
-        flat = _flat(self.last.gather(1, self.into) - self.goal.shape[1], steps.shape[1])
+        flat = _flat(self.slot, steps.shape[1])
         # Far faster than ``scatter_add``.
         sums = torch.zeros_like(steps).flatten(0, 1).index_add_(0, flat, steps.flatten(0, 1))
         return target + sums.index_select(0, flat).view_as(steps)
@@ -292,8 +297,7 @@ class Moves(NamedTuple):
     def _most(self, target: Tensor, parts: Tensor) -> Tensor:
         """Return for each move the most (B, r) of what the token that stays has (B, r) and what arrives (B, r)."""
         if self.alike is None:
-            slot = self.last.gather(1, self.into) - self.goal.shape[1]
-            return target.scatter_reduce(1, slot, parts, "amax").gather(1, slot)
+            return target.scatter_reduce(1, self.slot, parts, "amax").gather(1, self.slot)
         return torch.where(self.alike, parts.unsqueeze(1), -torch.inf).amax(dim=2).maximum(target)
 
 
@@ -305,7 +309,7 @@ def partition(first: Tensor) -> Tensor:
 
 def invert(place: Tensor) -> Tensor:
     """Return the position that goes to each place, (B, n), by the ``place`` (B, n) of each position."""
-    return torch.zeros_like(place).scatter(1, place, every_position(place, place.shape[1]))
+    return _put(place, place, every_position(place, place.shape[1]))
 
 
 def ascending(values: Tensor) -> Tensor:
