@@ -34,9 +34,11 @@ LAYOUTS = {"triton": "onnxruntime", "ovms": "openvino"}  # other people's server
 
 def run_choose(args: Namespace, progress: Progress) -> Shown:
     """Search, write the setup with its certificate, draw the frontier, and show how the setup is used."""
-    from harness.apps.choose import DENSE_RATIO, TOTAL, ChooseConfig, choose, selection_chart, selection_table
+    from harness.apps.choose import choose, selection_chart, selection_table
     from harness.base.lines import lock_file
+    from harness.measure.candidates import ChooseConfig
     from harness.measure.fidelity import SetupBounds
+    from harness.measure.lab import DENSE_RATIO, TOTAL
     from harness.report.charts import render
     from zoo.core.files import write_whole
 

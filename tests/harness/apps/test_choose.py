@@ -20,12 +20,14 @@ from killing import kill_when
 from PIL import Image
 
 import zoo
-from harness.apps import choose as module
-from harness.apps.choose import RATES, Candidate, ChooseConfig, Lab, Prediction, Way, build_ladder, choose
+from harness.apps.choose import build_ladder, choose, selection_table
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
+from harness.measure import candidates as module
+from harness.measure.candidates import RATES, Candidate, ChooseConfig, Way
 from harness.measure.fidelity import Pictures, SetupBounds
+from harness.measure.lab import Lab, Prediction
 from harness.measure.rows import rows_of, usual_methods
 from harness.measure.timing import BusyError
 from harness.records.record import DENSE, GOLDEN
@@ -278,7 +280,7 @@ def test_answers_meet_a_bound(named: Dataset, tower: Tower, monkeypatch):
     monkeypatch.setattr(module, "get_dataset", lambda name: named)
     choice = chosen(SetupBounds(max_loss=30))
     assert choice.setup.certificate["fidelity"]["diff_to_dense"]["low"] >= -0.3
-    assert "top-1, points" in module.selection_table(choice).heads
+    assert "top-1, points" in selection_table(choice).heads
     monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
     with pytest.raises(ValueError, match=r"--max-loss 30: clip_vit_b16\S* has no text tower"):
         chosen(SetupBounds(max_loss=30))

@@ -1,0 +1,322 @@
+"""Setups that may be chosen for a tower, made as each will run, and the pictures to choose by.
+
+A setup is a way to run a model (runtime, precision, int8 recipe), a method and a keep rate.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.base.hints import describe_error
+from harness.base.lines import lock_file
+from harness.datasets import get_dataset
+from harness.datasets.text_features import text_classifier
+from harness.measure.fidelity import Pictures, SetupBounds, split_pictures
+from harness.measure.rows import usual_methods
+from harness.measure.settings import Plan
+from harness.records.metrics import NEIGHBOURS as NEAREST
+from harness.records.record import DENSE
+from harness.records.statistics import LEAST_ROUNDS
+from harness.records.times import describe_machine
+from zoo.core.digests import digest, fingerprint
+from zoo.core.errors import NoRoomError
+from zoo.core.files import cache_file
+from zoo.core.host import Host, share_weights
+from zoo.core.reducer import METHODS, configure
+from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
+from zoo.deploy.export import export_model, load_exported
+from zoo.deploy.quantization import INT8, LEAST_PICTURES, calibration_digest
+from zoo.deploy.runtime import EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, Prepared, every_precision, find_runtime
+from zoo.deploy.setup import Setup
+from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
+from zoo.loading.preprocessing import describe_preprocessing
+from zoo.loading.towers import load_tower, split_method
+
+CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
+TRIED = (OPTIMIZED, OPENVINO, ONNXRUNTIME)  # runtimes where none are named
+MAKERS = ("clip-patchrank", "torch", "openvino", "nncf", "onnxruntime")  # what files and features depend on
+RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
+CHECKED = 16  # pictures on which a file is compared with its model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseConfig:
+    """The methods, runtimes and precisions to choose from, and how they are measured."""
+
+    methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
+    runtimes: tuple[str, ...] = ()  # none for `TRIED`
+    precisions: tuple[str, ...] = ()  # none for float32, the fastest of the device, and int8
+    calibration: int = 96  # pictures that int8 models are made with
+    search: int = 64  # pictures to search by
+    held_out: int = 256  # other pictures, that decide
+    batch: int = Plan.match_batch  # images per call, where time is measured
+    rounds: int = 9  # calls of setups in the end, at least
+    seconds: float = 5.0  # that these go on for
+    seed: int = 0  # of the split of pictures and of bootstraps
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        allowed = sorted(METHODS.keys() - CONTROLS)
+        for method in self.methods:
+            if method not in allowed:
+                control = " is a control to compare methods with" if method in CONTROLS else ""
+                raise ValueError(f"--methods {method!r}{control}: {expected(method, allowed)}")
+        for runtime in self.runtimes:
+            find_runtime(runtime)
+        ranges = {"search": "[8, inf)", "held_out": "[20, inf)", "batch": "[1, inf)", "seconds": "[0, inf)"}
+        ranges |= {"calibration": f"[{LEAST_PICTURES}, inf)", "rounds": f"[{LEAST_ROUNDS}, inf)"}
+        check_fields(self, precisions=every_precision(), **ranges)
+
+
+class Way(NamedTuple):
+    """How a model is run."""
+
+    runtime: str
+    precision: str
+    recipe: str | None = None  # of a precision that has some
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}" + (f" by {self.recipe}" if self.recipe else "")
+
+    @property
+    def from_file(self) -> bool:
+        """Whether the runtime runs a file."""
+        return bool(find_runtime(self.runtime).suffix)
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """By which the precision can be made, the fastest first; none of a float precision."""
+        return find_runtime(self.runtime).recipes(self.precision)
+
+
+class Candidate(NamedTuple):
+    """A setup that may be chosen; ``method`` None is the dense tower."""
+
+    way: Way
+    method: str | None = None
+    keep: float = 1.0
+    rule: tuple[tuple[str, Any], ...] = ()  # options of another rule for reduction points than the method's default
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options that aren't its defaults."""
+        return {} if self.method is None else {"keep": self.keep, **dict(self.rule)}
+
+    @property
+    def rates(self) -> list["Candidate"]:
+        """The same at all keep rates that are tried, ascending."""
+        return [self._replace(keep=keep) for keep in RATES]
+
+    @property
+    def name(self) -> str:
+        """The method with its keep rate and the rule for its reduction points."""
+        if self.method is None:
+            return DENSE
+        words = [f"{name}={value}" for name, value in self.rule]
+        return f"{self.method} {100 * self.keep:.0f}" + (f" with {', '.join(words)}" if words else "")
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.way}"
+
+
+class Workshop:
+    """A tower with its reductions, made as they are run; the user's cache keeps exported files."""
+
+    def __init__(
+        self, model: str, dataset: str, bounds: SetupBounds, config: ChooseConfig, say: Callable[[str], object]
+    ) -> None:
+        """Load the tower, find how it can be run and reduced, and split the pictures."""
+        self.model, method, _ = split_method(model)
+        if method is not None:
+            raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {self.model!r}")
+        self.bounds, self.config, self.say, self.tower = bounds, config, say, load_tower(self.model)
+        vit = self.tower.vit.to(config.device)
+        self.example = torch.zeros(1, 3, *vit.input_size, device=config.device)
+        self.weights = fingerprint(vit)
+        self.left_out: dict[str, str] = {}  # methods and ways that can't be had, with the reason
+        self.inside = self._prepare_inside()  # the dense tower as the process runs it, the fastest first
+        self.ways = self._find_ways()
+        self.reductions = self._find_reductions()
+        self.predictors = self._find_predictors()
+        self.dataset = get_dataset(dataset)
+        self.calibration, self.search, self.held_out = self._split_pictures()
+        if not self.ways:
+            reasons = "; ".join(f"{what}: {why}" for what, why in self.left_out.items())
+            raise ValueError(f"--runtimes and --precisions leave no way to run the tower: {reasons}")
+        self.calibrated = calibration_digest(self.calibration.images) if len(self.calibration) else None
+        self.machine = describe_machine(torch.device(config.device))
+        self.makers = [_version(name) for name in MAKERS] + [
+            self.machine[name] for name in ("device_name", "cpu_capability")
+        ]
+        self._loaded: dict[Candidate, Prepared] = {}
+
+    def _prepare_inside(self) -> dict[Way, Prepared]:
+        """Return the dense tower as the process runs it, in float32, the device's fastest precision and those named."""
+        fast, inside = best_precision(self.config.device), dict[Way, Prepared]()
+        precisions = {"float32", fast, *self.config.precisions} & {*PRECISIONS}
+        for precision in sorted(precisions, key=lambda name: (name != fast, name)):
+            prepared, why = Setup(model=self.model, precision=precision).prepare(self.tower.vit, self.example)
+            inside[Way(EAGER if why else OPTIMIZED, precision)] = prepared
+            if why:
+                self.say(f"models in {precision} run as they are: {why}")
+        return inside
+
+    def _find_ways(self) -> list[Way]:
+        """Return the ways in which models can be run here, recipes left open, and say which can't be had."""
+        config, ways = self.config, list[Way]()
+        precisions = config.precisions or tuple(dict.fromkeys(("float32", best_precision(config.device), INT8)))
+        for runtime in map(find_runtime, config.runtimes or TRIED):
+            if not config.runtimes and runtime.devices and torch.device(config.device).type not in runtime.devices:
+                continue
+            refused: dict[str, list[str]] = {}
+            for precision in (each for each in precisions if each in runtime.precisions):
+                if why := runtime.refusal(precision, config.device):
+                    refused.setdefault(why, []).append(precision)
+                elif runtime.name == OPTIMIZED:
+                    ways += [way for way in self.inside if way.precision == precision]
+                else:
+                    ways.append(Way(runtime.name, precision))
+            for why, names in refused.items():
+                self._leave_out(f"{runtime.name} in {', '.join(names)}", why)
+        return ways
+
+    def _leave_out(self, what: str, why: str) -> None:
+        self.left_out[what] = why
+        self.say(f"{what} is left out: {why}")
+
+    def _find_reductions(self) -> list[Candidate]:
+        """Return the reductions that the tower can run, each at its highest keep rate; those named must run."""
+        way = next(iter(self.inside))
+        names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
+        reductions = []
+        for name in names:
+            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(self.tower.vit.depth)):
+                candidate = Candidate(way, name, RATES[-1], tuple(rule.items()))
+                try:
+                    self._reduce(candidate)
+                    reductions.append(candidate)
+                except (ValueError, FileNotFoundError) as error:
+                    if self.config.methods:
+                        raise
+                    self._leave_out(name, describe_error(error))
+        return reductions
+
+    def _split_pictures(self) -> list[Pictures]:
+        """Return the pictures to calibrate with, to search by and held out; without enough of the first no int8."""
+        calibrated = [way for way in self.ways if way.recipes]
+        sizes = (self.config.calibration if calibrated else 0, self.config.search, self.config.held_out)
+        how: dict[str, Any] = {"learned": self._find_learned(), "classifier": self._find_classifier()}
+        parts = split_pictures(self.dataset, sizes, self.config.seed, tower=self.tower, **how)
+        if calibrated and not len(parts[0]):
+            self.ways = [way for way in self.ways if way not in calibrated]
+            lack = f"its share of {self.dataset.asked_as!r} is less than {LEAST_PICTURES} different pictures"
+            self._leave_out(INT8, f"{lack} to calibrate with; give more pictures")
+        least = self.bounds.min_neighbours
+        if least is not None and (few := min(map(len, parts[1:]))) <= NEAREST:
+            raise ValueError(f"--min-neighbours {least:g} of {few} pictures: expected more than {NEAREST}; give more")
+        return parts
+
+    def _find_learned(self) -> set[str]:
+        """Return the names of the datasets that predictors were fitted to."""
+        provenances = [PredictorFile.read(path).provenance or {} for path in self.predictors]
+        return {name for each in provenances for name in dataset_names(each.get("rankings", []), "dataset")}
+
+    def _find_classifier(self) -> Tensor | None:
+        """Return the classifier that a bound on top-1 needs."""
+        if (loss := self.bounds.max_loss) is None:
+            return None
+        if self.tower.clip is not None and self.dataset.labelled:
+            return text_classifier(self.tower.clip, self.dataset)[0]
+        lack = f"dataset {self.dataset.name!r} has no classes"
+        if self.tower.clip is None:
+            lack = f"{self.tower.name} has no text tower"
+        raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
+
+    def _find_predictors(self) -> list[Path]:
+        """Return the files of all predictors that reductions use."""
+        depth = self.tower.vit.depth
+        configs = [configure(str(row.method), row.options, depth) for row in self.reductions]
+        blocks = {block for config in configs if (block := config.predictor_block(depth)) is not None}
+        return sorted(find_predictor(self.tower.arch, self.tower.tag, block).path for block in blocks)
+
+    def _reduce(self, candidate: Candidate) -> Host:
+        return self.find_setup(candidate).reduce(self.tower)
+
+    def find_setup(self, candidate: Candidate) -> Setup:
+        """Return a candidate's setup; its options are those that aren't the method's defaults."""
+        return Setup(model=self.model, method=candidate.method, options=candidate.options, **candidate.way._asdict())
+
+    def serve(self, candidate: Candidate) -> Prepared:
+        """Make a candidate as it is run, in the process or from its file; raise what reducing and exporting do.
+
+        In the process all share the dense tower's weights.
+        """
+        way = candidate.way
+        if way.from_file:
+            if candidate not in self._loaded:
+                self._loaded[candidate] = self._load(candidate)
+            return self._loaded[candidate]
+        reduced = self._reduce(candidate)
+        if way not in self.inside:
+            return find_runtime(way.runtime).prepare(reduced, self.example, way.precision)
+        dense: Any = self.inside[way].call
+        vit = share_weights(dense, type(dense))
+        vit.reducer = reduced.reducer
+        if vit.reducer is not None and way.runtime == EAGER:
+            vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(way.precision))
+        return dataclasses.replace(self.inside[way], call=vit)
+
+    def find_file(self, candidate: Candidate) -> Path:
+        """Return the place of a candidate's exported file in the cache."""
+        way, preprocess = candidate.way, self.tower.preprocess
+        what = (self.weights, candidate.method, candidate.options, way, [digest(path) for path in self.predictors])
+        calibrated = self.calibrated if way.recipe else None
+        name = digest(what, calibrated, self.makers, describe_preprocessing(preprocess))
+        return cache_file("exports", f"{name}{find_runtime(way.runtime).suffix}")
+
+    def _load(self, candidate: Candidate) -> Prepared:
+        """Load a candidate's exported file, which is made if it isn't there whole; raise what that does."""
+        path, way, setup = self.find_file(candidate), candidate.way, self.find_setup(candidate)
+        with suppress(OSError, ValueError):  # not there, or damaged
+            return load_exported(path).prepared
+        self.say(f"{candidate}: writing its file")
+        facts = setup.describe(self.tower) | {"random_weights": False}
+        options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
+        with lock_file(path, "the cache"):  # which removes what killed runs left
+            export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
+        return load_exported(path).prepared
+
+    def available(self, candidate: Candidate) -> bool:
+        """Make a candidate, and tell whether the tower can have it in its way; say why not, if it is the runtime's."""
+        if str(candidate) in self.left_out:
+            return False
+        try:
+            self._reduce(candidate)
+        except ValueError:  # such as ToMe's that would merge more than half of the tokens
+            return False
+        try:
+            self.serve(candidate)
+        except NoRoomError:
+            raise
+        except Exception as error:
+            if not find_runtime(candidate.way.runtime).is_refusal(error):
+                raise
+            self._leave_out(str(candidate), describe_error(error).partition("\n")[0])
+            return False
+        return True
+
+
+def _version(package: str) -> str:
+    """Return a package with its version, or without one where it isn't installed."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
