@@ -48,7 +48,8 @@ _HINTS: dict[str, Callable[..., str]] = {
     "prompts": _fit_prompts,
     "recovery": _fit_recovery,
     "schedule": lambda: "search one with: patchrank fit schedule",
-    "exported model": lambda: "write both with: patchrank export --output FILE",
+    "exported model": lambda: "write it anew with: patchrank export --output FILE",
+    "setup": lambda: "choose again, which takes what is cached: patchrank choose --output FILE",
     "weights": lambda: "to time or export a model without weights, add --random-weights",
     "model": lambda: "see all with: patchrank list",
     "keep rate": lambda model, method, keep: (

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from zoo.deploy.export import export_model, load_exported
 from zoo.deploy.quantization import INT8, LEAST_PICTURES, calibration_digest
 from zoo.deploy.runtime import EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, Prepared, every_precision, find_runtime
 from zoo.deploy.setup import Setup
-from zoo.loading.learned_files import PredictorFile, dataset_names, find_predictor
+from zoo.loading.learned_files import PredictorFile, find_predictor
 from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.towers import load_tower, split_method
 
@@ -213,7 +214,8 @@ class Workshop:
         """Return the pictures to calibrate with, to search by and held out; without enough of the first no int8."""
         calibrated = [way for way in self.ways if way.recipes]
         sizes = (self.config.calibration if calibrated else 0, self.config.search, self.config.held_out)
-        how: dict[str, Any] = {"learned": self._find_learned(), "classifier": self._find_classifier()}
+        learned = {name for path in self.predictors for name in PredictorFile.read(path).datasets}
+        how: dict[str, Any] = {"learned": learned, "classifier": self._find_classifier()}
         parts = split_pictures(self.dataset, sizes, self.config.seed, tower=self.tower, **how)
         if calibrated and not len(parts[0]):
             self.ways = [way for way in self.ways if way not in calibrated]
@@ -223,11 +225,6 @@ class Workshop:
         if least is not None and (few := min(map(len, parts[1:]))) <= NEAREST:
             raise ValueError(f"--min-neighbours {least:g} of {few} pictures: expected more than {NEAREST}; give more")
         return parts
-
-    def _find_learned(self) -> set[str]:
-        """Return the names of the datasets that predictors were fitted to."""
-        provenances = [PredictorFile.read(path).provenance or {} for path in self.predictors]
-        return {name for each in provenances for name in dataset_names(each.get("rankings", []), "dataset")}
 
     def _find_classifier(self) -> Tensor | None:
         """Return the classifier that a bound on top-1 needs."""
@@ -285,12 +282,13 @@ class Workshop:
     def _load(self, candidate: Candidate) -> Prepared:
         """Load a candidate's exported file, which is made if it isn't there whole; raise what that does."""
         path, way, setup = self.find_file(candidate), candidate.way, self.find_setup(candidate)
-        with suppress(OSError, ValueError):  # not there, or damaged
-            return load_exported(path).prepared
-        self.say(f"{candidate}: writing its file")
         facts = setup.describe(self.tower) | {"random_weights": False}
         options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
-        with lock_file(path, "the cache"):  # which removes what killed runs left
+        waits = partial(self.say, f"{candidate}: another run writes its file, which is waited for")
+        with lock_file(path, "the cache", waits):  # which removes what killed runs left
+            with suppress(OSError, ValueError):  # not there, or damaged
+                return load_exported(path).prepared
+            self.say(f"{candidate}: writing its file")
             export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
         return load_exported(path).prepared
 

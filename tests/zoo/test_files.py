@@ -47,6 +47,18 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows can't be asked which processes are over")
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_path: Path):
+    with subprocess.Popen(["true"]) as over:
+        over.wait()
+    start = f".file.{socket_module.gethostname()}"
+    for name in (f"{start}-{over.pid}", f"{start}-{os.getppid()}", ".file.elsewhere-1", ".fil.1"):
+        (tmp_path / f"{name}.partial").touch()
+    write_whole(tmp_path / "file", b"whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"file", f"{start}-{os.getppid()}.partial", ".file.elsewhere-1.partial", ".fil.1.partial"}
+
+
 def test_a_link_stays_and_what_it_leads_to_is_replaced_with_its_mode(tmp_path: Path):
     target, link, dangling = tmp_path / "there" / "file", tmp_path / "link", tmp_path / "dangling"
     target.parent.mkdir()

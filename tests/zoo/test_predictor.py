@@ -169,6 +169,12 @@ def save(path: Path, seed: int = 0, arch: str = "conv", **facts: Any) -> Predict
     return copy.deepcopy(predictor).half().float()
 
 
+def test_a_file_that_does_not_say_what_it_was_fitted_to_is_named(tmp_path: Path):
+    facts = {"model": NAME, "tag": TAG, "block": 3, "options": {}, "provenance": {"rankings": [{"dataset": 3}]}}
+    with pytest.raises(ValueError, match=r"predictor '.*p' doesn't say what it was fitted to: 'dataset' of a data set"):
+        sorted(PredictorFile(path=tmp_path / "p", **facts).datasets)
+
+
 def holds(network: nn.Module, saved: Predictor) -> bool:
     pairs = zip(network.state_dict().values(), saved.state_dict().values(), strict=True)
     return all(torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, the kinds of file, and this user's cache."""
 
 import contextlib
+import glob
 import os
 import shutil
 import socket
@@ -63,6 +64,19 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
 
 
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes of this machine left of a file; Windows can't be asked which are over."""
+    start = glob.escape(f".{path.name}.{socket.gethostname()}-")
+    for left in path.parent.glob(f"{start}*{PARTIAL}") if os.name == "posix" else ():
+        number = left.name.removesuffix(PARTIAL).rpartition("-")[2]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, OSError, OverflowError):
+            pass  # none of ours, or another user's
+
+
 def write_whole(path: Path, content: bytes | Path) -> None:
     """Write a file whole or not at all, whenever the machine stops; where a link leads, and with the mode that it had.
 
@@ -82,6 +96,7 @@ def write_whole(path: Path, content: bytes | Path) -> None:
         if kind is not None:
             path.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
             return
+        _remove_left(path)
         if isinstance(content, Path):
             shutil.move(content, partial)
         else:

@@ -247,16 +247,18 @@ def read_description(path: Path) -> ExportDescription:
     if not path.is_file():
         raise add_remedy(FileNotFoundError(f"no exported model at {str(path)!r}"), "exported model")
     if not beside.is_file():
-        raise FileNotFoundError(f"{str(path)!r} has no {beside.name} beside it; `patchrank export` writes both")
+        raise add_remedy(FileNotFoundError(f"{str(path)!r} has no {beside.name} beside it"), "exported model")
     try:
         values, known = strict_json(beside.read_bytes()), {each.name for each in fields(ExportDescription)}
         values = {name: value for name, value in from_json(dict[str, Any], values, "it").items() if name in known}
         description: ExportDescription = from_json(ExportDescription, values, "it")
         siblings = _siblings(path, description.files)
     except ValueError as error:
-        raise ValueError(f"{str(beside)!r} doesn't describe an exported model: {error}") from error
+        message = f"{str(beside)!r} doesn't describe an exported model: {error}"
+        raise add_remedy(ValueError(message), "exported model") from error
     if missing := [file for file in siblings if not file.is_file()]:
-        raise FileNotFoundError(f"{str(path)!r} needs {str(missing[0])!r}, which is missing")
+        message = f"{str(path)!r} needs {str(missing[0])!r}, which is missing"
+        raise add_remedy(FileNotFoundError(message), "exported model")
     return description
 
 
@@ -309,8 +311,8 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
         raise
     except Exception as error:  # runtimes of others raise whatever they like
         reason = " ".join(str(error).strip().splitlines()[-1:])
-        mend = "`patchrank export` writes it anew"
-        raise ValueError(f"{str(path)!r} can't be loaded by {runtime.name} ({reason}); {mend}") from error
+        message = f"{str(path)!r} can't be loaded by {runtime.name} ({reason})"
+        raise add_remedy(ValueError(message), "exported model") from error
     return ExportedModel(path=path, prepared=prepared, **vars(description))
 
 

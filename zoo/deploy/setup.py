@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.digests import fingerprint, weights_digest
+from zoo.core.errors import add_remedy
 from zoo.core.files import write_whole
 from zoo.core.host import Host
 from zoo.core.json_reader import from_json, strict_json
@@ -36,7 +37,6 @@ from zoo.loading.weights import FOLDER, HUB
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"
-_AGAIN = "choose again, which takes what is cached: patchrank choose --output FILE"
 _PREFIXES = (TIMM, OPEN_CLIP, TRANSFORMERS, FOLDER, HUB)
 
 
@@ -201,7 +201,8 @@ class Setup:
         if self.exported is not None:
             model = self.load_exported()
             if model.weights_sha256 != fingerprint(vit):
-                raise ValueError(f"{self.exported!r} was made of other weights than those of {self.name}; {_AGAIN}")
+                message = f"{self.exported!r} was made of other weights than those of {self.name}"
+                raise add_remedy(ValueError(message), "setup")
             return model.prepared, ""
         if runtime.recipes(self.precision):
             raise ValueError(
@@ -221,9 +222,9 @@ class Setup:
         try:
             model = load_exported(str(self.exported))
         except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{error}; {_AGAIN}") from error
+            raise add_remedy(type(error)(str(error)), "setup") from error
         if self.exported_sha256 not in (None, model.digest):
-            raise ValueError(f"{self.exported!r} has changed since it was chosen; {_AGAIN}")
+            raise add_remedy(ValueError(f"{self.exported!r} has changed since it was chosen"), "setup")
         return model
 
     def build(self) -> Callable[[Tensor], Tensor]:

@@ -160,6 +160,14 @@ class PredictorFile(LearnedFile):
     kind, verb = "predictor", "fitted to"
     mends = ("model", "tag", "block", "options")
 
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the data sets that it was fitted to; ValueError if the facts about the rankings are malformed."""
+        try:
+            return dataset_names((self.provenance or {}).get("rankings", []), "dataset")
+        except ValueError as error:
+            raise self.refusal(f"doesn't say what it was fitted to: {error}") from error
+
     def fill(self, options: dict[str, Any]) -> None:
         """Add the network's shape to ``options``; raise ValueError if they ask for another network."""
         for key, value in self.options.items():

@@ -1,6 +1,9 @@
 """OpenVINO: its graph, translated from what torch records."""
 
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +46,8 @@ class OpenVino(FileRuntime):
         import openvino
 
         program = record_graph(model, target.example, "float32")
-        try:
+        with _interruptible():
             graph = openvino.convert_model(program)
-        except Exception as error:
-            if KeyboardInterrupt.__name__ in str(error):  # which the translator makes an error of its own
-                raise KeyboardInterrupt from error
-            raise
         _break_ties(graph)
         if target.recipe is not None:
             assert target.calibration is not None
@@ -79,6 +78,27 @@ class OpenVino(FileRuntime):
         low = "bfloat16" if as_they_come and not self.refusal("bfloat16", loading=True) else "float32"
         hint = {"INFERENCE_PRECISION_HINT": (low if precision == INT8 else precision).replace("float", "f")}
         return hint | ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if as_they_come else {})
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end if Ctrl-C was pressed, which OpenVINO swallows or makes another error of."""
+    handler, pressed = signal.getsignal(signal.SIGINT), list[int]()
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            raise KeyboardInterrupt
 
 
 def _break_ties(graph: Any) -> None:
