@@ -27,21 +27,21 @@ def hold_lock(
     path: Path,
     output: Path | None = None,
     flag: str = "--output",
-    waits: Callable[[], object] | None = None,
+    on_wait: Callable[[], object] | None = None,
 ) -> Iterator[bool]:
     """Keep other processes out while the body runs; yield False if the file system has no locks.
 
-    Wait for the lock, or, if another run writes to the ``output`` that a flag names, raise a ValueError at once; with
-    ``waits`` call that, then wait.
+    Wait for the lock. If another run writes to the ``output`` that a flag names, call ``on_wait`` before waiting;
+    without ``on_wait`` raise a ValueError at once.
     """
     lock = FileLock(path, timeout=-1 if output is None else 0)
     try:
         lock.acquire()
     except Timeout:
-        if waits is None:
+        if on_wait is None:
             busy = f"another run is writing to {str(output)!r}: wait for its end, or use another {flag}"
             raise ValueError(busy) from None
-        waits()
+        on_wait()
         lock.acquire(timeout=-1)
     except (OSError, NotImplementedError):
         yield False
@@ -98,18 +98,18 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
 
 
 @contextlib.contextmanager
-def lock_file(path: Path | None, flag: str = "--output", waits: Callable[[], object] | None = None) -> Iterator[None]:
+def lock_file(path: Path | None, flag: str = "--output", on_wait: Callable[[], object] | None = None) -> Iterator[None]:
     """Keep other runs from writing a file while the body runs; remove partial files that killed runs left beside it.
 
-    Do nothing if ``path`` is None, or a pipe or device. ValueError if another run writes the file, which
-    is waited for if there is something to call first, ``waits``; OSError if it can't be written.
+    Do nothing if ``path`` is None, or a pipe or device. If another run writes the file, call ``on_wait`` and wait;
+    without ``on_wait`` raise a ValueError. Raise an OSError if the file can't be written.
     """
     if path is None or kind_of(path) in (PIPE, DEVICE):
         yield
         return
     require_appendable(path, flag)
     path = Path(os.path.realpath(path))
-    with hold_lock(_lock_path(path), path, flag, waits) as alone:
+    with hold_lock(_lock_path(path), path, flag, on_wait) as alone:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}") if alone else ():
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         yield

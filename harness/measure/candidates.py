@@ -282,13 +282,13 @@ class Workshop:
     def _load(self, candidate: Candidate) -> Prepared:
         """Load a candidate's exported file, which is made if it isn't there whole; raise what that does."""
         path, way, setup = self.find_file(candidate), candidate.way, self.find_setup(candidate)
-        facts = setup.describe(self.tower) | {"random_weights": False}
-        options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
-        waits = partial(self.say, f"{candidate}: another run writes its file, which is waited for")
-        with lock_file(path, "the cache", waits):  # which removes what killed runs left
+        on_wait = partial(self.say, f"{candidate}: waiting for another run, which writes its file")
+        with lock_file(path, "the cache", on_wait):  # which removes what killed runs left
             with suppress(OSError, ValueError):  # not there, or damaged
                 return load_exported(path).prepared
             self.say(f"{candidate}: writing its file")
+            facts = setup.describe(self.tower) | {"random_weights": False}
+            options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
             export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
         return load_exported(path).prepared
 

@@ -65,9 +65,9 @@ def partial_of(path: Path) -> Path:
 
 
 def _remove_left(path: Path) -> None:
-    """Remove what killed processes of this machine left of a file; Windows can't be asked which are over."""
-    start = glob.escape(f".{path.name}.{socket.gethostname()}-")
-    for left in path.parent.glob(f"{start}*{PARTIAL}") if os.name == "posix" else ():
+    """Remove partial files that killed processes of this machine left; Windows can't tell which processes ended."""
+    start = glob.escape(partial_of(path).name.rpartition("-")[0])
+    for left in path.parent.glob(f"{start}-*{PARTIAL}") if os.name == "posix" else ():
         number = left.name.removesuffix(PARTIAL).rpartition("-")[2]
         try:
             os.kill(int(number), 0)

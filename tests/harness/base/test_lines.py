@@ -90,8 +90,8 @@ def test_one_run_writes_a_file_and_removes_what_killed_ones_left(tmp_path: Path)
             left.touch()
         with pytest.raises(ValueError, match=r"another run is writing to .*out\.pt2': wait for its end"):
             lock_file(link).__enter__()
-        with pytest.raises(KeyboardInterrupt):  # it asks for a call before it waits
-            lock_file(link, waits=Mock(side_effect=KeyboardInterrupt)).__enter__()
+        with pytest.raises(KeyboardInterrupt):  # ``on_wait`` is called before the wait
+            lock_file(link, on_wait=Mock(side_effect=KeyboardInterrupt)).__enter__()
     with lock_file(link):
         assert {one for one in path.parent.iterdir() if one.suffix != ".lock"} == set(others)
     with lock_file(Path("/dev/null")), lock_file(Path("/dev/null")), lock_file(None):

@@ -82,7 +82,7 @@ class OpenVino(FileRuntime):
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the end if Ctrl-C was pressed, which OpenVINO swallows or makes another error of."""
+    """Raise KeyboardInterrupt at the end if Ctrl-C was pressed: OpenVINO ignores it or raises another error."""
     handler, pressed = signal.getsignal(signal.SIGINT), list[int]()
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
