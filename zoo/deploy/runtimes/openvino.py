@@ -1,6 +1,7 @@
 """OpenVINO: its graph, translated from what torch records."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from zoo.core.settings import PRECISIONS
 from zoo.deploy.graph import record_graph
 from zoo.deploy.quantization import INT8, GraphProduct, calibration_batches, find_recipe, quantize
 from zoo.deploy.runtime import OPENVINO, FileRuntime, Prepared, Target, register_runtime
+
+# OpenVINO and NNCF would report each use to a web service, from a process that they fork off a thread of ours. Both
+# work without this package.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # Of a CPU, as OpenVINO names them.
 _ABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", INT8: "INT8"}
