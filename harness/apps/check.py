@@ -4,6 +4,7 @@ The first row of a name in it has its method's defaults; other rows of the name 
 default that changes later is seen as a changed setting, and isn't taken for an option.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ from harness.datasets.few_shot import turns
 from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench, Costs
-from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
+from harness.measure.exports import ExportCache
+from harness.measure.rows import Variant, known_methods, make_row, runtime_row, usual_methods
 from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
 from harness.records.averages import protocol, tower_of
@@ -53,7 +55,7 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, tower_name
-from zoo.deploy.runtime import OPTIMIZED
+from zoo.deploy.runtime import RUNTIMES, find_runtime
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import TIMM, Tower, load_tower, split_name
@@ -313,9 +315,12 @@ def _measure_rows(
     """Measure rows of the plan's tower, one dataset after the other."""
     tower = load_tower(plan.models[0])
     clip = tower.require_clip()
-    methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
+    methods = (*known_methods(), *RUNTIMES)  # others aren't registered any more
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
-    variants = {name: _variant(tower, row) for name, row in unique.items()}
+    exports = None
+    if any(row.method in RUNTIMES and find_runtime(row.method).suffix for row in every):
+        exports = ExportCache.with_photos(tower._replace(vit=copy.deepcopy(tower.vit)), progress.say)
+    variants = {name: _variant(tower, row, exports) for name, row in unique.items()}
     weights, costs = fingerprint(tower.vit), Costs()
     for where in dict.fromkeys(row.dataset for row in every):
         dataset, rows = get_dataset(where), [row for row in every if row.dataset == where]
@@ -329,9 +334,10 @@ def _measure_rows(
         yield from ((row, now.get(row.name)) for row in rows)
 
 
-def _variant(tower: Tower, row: CheckRow) -> Variant:
-    if row.method == OPTIMIZED:
-        return optimized_row(make_row(tower, DENSE, {}))
+def _variant(tower: Tower, row: CheckRow, exports: ExportCache | None) -> Variant:
+    if row.method in RUNTIMES:
+        assert row.record is not None
+        return runtime_row(make_row(tower, DENSE, {}), row.method, row.record.method_config["precision"], exports)
     options = {} if row.method in (DENSE, GOLDEN) else row.options
     return make_row(tower, row.method, {"keep": row.keep, **options}, row.what if options else "")
 

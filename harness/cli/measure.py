@@ -83,8 +83,17 @@ def _plan_of(args: Namespace) -> "Plan":
         methods=methods,
         match=args.match if reduced else "keep",
         match_to=args.match_to or reference_of(methods) or next(iter(reduced), Plan.match_to),
-        optimized=args.methods is None and args.shots == [0],
+        runtimes=_runtimes_of(args),
     )
+
+
+def _runtimes_of(args: Namespace) -> tuple[str, ...]:
+    """Return the runtimes of further dense rows: by default, without other flags, the fastest that are here."""
+    from zoo.deploy.runtime import OPENVINO, OPTIMIZED, find_runtime
+
+    if args.runtimes is not None or args.methods is not None or args.shots != [0]:
+        return tuple(dict.fromkeys(args.runtimes or ()))
+    return (OPTIMIZED,) if find_runtime(OPENVINO).refusal("float32", args.device) else (OPTIMIZED, OPENVINO)
 
 
 def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The measuring loop: rows of a dense tower side by side on a dataset, as records."""
 
+import copy
 import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset
 from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
+from harness.measure.exports import ExportCache
 from harness.measure.plan import costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     Judge,
@@ -27,8 +29,8 @@ from harness.measure.rows import (
     Variant,
     captions_of,
     feature_probe,
-    optimized_row,
     recovered_rows,
+    runtime_rows,
     variants,
 )
 from harness.measure.settings import Plan
@@ -48,7 +50,7 @@ from harness.records.record import (
 )
 from zoo.core.digests import digest, fingerprint
 from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import OPTIMIZED
+from zoo.deploy.runtime import RUNTIMES, find_runtime
 from zoo.loading.towers import Tower, load_tower, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
@@ -76,7 +78,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
-            if row.method != OPTIMIZED:  # which is in its place
+            if row.method not in RUNTIMES:  # which is in its place
                 row.vit.to(self.plan.device, torch_dtype(self.plan.precision))
 
     @classmethod
@@ -99,12 +101,11 @@ class Bench:
         else:
             rows = matched_rows(tower, plan, progress, known)
         rows += recovered_rows(tower, plan.recoveries)
+        exports = None
+        if any(find_runtime(runtime).suffix for runtime in plan.runtimes):  # which take float32, as the tower is now
+            exports = ExportCache.with_photos(tower._replace(vit=copy.deepcopy(tower.vit)), progress.say)
         bench = cls(plan, dataset, tower, rows, weights, progress, known, folder=folder)
-        if plan.optimized:
-            try:
-                bench.rows.insert(1, optimized_row(bench.rows[0]))
-            except ValueError as error:
-                progress.say(f"no row of the dense tower optimised: {error}")
+        bench.rows[1:1] = runtime_rows(rows[0], plan.runtimes, exports, progress.say)
         return bench
 
     def judge(self, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts) -> list[Record]:

@@ -6,10 +6,7 @@ A setup is a way to run a model (runtime, precision, int8 recipe), a method and 
 import copy
 import dataclasses
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.base.hints import describe_error
-from harness.base.lines import lock_file
 from harness.datasets import get_dataset
 from harness.datasets.text_features import text_classifier
+from harness.measure.exports import CALIBRATION, CHECKED, ExportCache
 from harness.measure.fidelity import Pictures, SetupBounds, split_pictures
 from harness.measure.rows import usual_methods
 from harness.measure.settings import Plan
@@ -27,25 +24,28 @@ from harness.records.metrics import NEIGHBOURS as NEAREST
 from harness.records.record import DENSE
 from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import describe_machine
-from zoo.core.digests import digest, fingerprint
 from zoo.core.errors import NoRoomError
-from zoo.core.files import cache_file
 from zoo.core.host import Host, share_weights
 from zoo.core.reducer import METHODS, configure
 from zoo.core.settings import PRECISIONS, best_precision, check_fields, expected, torch_dtype
-from zoo.deploy.export import export_model, load_exported
-from zoo.deploy.quantization import INT8, LEAST_PICTURES, calibration_digest
-from zoo.deploy.runtime import EAGER, ONNXRUNTIME, OPENVINO, OPTIMIZED, Prepared, every_precision, find_runtime
+from zoo.deploy.quantization import INT8, LEAST_PICTURES
+from zoo.deploy.runtime import (
+    EAGER,
+    ONNXRUNTIME,
+    OPENVINO,
+    OPTIMIZED,
+    Prepared,
+    every_precision,
+    find_runtime,
+    usual_precisions,
+)
 from zoo.deploy.setup import Setup
 from zoo.loading.learned_files import PredictorFile, find_predictor
-from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.towers import load_tower, split_method
 
 CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
 TRIED = (OPTIMIZED, OPENVINO, ONNXRUNTIME)  # runtimes where none are named
-MAKERS = ("clip-patchrank", "torch", "openvino", "nncf", "onnxruntime")  # what files and features depend on
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
-CHECKED = 16  # pictures on which a file is compared with its model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class ChooseConfig:
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
     runtimes: tuple[str, ...] = ()  # none for `TRIED`
     precisions: tuple[str, ...] = ()  # none for float32, the fastest of the device, and int8
-    calibration: int = 96  # pictures that int8 models are made with
+    calibration: int = CALIBRATION  # pictures that int8 models are made with
     search: int = 64  # pictures to search by
     held_out: int = 256  # other pictures, that decide
     batch: int = Plan.match_batch  # images per call, where time is measured
@@ -141,7 +141,6 @@ class Workshop:
         self.bounds, self.config, self.say, self.tower = bounds, config, say, load_tower(self.model)
         vit = self.tower.vit.to(config.device)
         self.example = torch.zeros(1, 3, *vit.input_size, device=config.device)
-        self.weights = fingerprint(vit)
         self.left_out: dict[str, str] = {}  # methods and ways that can't be had, with the reason
         self.inside = self._prepare_inside()  # the dense tower as the process runs it, the fastest first
         self.ways = self._find_ways()
@@ -152,11 +151,14 @@ class Workshop:
         if not self.ways:
             reasons = "; ".join(f"{what}: {why}" for what, why in self.left_out.items())
             raise ValueError(f"--runtimes and --precisions leave no way to run the tower: {reasons}")
-        self.calibrated = calibration_digest(self.calibration.images) if len(self.calibration) else None
+        self.exports = ExportCache(
+            tower=self.tower,
+            check=lambda: self.search.images[:CHECKED],
+            calibration=self.calibration.images if len(self.calibration) else None,
+            predictors=self.predictors,
+            say=say,
+        )
         self.machine = describe_machine(torch.device(config.device))
-        self.makers = [_version(name) for name in MAKERS] + [
-            self.machine[name] for name in ("device_name", "cpu_capability")
-        ]
         self._loaded: dict[Candidate, Prepared] = {}
 
     def _prepare_inside(self) -> dict[Way, Prepared]:
@@ -173,7 +175,7 @@ class Workshop:
     def _find_ways(self) -> list[Way]:
         """Return the ways in which models can be run here, recipes left open, and say which can't be had."""
         config, ways = self.config, list[Way]()
-        precisions = config.precisions or tuple(dict.fromkeys(("float32", best_precision(config.device), INT8)))
+        precisions = config.precisions or usual_precisions(config.device)
         for runtime in map(find_runtime, config.runtimes or TRIED):
             if not config.runtimes and runtime.devices and torch.device(config.device).type not in runtime.devices:
                 continue
@@ -259,7 +261,7 @@ class Workshop:
         way = candidate.way
         if way.from_file:
             if candidate not in self._loaded:
-                self._loaded[candidate] = self._load(candidate)
+                self._loaded[candidate] = self.exports.load(self.find_setup(candidate), str(candidate))
             return self._loaded[candidate]
         reduced = self._reduce(candidate)
         if way not in self.inside:
@@ -270,27 +272,6 @@ class Workshop:
         if vit.reducer is not None and way.runtime == EAGER:
             vit.reducer = copy.deepcopy(vit.reducer).to(torch_dtype(way.precision))
         return dataclasses.replace(self.inside[way], call=vit)
-
-    def find_file(self, candidate: Candidate) -> Path:
-        """Return the place of a candidate's exported file in the cache."""
-        way, preprocess = candidate.way, self.tower.preprocess
-        what = (self.weights, candidate.method, candidate.options, way, [digest(path) for path in self.predictors])
-        calibrated = self.calibrated if way.recipe else None
-        name = digest(what, calibrated, self.makers, describe_preprocessing(preprocess))
-        return cache_file("exports", f"{name}{find_runtime(way.runtime).suffix}")
-
-    def _load(self, candidate: Candidate) -> Prepared:
-        """Load a candidate's exported file, which is made if it isn't there whole; raise what that does."""
-        path, way, setup = self.find_file(candidate), candidate.way, self.find_setup(candidate)
-        on_wait = partial(self.say, f"{candidate}: waiting for another run, which writes its file")
-        with lock_file(path, "the cache", on_wait):  # which removes what killed runs left
-            with suppress(OSError, ValueError):  # not there, or damaged
-                return load_exported(path).prepared
-            self.say(f"{candidate}: writing its file")
-            facts = setup.describe(self.tower) | {"random_weights": False}
-            options = way._asdict() | {"calibration": self.calibration.images if way.recipe else None, "facts": facts}
-            export_model(setup.reduce(self.tower), path, self.search.images[:CHECKED], **options)
-        return load_exported(path).prepared
 
     def available(self, candidate: Candidate) -> bool:
         """Make a candidate, and tell whether the tower can have it in its way; say why not, if it is the runtime's."""
@@ -310,11 +291,3 @@ class Workshop:
             self._leave_out(str(candidate), describe_error(error).partition("\n")[0])
             return False
         return True
-
-
-def _version(package: str) -> str:
-    """Return a package with its version, or without one where it isn't installed."""
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return package

@@ -13,7 +13,7 @@ from torch import nn
 
 from harness.base.terminal import Progress
 from harness.records.record import lacking
-from zoo.deploy.runtime import OPTIMIZED
+from zoo.deploy.runtime import RUNTIMES
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
@@ -153,7 +153,7 @@ def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, dict
     counted: dict[str, dict[str, Any]] = {}
     with progress.task("multiply-adds", len(rows)) as update:
         for done, row in enumerate(rows, start=1):
-            if row.method == OPTIMIZED:  # the same products, hidden in kernels
+            if row.method in RUNTIMES:  # the same products, hidden in kernels
                 counted[row.key] = counted[rows[0].key]
                 continue
             like, size = next(row.vit.parameters()), row.vit.input_size

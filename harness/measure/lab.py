@@ -98,8 +98,8 @@ class Lab(Workshop):
         self._gflops: dict[Any, float] = {}
         self._path, known = cached_json(
             "choices",
-            *(self.makers, git_commit(), self.tower.name, self.weights, list(self.inside)),
-            *(self.dataset.name, self.dataset.condition, bounds.max_loss is None, self.calibrated),
+            *(self.exports.makers, git_commit(), self.tower.name, self.exports.weights, list(self.inside)),
+            *(self.dataset.name, self.dataset.condition, bounds.max_loss is None, self.exports.calibrated),
             *(self.search.split.image_ids, self.held_out.split.image_ids),
             *(config.device, torch.get_num_threads(), *map(digest, self.predictors)),
         )
@@ -197,19 +197,18 @@ class Lab(Workshop):
         certificate = {
             "bounds": self.bounds,
             **way._asdict(),
-            "calibration": self.calibrated if way.recipe else None,
+            "calibration": self.exports.calibrated if way.recipe else None,
             "fidelity": chosen.fidelity,
             "time": chosen.time,
             "candidates": [row.plain() for row in frontier],
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **sizes},
-            "model": {"name": self.tower.name, "weights": self.weights},
+            "model": {"name": self.tower.name, "weights": self.exports.weights},
             "machine": self.machine,
             "seed": self.config.seed,
             "left_out": self.left_out,
             **{"created": utc_now(), "version": version("clip-patchrank"), "commit": git_commit()},
             **{"met": met, "seconds": seconds},
         }
-        setup, exported = self.find_setup(chosen.candidate), None
-        if way.from_file:
-            exported = str(self.find_file(chosen.candidate))
+        setup = self.find_setup(chosen.candidate)
+        exported = str(self.exports.find(setup)) if way.from_file else None
         return dataclasses.replace(setup, certificate=json_values(certificate), exported=exported)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
-from harness.datasets import get_dataset
-from harness.datasets.few_shot import stack_images, subset
 from harness.measure import timing
 from harness.measure.cost import count_costs
+from harness.measure.exports import calibration_pictures
 from harness.measure.rows import MethodRate, Variant, make_row, require_rows, rows_of
 from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.records.record import DENSE, utc_now
@@ -46,7 +45,6 @@ SCENARIOS = (CALLS, SERVER)
 SERVER_BATCHES = (8, 64)  # of a CPU and of CUDA
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
-CALIBRATION = 96  # real pictures, for int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +135,7 @@ class Family:
     @cached_property
     def pictures(self) -> Tensor:
         """Real pictures (n, 3, H, W), which show the ranges of int8."""
-        return stack_images(subset(get_dataset("photos").split("train"), CALIBRATION), self.preprocess)
+        return calibration_pictures(self.preprocess)
 
 
 def load_family(

@@ -23,6 +23,7 @@ from harness.records.record import DENSE, GOLDEN, MATCHED, RECOVERY, TUNINGS, Re
 from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.host import Host
 from zoo.core.settings import check_fields, expected, torch_dtype
+from zoo.deploy.runtime import Prepared, find_runtime
 from zoo.loading.adopt import reduce
 from zoo.loading.towers import Tower
 
@@ -35,6 +36,8 @@ def check_plan(plan: Plan) -> None:
     """Raise ValueError for what can't be measured, whatever the tower and the data."""
     rounds = f"[{LEAST_ROUNDS}, inf)"
     check_fields(plan, tokens=TUNINGS, seeds="[1, inf)", num_tokens="[1, inf)", match=MATCHES, rounds=rounds)
+    for runtime in plan.runtimes:
+        find_runtime(runtime)
     if min(plan.shots) < 0:
         raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
     if plan.match == "keep" and plan.match_to == Plan.match_to:
@@ -286,11 +289,12 @@ def costs(
     real = {row.key: row for row in rows if row.method != GOLDEN}  # each once, as lines of a study share rows
     dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
     latency, patience = {key: list[Times]() for key in real}, Patience(say=progress.say)
-    vits, counts = {key: row.vit for key, row in real.items()}, count_costs(list(real.values()), progress)
+    models: dict[str, Host | Prepared] = {key: row.prepared or row.vit for key, row in real.items()}
+    counts = count_costs(list(real.values()), progress)
     for batch in batches:
         try:
             with progress.task(f"latency at batch {batch}", rounds) as update:
-                timings = time_models(vits, batch, rounds, warmup=1, tick=update, patience=patience)
+                timings = time_models(models, batch, rounds, warmup=1, tick=update, patience=patience)
         except BusyError as error:
             progress.say(f"batch {batch}: {error}")
             continue

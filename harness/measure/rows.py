@@ -19,20 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
+from harness.base.hints import describe_error
 from harness.base.store import BrokenShardError, Shard, ShardKind, ShardProvenance, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
+from harness.measure.exports import ExportCache
 from harness.records.record import DENSE, GOLDEN, RECOVERY
 from zoo.core.digests import digest
+from zoo.core.errors import NoRoomError
 from zoo.core.host import Host
 from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import best_precision, expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
-from zoo.deploy.runtime import OPTIMIZED, find_runtime
+from zoo.deploy.runtime import RUNTIMES, Prepared, find_runtime, usual_precisions
+from zoo.deploy.setup import Setup
 from zoo.loading.adopt import add_prompts, add_recovery, reduce
 from zoo.loading.learned_files import PromptFile, RecoveryFile
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
@@ -67,6 +71,7 @@ class Variant:
     keep: float
     vit: Host
     config: dict[str, Any]  # settings as JSON values, with the digest of a predictor
+    prepared: Prepared | None = None  # what is run in place of ``vit``, whose tokens then can't be seen
     what: str = ""  # tells rows of the same name apart
     rankings: "Rankings | None" = None  # that a golden row prunes by and others are compared with
 
@@ -82,8 +87,8 @@ class Variant:
 
     @property
     def stands_alone(self) -> bool:
-        """Whether tokens or weights of its own leave nothing to share with other rows."""
-        return self.prompted or RECOVERY in self.config or self.method == OPTIMIZED
+        """Whether tokens, weights or kernels of its own leave nothing to share with other rows."""
+        return self.prompted or RECOVERY in self.config or self.method in RUNTIMES
 
     @property
     def first_block(self) -> int:
@@ -188,12 +193,46 @@ def make_row(
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
 
 
-def optimized_row(dense: Variant) -> Variant:
-    """Make a row of the dense tower by `zoo.optimize` in the fastest precision of its device; raise what that does."""
+def runtime_row(dense: Variant, runtime: str, precision: str, exports: ExportCache | None) -> Variant:
+    """Make a row of the dense tower by another runtime, whose name is its method, by the precision's fastest recipe.
+
+    ``exports`` has the tower's files, which some runtimes run. Raises what the runtime does.
+    """
+    engine, name = find_runtime(runtime), f"{runtime} {precision}"
+    config, recipe = {"precision": precision}, next(iter(engine.recipes(precision)), None)
+    if engine.suffix:
+        assert exports is not None
+        if recipe is not None:
+            config |= {"recipe": recipe, "calibration": str(exports.calibrated)}
+        setup = Setup(model=exports.tower.name, runtime=runtime, precision=precision, recipe=recipe)
+        return replace(dense, method=runtime, prepared=exports.load(setup, name), config=config, what=name)
     like = next(dense.vit.parameters())
-    precision, example = best_precision(like.device), torch.zeros(1, 3, *dense.vit.input_size).to(like)
-    vit: Any = find_runtime(OPTIMIZED).prepare(dense.vit, example, precision).call
-    return replace(dense, method=OPTIMIZED, vit=vit, config={"precision": precision}, what=OPTIMIZED)
+    prepared = engine.prepare(dense.vit, torch.zeros(1, 3, *dense.vit.input_size).to(like), precision)
+    model: dict[str, Any] = {"vit": prepared.call} if isinstance(prepared.call, Host) else {"prepared": prepared}
+    return replace(dense, method=runtime, config=config, what=name, **model)
+
+
+def runtime_rows(
+    dense: Variant, runtimes: Sequence[str], exports: ExportCache | None, say: Callable[[str], object]
+) -> list[Variant]:
+    """Make rows of the dense tower by other runtimes: in the device's fastest precision, and files in all usual ones.
+
+    What can't be had is told, with the reason.
+    """
+    device, rows = next(dense.vit.parameters()).device, list[Variant]()
+    for runtime in map(find_runtime, runtimes):
+        usual = usual_precisions(device) if runtime.suffix else (best_precision(device),)
+        for precision in (each for each in usual if each in runtime.precisions):
+            try:
+                rows.append(runtime_row(dense, runtime.name, precision, exports))
+            except NoRoomError:
+                raise
+            except Exception as error:
+                if not (isinstance(error, ValueError) or runtime.is_refusal(error)):
+                    raise
+                reason = describe_error(error).partition("\n")[0]
+                say(f"no row of the dense tower by {runtime.name} in {precision}: {reason}")
+    return rows
 
 
 def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:
@@ -247,7 +286,11 @@ def run(
     features of all patches (B, N, D), and returns IoUs of foreground (B, 2).
     """
     outputs, dense = dict[str, RowOutput](), None
-    for row, tokens in run_blocks(rows, images, golden):
+    for row in rows:
+        if row.prepared is not None:
+            features = row.prepared.call(images.to(row.prepared.dtype)).float().cpu()
+            outputs[row.key] = RowOutput(features=F.normalize(features, dim=-1), final_tokens=math.prod(row.vit.grid))
+    for row, tokens in run_blocks([row for row in rows if row.key not in outputs], images, golden):
         cells, per_image = tokens.grid[0] * tokens.grid[1], dict[str, NDArray[Any]]()
         if tokens.history:
             scores = rank_scores(tokens.history, cells)

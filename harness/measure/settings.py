@@ -35,7 +35,7 @@ class Plan:
     rounds: int = 9  # calls of each model at each batch size; of fewer than 6 no median has a 95 % interval
     match: str = "keep"  # what rows have in common, of `MATCHES`
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
-    optimized: bool = False  # a row of the dense tower by `zoo.optimize`, too
+    runtimes: tuple[str, ...] = ()  # by which the dense tower has further rows, in their usual precisions
     match_batch: int = 8  # images per call, where that cost is time
     far: bool = False  # keep rows that can't come near the GFLOPs they should meet
 

@@ -22,10 +22,10 @@ from harness.records.metrics import METRICS, MetricValue, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import kind_of
 from zoo.core.json_reader import from_json, strict_json
-from zoo.deploy.runtime import OPTIMIZED
+from zoo.deploy.runtime import OPTIMIZED, RUNTIMES
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
-UNREDUCED = (DENSE, OPTIMIZED)  # OPTIMIZED is the dense tower by that runtime, in the precision of its settings
+UNREDUCED = (DENSE, *RUNTIMES)  # a runtime is the dense tower by it, in the precision of its settings
 RANDOM = "random"  # the control: a method that is no better chooses by chance
 SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
@@ -175,9 +175,11 @@ class Record(RowRecord):
 
     @property
     def label(self) -> str:
-        """The method, with a faster dense model's precision, and with recovery."""
-        if self.method == OPTIMIZED:
-            return f"{DENSE}, {SHORT_PRECISIONS[self.method_config['precision']]}"
+        """The method, with a faster dense model's runtime and precision, and with recovery."""
+        if self.method in RUNTIMES:
+            precision = self.method_config["precision"]
+            short = SHORT_PRECISIONS.get(precision, precision)
+            return f"{DENSE}, {short}" if self.method == OPTIMIZED else f"{DENSE}, {self.method} {short}"
         return f"{self.method} + recovery" if self.recovered else self.method
 
     @property

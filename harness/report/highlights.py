@@ -11,8 +11,8 @@ from harness.records.metrics import METRICS, Metric
 from harness.records.record import DENSE, GOLDEN, RANDOM, UNREDUCED, Record, differing
 from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, together
 from harness.report.charts import Chart, Dot, Plot
-from harness.report.tables import RATIO, Group, describe_optimized
-from zoo.deploy.runtime import OPTIMIZED
+from harness.report.tables import RATIO, Group, describe_runtimes
+from zoo.deploy.runtime import RUNTIMES
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
 # Conditions that are equal on all datasets of a standing, beside the tower.
@@ -24,8 +24,8 @@ _ALIKE = (
 
 def cost_interval(row: Average, batch: int | None) -> Interval | None:
     """Return a row's multiply-adds, or its time at a batch size over dense's; None if not measured."""
-    if batch is None:  # an optimised model saves none
-        gflops = None if row.method == OPTIMIZED else row.mean("gflops")
+    if batch is None:  # another runtime saves none
+        gflops = None if row.method in RUNTIMES else row.mean("gflops")
         return None if gflops is None else exact(gflops)
     timed = next((each for each in row.latency if each.batch == batch), None)
     return None if timed is None else exact(1.0) if row.method == DENSE else timed.ratio
@@ -90,6 +90,30 @@ class Standing:
                 clauses.append(f"no method is clearly nearest to dense on {listed}")
         return f"At {self.cost}, {'; '.join(clauses)}."
 
+    @cached_property
+    def _batch(self) -> int:
+        """Batch size of the times that are shown, 0 without times."""
+        rows = [row for group in self.groups for row in group.rows]
+        return self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)
+
+    def dense_sentence(self) -> str:
+        """Say which dense row is the fastest beside the nearest reduced one; nothing without times of several."""
+        group, nearest = self.groups[0], self.levels[0].rows[0]
+        rows = [row for row in group.rows if row.method in UNREDUCED]
+        timed = [(time.estimate, time, row) for row in rows if (time := cost_interval(row, self._batch or None))]
+        if not self._batch or len(timed) < 2:
+            return ""
+        _, time, fastest = min(timed, key=lambda each: each[0])
+        place = f"at batch {self._batch}"
+        if fastest.method == DENSE:
+            return f"No other runtime of the dense model is faster {place}."
+        ratio, reduced = (estimate_cell(each, "{:.2f}".format) for each in (time, cost_interval(nearest, self._batch)))
+        return (
+            f"Without reduction, {fastest.first.label} is the fastest: {ratio} of dense's time {place}, "
+            f"{DISTANCE.heading} {_show_distance(fastest)} on {group.first.dataset}; "
+            f"{self.names[nearest.identity]} above takes {reduced}."
+        )
+
     def table(self) -> Table:
         """Lay the rows out beside the unreduced ones, a column of 1 - cosine per dataset."""
         by_dataset, known = dict[str, dict[str, Average]](), dict[str, Average]()  # rows by identity
@@ -98,9 +122,8 @@ class Standing:
             by_dataset[group.name] = {row.identity: row for row in shown}
             for row in shown:
                 known.setdefault(row.identity, row)
-        rows = list(known.values())
+        rows, batch = list(known.values()), self._batch
         scored = next((group for group in self.groups if group.first.labelled), None)
-        batch = self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)
 
         def cells(row: Average) -> Iterator[Cell]:
             yield Cell(self.names.get(row.identity, row.first.label), row.first.label)
@@ -125,7 +148,7 @@ class Standing:
             f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
             f"{images}; 95 % intervals",
             f"{RATIO}: time by the dense model's" if batch else "",
-            describe_optimized(rows),
+            describe_runtimes(rows),
             f"not at this cost, or not on every dataset: {missing}" if missing else "",
             f"{first.device_name}, {first.precision}, {count_of(first.threads, 'thread')}",
         ]
@@ -173,7 +196,8 @@ def headline(every: Sequence[Standing]) -> list[str]:
     conditions = [dict(zip(names, _conditions(standing.groups[0].first), strict=True)) for standing in every]
     unlike = [name for name in differing(conditions) if name not in ("tag", "weights_sha256")]
     places = [", ".join(str(values[name]) for name in unlike) for values in conditions]
-    return [": ".join(filter(None, (place, own.sentence()))) for place, own in zip(places, every, strict=True)]
+    sentences = [" ".join(filter(None, (own.sentence(), own.dense_sentence()))) for own in every]
+    return [": ".join(filter(None, pair)) for pair in zip(places, sentences, strict=True)]
 
 
 def list_words(words: Sequence[str]) -> str:

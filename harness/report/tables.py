@@ -28,7 +28,7 @@ from harness.records.metrics import METRICS, Metric
 from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, Times, differing
 from harness.records.statistics import Interval
 from harness.records.times import LEAST_QUERIES, OPEN, LatencyRecord, Load, Percentiles
-from zoo.deploy.runtime import EAGER, OPTIMIZED
+from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES
 
 # Conditions that every heading names; it names others in which tables of equal headings differ.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
@@ -192,7 +192,7 @@ def rows_table(
         models=[row.first.model for row in rows],
         settings=[row.config for row in rows] if settings else None,
         legend=family.legend if family else "",
-        caption="; ".join(filter(None, [describe_optimized(rows), family.note if family else "", caption])),
+        caption="; ".join(filter(None, [describe_runtimes(rows), family.note if family else "", caption])),
         sections=starts,
         notes=missing,
     )
@@ -211,12 +211,17 @@ def comparison_table(records: Sequence[Record], reference: str | None = None, ba
     return rows_table(rows, title, uncounted, reference=reference, batches=batches)
 
 
-def describe_optimized(rows: Sequence[Average]) -> str:
-    """Explain the optimised row; an empty string without one."""
-    fast = next((row for row in rows if row.method == OPTIMIZED), None)
-    if fast is None:
-        return ""
-    return f"{fast.first.label}: the dense model by zoo.optimize in {fast.config['precision']}, nothing reduced"
+def describe_runtimes(rows: Sequence[Average]) -> str:
+    """Explain rows of the dense model by other runtimes; an empty string without one."""
+    notes = []
+    for row in rows:
+        if row.method in RUNTIMES:
+            runtime = "zoo.optimize" if row.method == OPTIMIZED else row.method
+            recipe = f" by recipe {row.config['recipe']}" if "recipe" in row.config else ""
+            notes.append(
+                f"{row.first.label}: the dense model by {runtime} in {row.config['precision']}{recipe}, nothing reduced"
+            )
+    return "; ".join(notes)
 
 
 def _sort_rows(rows: Sequence[Average], reference: str | None) -> tuple[list[Average], frozenset[int], list[str]]:

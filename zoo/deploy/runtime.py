@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.settings import PRECISIONS, expected, torch_dtype
+from zoo.core.settings import PRECISIONS, best_precision, expected, torch_dtype
 from zoo.deploy.graph import quiet, require_exportable
 from zoo.deploy.quantization import INT8, RECIPES, is_made_for_int8, require_pictures
 
@@ -208,6 +208,11 @@ def find_runtime(name: str) -> Runtime:
     if not isinstance(name, str) or name not in RUNTIMES:  # of JSON, which may be a list
         raise ValueError(f"runtime {name!r}: {expected(str(name), RUNTIMES)}")
     return RUNTIMES[name]
+
+
+def usual_precisions(device: str | torch.device) -> tuple[str, ...]:
+    """Return the precisions that are tried where none are named: float32, the fastest of a device, and int8."""
+    return tuple(dict.fromkeys(("float32", best_precision(device), INT8)))
 
 
 def every_precision() -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure import candidates as module
+from harness.measure import exports as export_module
 from harness.measure.candidates import RATES, Candidate, ChooseConfig, Way
 from harness.measure.fidelity import Pictures, SetupBounds
 from harness.measure.lab import Lab, Prediction
@@ -210,7 +211,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, after: Any
     whole = chosen(SetupBounds(min_cosine=0.97), fresh=True)
     needed, clock.ran, clock.timed = clock.ran, 0, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "version", lambda _: "another")
+        patch.setattr(export_module, "version", lambda _: "another")
         clock.stop_after, clock.busy_after = (0.5 * needed, math.inf) if after == "pictures" else (math.inf, after)
         with pytest.raises(error):
             chosen(SetupBounds(min_cosine=0.97))
@@ -391,10 +392,10 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise ValueError("it is cut")
         return Mock(prepared=Prepared(call=models[path]))
 
-    for place in (module.__name__, Setup.__module__):
+    for place in (export_module.__name__, Setup.__module__):
         monkeypatch.setattr(f"{place}.describe_preprocessing", lambda preprocess: {})
-    monkeypatch.setattr(module, "export_model", export)
-    monkeypatch.setattr(module, "load_exported", load)
+    monkeypatch.setattr(export_module, "export_model", export)
+    monkeypatch.setattr(export_module, "load_exported", load)
     monkeypatch.setattr(type(find_runtime(OPENVINO)), "refusal", lambda *_, **__: "")
     return made
 
@@ -426,11 +427,13 @@ def test_the_file_that_was_judged_is_in_the_setup(exports: list[str], unlabelled
 @pytest.mark.usefixtures("small", "clock", "exports")
 def test_what_a_runtime_can_not_export_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
     config = replace(CONFIG, runtimes=(OPTIMIZED, OPENVINO))
-    monkeypatch.setattr(module, "export_model", Mock(side_effect=RuntimeError("no translation for sort")))
+    monkeypatch.setattr(export_module, "export_model", Mock(side_effect=RuntimeError("no translation for sort")))
     choice = chosen(SetupBounds(min_cosine=0.97), config)
     assert choice.setup.certificate["left_out"] == {"dense in openvino float32": "no translation for sort"}
     assert choice.setup.runtime == OPTIMIZED
-    monkeypatch.setattr(module, "export_model", Mock(side_effect=NoRoomError("can't write 'm.xml': the disk is full")))
+    monkeypatch.setattr(
+        export_module, "export_model", Mock(side_effect=NoRoomError("can't write 'm.xml': the disk is full"))
+    )
     with pytest.raises(NoRoomError, match="the disk is full"):
         chosen(SetupBounds(min_cosine=0.97), config)
 

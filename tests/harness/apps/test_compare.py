@@ -175,6 +175,27 @@ def test_what_a_busy_machine_left_untimed_is_timed_and_no_image_run_again(monkey
     assert [record.mean("gflops") for record in fewer] == [record.mean("gflops") for record in timed]
 
 
+def test_dense_rows_by_other_runtimes(no_run, monkeypatch):
+    """What a runtime refuses is told; on the second run all is known."""
+    for package in ("openvino", "nncf"):
+        pytest.importorskip(package, reason="needs the extra `openvino`")
+    monkeypatch.setattr("harness.measure.rows.usual_precisions", lambda device: ("float32", "int8"))
+    pictures = torch.randn(112, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("harness.measure.exports.calibration_pictures", lambda preprocess, count: pictures)
+    for module in ("harness.measure.exports", "zoo.deploy.setup"):
+        monkeypatch.setattr(f"{module}.describe_preprocessing", lambda preprocess: {})
+    plan, console = replace(PLAN, methods=("random",), runtimes=("cuda-graphs", "openvino")), Console(record=True)
+    found = one_group(plan, [], console)
+    assert "by cuda-graphs in" in console.export_text()
+    assert [record.label for record in found] == ["dense", "dense, openvino fp32", "dense, openvino int8", "random"]
+    _, single, quantised, _ = found
+    assert single.mean("cosine_distance") < 1e-6 < quantised.mean("cosine_distance") < 0.1
+    assert quantised.method_config.keys() == {"precision", "recipe", "calibration"}
+    assert all(record.latency for record in found)
+    no_run()
+    assert one_group(plan, found) == found
+
+
 def test_without_golden_rankings_of_the_split_the_row_is_missing_and_the_command_told(shipped):
     console, plan = Console(record=True, width=300), replace(PLAN, split="val")
     records = one_group(plan, [], console)

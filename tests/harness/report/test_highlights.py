@@ -76,6 +76,28 @@ def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any):
     assert len(headline(standings(group_records([dense, target, searched, tome])))) == 2
 
 
+def test_the_fastest_dense_row_is_named_beside_the_nearest_reduced_one(row: Any):
+    dense, *rows = near(row, "photos", {"patchrank": 0.02, "tome": 0.01})
+    rows = [replace(record, latency=(timed(8, 8.0, 0.62),)) for record in rows]
+    dense = replace(dense, latency=(timed(8, 13.0, None),))
+
+    def text(*ratios: float) -> str:
+        others = [
+            replace(
+                row("openvino", 1.0, 70, 4.0, method_config={"precision": precision}, shots=0, tuning=None),
+                dataset="photos", latency=(timed(8, 13 * ratio, ratio),), **per_image(DISTANCE, np.full(100, 0.003)),
+            )
+            for precision, ratio in zip(("int8", "float32"), ratios, strict=False)
+        ]  # fmt: skip
+        [text] = headline(standings(group_records([dense, *others, *rows])))
+        return text.partition(" of patchrank). ")[2]
+
+    assert text() == ""
+    assert text(1.1) == "No other runtime of the dense model is faster at batch 8."
+    assert text(0.39, 0.78).startswith("Without reduction, dense, openvino int8 is the fastest: 0.39 [")
+    assert text(0.39, 0.78).endswith("; tome above takes 0.62 [0.62, 0.62].")
+
+
 @pytest.fixture(scope="module")
 def committed() -> list[Record]:
     return read_run(RESULTS)

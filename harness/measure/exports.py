@@ -1,0 +1,98 @@
+"""Towers in files of other runtimes, which the user's cache keeps by all that they depend on."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.base.lines import lock_file
+from harness.datasets import get_dataset
+from harness.datasets.few_shot import stack_images, subset
+from harness.records.times import describe_machine
+from zoo.core.digests import digest, fingerprint
+from zoo.core.files import cache_file
+from zoo.deploy.export import export_model, load_exported
+from zoo.deploy.quantization import calibration_digest
+from zoo.deploy.runtime import Prepared, find_runtime
+from zoo.deploy.setup import Setup
+from zoo.loading.preprocessing import describe_preprocessing
+from zoo.loading.towers import Tower
+
+MAKERS = ("clip-patchrank", "torch", "openvino", "nncf", "onnxruntime")  # what files and features depend on
+CALIBRATION, CHECKED = 96, 16  # pictures that int8 models are made with, and others on which a file is checked
+
+
+def calibration_pictures(preprocess: Any, count: int = CALIBRATION) -> Tensor:
+    """Return embedded photographs (count, 3, H, W) that no test reads; ``preprocess`` maps a PIL image to (3, H, W)."""
+    return stack_images(subset(get_dataset("photos").split("train"), count), preprocess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCache:
+    """Files of one tower and its reductions."""
+
+    tower: Tower  # in float32 on the CPU
+    check: Callable[[], Tensor]  # pictures (n, 3, H, W) on which a file is compared with its model
+    calibration: Tensor | None  # pictures (n, 3, H, W) of which int8 models are made
+    predictors: Sequence[Path] = ()  # that reductions use
+    say: Callable[[str], object]
+
+    @classmethod
+    def with_photos(cls, tower: Tower, say: Callable[[str], object]) -> "ExportCache":
+        """Return the files of a tower, with embedded photographs to calibrate with and to check on."""
+        pictures = calibration_pictures(tower.preprocess, CALIBRATION + CHECKED)
+        return cls(tower=tower, check=lambda: pictures[CALIBRATION:], calibration=pictures[:CALIBRATION], say=say)
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of the tower."""
+        return fingerprint(self.tower.vit)
+
+    @cached_property
+    def calibrated(self) -> str | None:
+        """Digest of the pictures to calibrate with."""
+        return None if self.calibration is None else calibration_digest(self.calibration)
+
+    @cached_property
+    def makers(self) -> list[str]:
+        """The packages with their versions, and the processor."""
+        machine = describe_machine(torch.device("cpu"))
+        return [*map(_version, MAKERS), *(machine[name] for name in ("device_name", "cpu_capability"))]
+
+    def find(self, setup: Setup) -> Path:
+        """Return the place of a setup's file in the cache."""
+        way = (setup.runtime, setup.precision, setup.recipe)
+        what = (self.weights, setup.method, setup.options, way, [digest(path) for path in self.predictors])
+        calibrated = None if setup.recipe is None else self.calibrated
+        name = digest(what, calibrated, self.makers, describe_preprocessing(self.tower.preprocess))
+        return cache_file("exports", f"{name}{find_runtime(setup.runtime).suffix}")
+
+    def load(self, setup: Setup, name: str) -> Prepared:
+        """Load a setup's file, which is made if it isn't there whole; raise what reducing and exporting do.
+
+        Messages call it by the ``name``.
+        """
+        path = self.find(setup)
+        with lock_file(path, "the cache", partial(self.say, f"{name}: waiting for another run, which writes its file")):
+            with suppress(OSError, ValueError):  # not there, or damaged
+                return load_exported(path).prepared
+            self.say(f"{name}: writing its file")
+            how: dict[str, Any] = {field: getattr(setup, field) for field in ("runtime", "precision", "recipe")}
+            how["facts"] = setup.describe(self.tower) | {"random_weights": False}
+            how["calibration"] = None if setup.recipe is None else self.calibration
+            export_model(setup.reduce(self.tower), path, self.check(), **how)
+        return load_exported(path).prepared
+
+
+def _version(package: str) -> str:
+    """Return a package with its version, or without one where it isn't installed."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
