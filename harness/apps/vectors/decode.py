@@ -1,4 +1,4 @@
-"""Pictures decoded and resized beside the model: in processes that may die, in the pictures' order.
+"""Pictures decoded and resized, in their order: by threads in turn with the model, or by processes that may die.
 
 Each process has a pipe and a thread that waits for it. When a process dies, as a damaged file or too little memory may
 make it, torch's DataLoader ends the run and can't say which picture it was; ProcessPoolExecutor ends all others, or
@@ -13,11 +13,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
@@ -59,16 +61,21 @@ def join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
     return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
 
 
-def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
-    """Read, decode and transform pictures; raise MemoryError for too little memory, which is no fault of a picture."""
+def prepare(
+    pictures: Sequence[PictureFile], transform: Transform, map_all: Callable[..., Iterable[Any]] = map
+) -> DecodedChunk:
+    """Read, decode and transform pictures; raise MemoryError for too little memory, which is no fault of a picture.
+
+    ``map_all`` does what `map` does, in threads if it likes.
+    """
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata
-        items = [_prepare_one(picture, transform) for picture in pictures]
+        items = list(map_all(partial(_prepare_one, transform), pictures))
     return DecodedChunk(items, time.perf_counter() - start)
 
 
-def _prepare_one(picture: PictureFile, transform: Transform) -> Item:
+def _prepare_one(transform: Transform, picture: PictureFile) -> Item:
     known = ""
     try:
         content = picture.read()
@@ -157,8 +164,6 @@ class _Decoder:
 
 def _serve(pipe: Connection, transform: Transform) -> None:
     """Prepare chunks until the parent's end closes, with one thread; Ctrl-C is the parent's."""
-    import torch
-
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError, MemoryError):
@@ -168,7 +173,7 @@ def _serve(pipe: Connection, transform: Transform) -> None:
 
 
 class Decoders:
-    """Processes that prepare pictures; with ``count`` 0 this process does, when they are asked for."""
+    """Processes that prepare pictures; with ``count`` 0 torch's number of threads does, when they are asked for."""
 
     def __init__(self, count: int, transform: Transform) -> None:
         self.count, self._transform = count, transform
@@ -203,8 +208,9 @@ class Decoders:
             ValueError: something else ends the processes, as for lack of memory, or they die at their start.
         """
         if self.count == 0:
-            for chunk in chunks:
-                yield prepare(chunk, self._transform)
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                for chunk in chunks:
+                    yield prepare(chunk, self._transform, pool.map)
             return
         self._threads = self._threads or ThreadPoolExecutor(self.count)
         rest, pending = iter(chunks), deque[Future[DecodedChunk]]()

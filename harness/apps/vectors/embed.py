@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -50,7 +51,8 @@ from zoo.loading.towers import load_tower
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 # Fields of a setup that a provenance has, too.
 SETUP = ("model", "method", "options", "recovery", "precision", "recipe", "exported", "exported_sha256")
-CHUNK = 16  # pictures that a process decodes at a time
+CHUNK = 16  # pictures that a process decodes at a time, or that threads share
+DECODING = ".decoding"  # file in a folder while pictures are decoded
 *_, INT8, BINARY = STORAGES
 CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
@@ -397,6 +399,12 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         FileNotFoundError: no weights.
         OSError: a shard can't be written, for instance for lack of room.
     """
+    mark = job.out.absolute() / DECODING
+    if job.decoders is None and mark.exists():
+        progress.say(
+            "the last run was killed or crashed: pictures are decoded in a process, which a damaged one may end"
+        )
+        job = dataclasses.replace(job, decoders=1)
     embedder = Embedder(job)
     total, store = len(job.source), embedder.store
     if why := embedder.encoder.why_eager:
@@ -410,7 +418,7 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
             start = partial(_start, embedder.job, embedder.provenance)
             parts = make_shards(embedder.job, todo, embedder.make, start=start, release=embedder.encoder.release)
             title = f"embeddings by {job.setup.name}"
-            with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
+            with progress.task(title, total, begun, job.kind) as show, embedder.decoders, _mark(mark):
                 for part in parts:
                     for name, value in part.items():
                         spent[name] += value
@@ -426,6 +434,16 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     seconds = {name: spent[f"{name}_s"] / count for name, count in at_a_time.items()}
     rates = {name: spent["count"] / value for name, value in seconds.items() if value > 0}
     return Embedded(job.out, total, bad, errors, rates, min(rates, key=rates.__getitem__, default=None))
+
+
+@contextmanager
+def _mark(path: Path) -> Iterator[None]:
+    """Leave a file behind if the process ends without an exception of Python's, as a damaged picture may make it."""
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _require_unchanged(job: EmbedJob) -> None:

@@ -27,7 +27,7 @@ class EmbedJob(ShardJob):
     shard_size: int = 4096  # pictures per file
     batch: int = 64  # pictures per pass
     storage: str = "float16"  # of ``STORAGES``
-    decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
+    decoders: int | None = None  # processes that decode; 0: threads in the model's own; None: see `processes`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,10 +42,16 @@ class EmbedJob(ShardJob):
 
     @property
     def processes(self) -> int:
-        """How many processes decode for each model: by default a quarter of the cores beside a CPU's, else all."""
+        """How many processes decode for each model; 0 takes threads of the model's own, in turn with it.
+
+        By default none on a CPU, where a process would take turns with the model's threads, which wait for each other.
+        Beside a device there is one per core, and a quarter of that beside several workers' CPU.
+        """
         from harness.records.times import cores
 
         if self.decoders is not None:
             return self.decoders
+        if self.device.startswith("cpu") and self.workers is None:
+            return 0
         share = cores() // 4 if self.device.startswith("cpu") else cores()
         return max(1, min(MOST_DECODERS, share) // (self.workers or 1))

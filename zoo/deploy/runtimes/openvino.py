@@ -77,10 +77,11 @@ class OpenVino(FileRuntime):
         """Return the properties with which a file is to be compiled.
 
         Without the hint OpenVINO computes in the precision that it finds fastest, bfloat16 on many CPUs. What an int8
-        model has in float is faster in float32, unless all activations come in float.
+        model has in float is faster in float32, unless all activations come in float or the CPU has AMX.
         """
         as_they_come = recipe is not None and not find_recipe(recipe).activations
-        low = "bfloat16" if as_they_come and not self.refusal("bfloat16", loading=True) else "float32"
+        rounds = (as_they_come or torch.cpu._is_amx_tile_supported()) and not self.refusal("bfloat16", loading=True)
+        low = "bfloat16" if rounds else "float32"
         hint = {"INFERENCE_PRECISION_HINT": (low if precision == INT8 else precision).replace("float", "f")}
         return hint | ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if as_they_come else {})
 

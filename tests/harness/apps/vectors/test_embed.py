@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +21,9 @@ from packing import contents, tarred
 from PIL import Image
 from rich.console import Console
 
-from harness.apps.vectors.embed import Embedded, embed, errors_path, read_vectors
+from harness.apps.vectors.decode import Decoders
+from harness.apps.vectors.embed import DECODING, Embedded, embed, errors_path, read_vectors
+from harness.apps.vectors.lanes import LaneRing
 from harness.apps.vectors.source import open_source
 from harness.base.store import shard_paths
 from harness.base.terminal import Progress
@@ -103,6 +106,28 @@ def test_killed_the_same_command_brings_the_same_bytes(pictures: Path, tower: st
     output, errors = capsys.readouterr()
     assert f"{2 * len(done)} of 44 images are there" in errors
     assert f"wrote {out}: 40 of 44 images; 4 can't be embedded; {errors_path(out)} lists them\n" in output
+
+
+def test_where_the_last_run_crashed_pictures_are_decoded_in_a_process(
+    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else threads do it on a CPU, and a picture that crashes them would end each run."""
+    mark, counts = tmp_path / "vectors" / DECODING, list[int]()
+
+    def decode_here(count: int, transform: Any) -> Decoders:
+        counts.append(count)
+        return Decoders(0, transform)
+
+    monkeypatch.setattr("harness.apps.vectors.embed.Decoders", decode_here)
+    with monkeypatch.context() as patch:
+        patch.setattr(LaneRing, "run", Mock(side_effect=lambda _: pytest.fail(f"the file is there: {mark.exists()}")))
+        with pytest.raises(pytest.fail.Exception, match="the file is there: True"):
+            run(decoders=None)
+    assert not mark.exists()
+    mark.touch()
+    run(decoders=None)
+    assert (counts, mark.exists()) == ([0, 1], False)
+    assert contents(mark.parent) == contents(whole)
 
 
 def test_another_job_is_refused_with_what_differs(run: Run, whole: Path, pictures: Path, monkeypatch):
