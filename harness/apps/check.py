@@ -4,7 +4,6 @@ The first row of a name in it has its method's defaults; other rows of the name 
 default that changes later is seen as a changed setting, and isn't taken for an option.
 """
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -319,7 +318,7 @@ def _measure_rows(
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
     exports = None
     if any(row.method in RUNTIMES and find_runtime(row.method).suffix for row in every):
-        exports = ExportCache.with_photos(tower._replace(vit=copy.deepcopy(tower.vit)), progress.say)
+        exports = ExportCache.with_photos(tower, progress.say)
     variants = {name: _variant(tower, row, exports) for name, row in unique.items()}
     weights, costs = fingerprint(tower.vit), Costs()
     for where in dict.fromkeys(row.dataset for row in every):

@@ -27,7 +27,7 @@ SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: th
 FEW_SAFER = (6, 2, 0)  # where each rung is quantised
 ROOM = 0.5  # of the allowed loss: an int8 recipe that uses up less leaves enough for a reduction
 LEAST_LOSS = 1e-5  # of 1 - cosine in a chart, whose axis is logarithmic
-WORDS = {COSINE: "cosine", NEIGHBOURS: "neighbours, %", CHANGE: "top-1, points"}  # metrics as columns
+WORDS = {COSINE: "cosine", NEIGHBOURS: "neighbours", CHANGE: "top-1, points"}  # metrics as columns
 
 
 def build_ladder(lab: Lab) -> list[Candidate]:

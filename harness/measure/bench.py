@@ -1,6 +1,5 @@
 """The measuring loop: rows of a dense tower side by side on a dataset, as records."""
 
-import copy
 import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +102,7 @@ class Bench:
         rows += recovered_rows(tower, plan.recoveries)
         exports = None
         if any(find_runtime(runtime).suffix for runtime in plan.runtimes):  # which take float32, as the tower is now
-            exports = ExportCache.with_photos(tower._replace(vit=copy.deepcopy(tower.vit)), progress.say)
+            exports = ExportCache.with_photos(tower, progress.say)
         bench = cls(plan, dataset, tower, rows, weights, progress, known, folder=folder)
         bench.rows[1:1] = runtime_rows(rows[0], plan.runtimes, exports, progress.say)
         return bench

@@ -1,5 +1,6 @@
 """Towers in files of other runtimes, which the user's cache keeps by all that they depend on."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class ExportCache:
 
     @classmethod
     def with_photos(cls, tower: Tower, say: Callable[[str], object]) -> "ExportCache":
-        """Return the files of a tower, with embedded photographs to calibrate with and to check on."""
+        """Return the files of a tower as it is now, with embedded photographs to calibrate with and to check on."""
+        tower = tower._replace(vit=copy.deepcopy(tower.vit))
         pictures = calibration_pictures(tower.preprocess, CALIBRATION + CHECKED)
         return cls(tower=tower, check=lambda: pictures[CALIBRATION:], calibration=pictures[:CALIBRATION], say=say)
 

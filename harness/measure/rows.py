@@ -198,7 +198,8 @@ def runtime_row(dense: Variant, runtime: str, precision: str, exports: ExportCac
 
     ``exports`` has the tower's files, which some runtimes run. Raises what the runtime does.
     """
-    engine, name = find_runtime(runtime), f"{runtime} {precision}"
+    engine, name, like = find_runtime(runtime), f"{runtime} {precision}", next(dense.vit.parameters())
+    engine.require(precision, str(like.device))
     config, recipe = {"precision": precision}, next(iter(engine.recipes(precision)), None)
     if engine.suffix:
         assert exports is not None
@@ -206,7 +207,6 @@ def runtime_row(dense: Variant, runtime: str, precision: str, exports: ExportCac
             config |= {"recipe": recipe, "calibration": str(exports.calibrated)}
         setup = Setup(model=exports.tower.name, runtime=runtime, precision=precision, recipe=recipe)
         return replace(dense, method=runtime, prepared=exports.load(setup, name), config=config, what=name)
-    like = next(dense.vit.parameters())
     prepared = engine.prepare(dense.vit, torch.zeros(1, 3, *dense.vit.input_size).to(like), precision)
     model: dict[str, Any] = {"vit": prepared.call} if isinstance(prepared.call, Host) else {"prepared": prepared}
     return replace(dense, method=runtime, config=config, what=name, **model)
