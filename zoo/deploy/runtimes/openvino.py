@@ -80,7 +80,10 @@ class OpenVino(FileRuntime):
         model has in float is faster in float32, unless all activations come in float or the CPU has AMX.
         """
         as_they_come = recipe is not None and not find_recipe(recipe).activations
-        rounds = (as_they_come or torch.cpu._is_amx_tile_supported()) and not self.refusal("bfloat16", loading=True)
+        amx = (
+            torch.cpu._is_amx_tile_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        )  # not switched off
+        rounds = (as_they_come or amx) and not self.refusal("bfloat16", loading=True)
         low = "bfloat16" if rounds else "float32"
         hint = {"INFERENCE_PRECISION_HINT": (low if precision == INT8 else precision).replace("float", "f")}
         return hint | ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if as_they_come else {})
