@@ -23,8 +23,8 @@ from harness.datasets.few_shot import turns
 from harness.datasets.text_features import named, text_classifier
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench, Costs
-from harness.measure.exports import ExportCache
-from harness.measure.rows import Variant, known_methods, make_row, runtime_row, usual_methods
+from harness.measure.exports import ExportCache, runtime_row
+from harness.measure.rows import Variant, known_methods, make_row, usual_methods
 from harness.measure.settings import Plan
 from harness.measure.timing import BusyError
 from harness.records.averages import protocol, tower_of
@@ -54,7 +54,7 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, tower_name
-from zoo.deploy.runtime import RUNTIMES, find_runtime
+from zoo.deploy.runtime import RUNTIMES
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import TIMM, Tower, load_tower, split_name
@@ -316,9 +316,8 @@ def _measure_rows(
     clip = tower.require_clip()
     methods = (*known_methods(), *RUNTIMES)  # others aren't registered any more
     unique = {row.name: row for row in every if row.method in methods}  # the same on several datasets
-    exports = None
-    if any(row.method in RUNTIMES and find_runtime(row.method).suffix for row in every):
-        exports = ExportCache.with_photos(tower, progress.say)
+    runtimes = [row.method for row in every if row.method in RUNTIMES]
+    exports = ExportCache.for_runtimes(tower, runtimes, progress.say)
     variants = {name: _variant(tower, row, exports) for name, row in unique.items()}
     weights, costs = fingerprint(tower.vit), Costs()
     for where in dict.fromkeys(row.dataset for row in every):

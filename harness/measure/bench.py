@@ -19,7 +19,7 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset
 from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.exports import ExportCache
+from harness.measure.exports import ExportCache, runtime_rows
 from harness.measure.plan import costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     Judge,
@@ -29,7 +29,6 @@ from harness.measure.rows import (
     captions_of,
     feature_probe,
     recovered_rows,
-    runtime_rows,
     variants,
 )
 from harness.measure.settings import Plan
@@ -49,7 +48,7 @@ from harness.records.record import (
 )
 from zoo.core.digests import digest, fingerprint
 from zoo.core.settings import torch_dtype
-from zoo.deploy.runtime import RUNTIMES, find_runtime
+from zoo.deploy.runtime import RUNTIMES
 from zoo.loading.towers import Tower, load_tower, without_text
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
@@ -100,9 +99,7 @@ class Bench:
         else:
             rows = matched_rows(tower, plan, progress, known)
         rows += recovered_rows(tower, plan.recoveries)
-        exports = None
-        if any(find_runtime(runtime).suffix for runtime in plan.runtimes):  # which take float32, as the tower is now
-            exports = ExportCache.with_photos(tower, progress.say)
+        exports = ExportCache.for_runtimes(tower, plan.runtimes, progress.say)  # in float32, as the tower is now
         bench = cls(plan, dataset, tower, rows, weights, progress, known, folder=folder)
         bench.rows[1:1] = runtime_rows(rows[0], plan.runtimes, exports, progress.say)
         return bench

@@ -1,9 +1,9 @@
-"""Towers in files of other runtimes, which the user's cache keeps by all that they depend on."""
+"""Towers by other runtimes: their files, which the user's cache keeps by all that they depend on, and dense rows."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.base.hints import describe_error
 from harness.base.lines import lock_file
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import stack_images, subset
+from harness.measure.rows import Variant
 from harness.records.times import describe_machine
 from zoo.core.digests import digest, fingerprint
+from zoo.core.errors import NoRoomError
 from zoo.core.files import cache_file
+from zoo.core.host import Host
+from zoo.core.settings import best_precision
 from zoo.deploy.export import export_model, load_exported
 from zoo.deploy.quantization import calibration_digest
-from zoo.deploy.runtime import Prepared, find_runtime
+from zoo.deploy.runtime import Prepared, find_runtime, usual_precisions
 from zoo.deploy.setup import Setup
 from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.towers import Tower
@@ -45,8 +50,10 @@ class ExportCache:
     say: Callable[[str], object]
 
     @classmethod
-    def with_photos(cls, tower: Tower, say: Callable[[str], object]) -> "ExportCache":
-        """Return the files of a tower as it is now, with embedded photographs to calibrate with and to check on."""
+    def for_runtimes(cls, tower: Tower, runtimes: Iterable[str], say: Callable[[str], object]) -> "ExportCache | None":
+        """Return files of a tower as it is now, to calibrate with embedded photographs; None if no runtime has any."""
+        if not any(find_runtime(runtime).suffix for runtime in runtimes):
+            return None
         tower = tower._replace(vit=copy.deepcopy(tower.vit))
         pictures = calibration_pictures(tower.preprocess, CALIBRATION + CHECKED)
         return cls(tower=tower, check=lambda: pictures[CALIBRATION:], calibration=pictures[:CALIBRATION], say=say)
@@ -90,6 +97,48 @@ class ExportCache:
             how["calibration"] = None if setup.recipe is None else self.calibration
             export_model(setup.reduce(self.tower), path, self.check(), **how)
         return load_exported(path).prepared
+
+
+def runtime_row(dense: Variant, runtime: str, precision: str, exports: ExportCache | None) -> Variant:
+    """Make a row of the dense tower by another runtime, whose name is its method, by the precision's fastest recipe.
+
+    ``exports`` has the tower's files, which some runtimes run. Raises what the runtime does.
+    """
+    engine, name, like = find_runtime(runtime), f"{runtime} {precision}", next(dense.vit.parameters())
+    engine.require(precision, str(like.device))
+    config, recipe = {"precision": precision}, next(iter(engine.recipes(precision)), None)
+    if engine.suffix:
+        assert exports is not None
+        if recipe is not None:
+            config |= {"recipe": recipe, "calibration": str(exports.calibrated)}
+        setup = Setup(model=exports.tower.name, runtime=runtime, precision=precision, recipe=recipe)
+        return replace(dense, method=runtime, prepared=exports.load(setup, name), config=config, what=name)
+    prepared = engine.prepare(dense.vit, torch.zeros(1, 3, *dense.vit.input_size).to(like), precision)
+    model: dict[str, Any] = {"vit": prepared.call} if isinstance(prepared.call, Host) else {"prepared": prepared}
+    return replace(dense, method=runtime, config=config, what=name, **model)
+
+
+def runtime_rows(
+    dense: Variant, runtimes: Sequence[str], exports: ExportCache | None, say: Callable[[str], object]
+) -> list[Variant]:
+    """Make rows of the dense tower by other runtimes: in the device's fastest precision, and files in all usual ones.
+
+    What can't be had is told, with the reason.
+    """
+    device, rows = next(dense.vit.parameters()).device, list[Variant]()
+    for runtime in map(find_runtime, runtimes):
+        usual = usual_precisions(device) if runtime.suffix else (best_precision(device),)
+        for precision in (each for each in usual if each in runtime.precisions):
+            try:
+                rows.append(runtime_row(dense, runtime.name, precision, exports))
+            except NoRoomError:
+                raise
+            except Exception as error:
+                if not (isinstance(error, ValueError) or runtime.is_refusal(error)):
+                    raise
+                reason = describe_error(error).partition("\n")[0]
+                say(f"no row of the dense tower by {runtime.name} in {precision}: {reason}")
+    return rows
 
 
 def _version(package: str) -> str:

@@ -19,24 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.hints import describe_error
 from harness.base.store import BrokenShardError, Shard, ShardKind, ShardProvenance, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.measure.exports import ExportCache
 from harness.records.record import DENSE, GOLDEN, RECOVERY
 from zoo.core.digests import digest
-from zoo.core.errors import NoRoomError
 from zoo.core.host import Host
 from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
-from zoo.core.settings import best_precision, expected
+from zoo.core.settings import expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
-from zoo.deploy.runtime import RUNTIMES, Prepared, find_runtime, usual_precisions
-from zoo.deploy.setup import Setup
+from zoo.deploy.runtime import RUNTIMES, Prepared
 from zoo.loading.adopt import add_prompts, add_recovery, reduce
 from zoo.loading.learned_files import PromptFile, RecoveryFile
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
@@ -191,48 +187,6 @@ def make_row(
         config |= {"predictor": digest(file.path)}
     name = f"{tower.arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
-
-
-def runtime_row(dense: Variant, runtime: str, precision: str, exports: ExportCache | None) -> Variant:
-    """Make a row of the dense tower by another runtime, whose name is its method, by the precision's fastest recipe.
-
-    ``exports`` has the tower's files, which some runtimes run. Raises what the runtime does.
-    """
-    engine, name, like = find_runtime(runtime), f"{runtime} {precision}", next(dense.vit.parameters())
-    engine.require(precision, str(like.device))
-    config, recipe = {"precision": precision}, next(iter(engine.recipes(precision)), None)
-    if engine.suffix:
-        assert exports is not None
-        if recipe is not None:
-            config |= {"recipe": recipe, "calibration": str(exports.calibrated)}
-        setup = Setup(model=exports.tower.name, runtime=runtime, precision=precision, recipe=recipe)
-        return replace(dense, method=runtime, prepared=exports.load(setup, name), config=config, what=name)
-    prepared = engine.prepare(dense.vit, torch.zeros(1, 3, *dense.vit.input_size).to(like), precision)
-    model: dict[str, Any] = {"vit": prepared.call} if isinstance(prepared.call, Host) else {"prepared": prepared}
-    return replace(dense, method=runtime, config=config, what=name, **model)
-
-
-def runtime_rows(
-    dense: Variant, runtimes: Sequence[str], exports: ExportCache | None, say: Callable[[str], object]
-) -> list[Variant]:
-    """Make rows of the dense tower by other runtimes: in the device's fastest precision, and files in all usual ones.
-
-    What can't be had is told, with the reason.
-    """
-    device, rows = next(dense.vit.parameters()).device, list[Variant]()
-    for runtime in map(find_runtime, runtimes):
-        usual = usual_precisions(device) if runtime.suffix else (best_precision(device),)
-        for precision in (each for each in usual if each in runtime.precisions):
-            try:
-                rows.append(runtime_row(dense, runtime.name, precision, exports))
-            except NoRoomError:
-                raise
-            except Exception as error:
-                if not (isinstance(error, ValueError) or runtime.is_refusal(error)):
-                    raise
-                reason = describe_error(error).partition("\n")[0]
-                say(f"no row of the dense tower by {runtime.name} in {precision}: {reason}")
-    return rows
 
 
 def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:

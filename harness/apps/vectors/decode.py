@@ -66,7 +66,7 @@ def prepare(
 ) -> DecodedChunk:
     """Read, decode and transform pictures; raise MemoryError for too little memory, which is no fault of a picture.
 
-    ``map_all`` does what `map` does, in threads if it likes.
+    ``map_all`` does what `map` does, such as a thread pool's.
     """
     start = time.perf_counter()
     with warnings.catch_warnings():

@@ -400,10 +400,8 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         OSError: a shard can't be written, for instance for lack of room.
     """
     mark = job.out.absolute() / DECODING
-    if job.decoders is None and mark.exists():
-        progress.say(
-            "the last run was killed or crashed: pictures are decoded in a process, which a damaged one may end"
-        )
+    if job.decoders is None and job.processes == 0 and mark.exists():
+        progress.say("the last run crashed or was killed: another process decodes, so that no picture can end this one")
         job = dataclasses.replace(job, decoders=1)
     embedder = Embedder(job)
     total, store = len(job.source), embedder.store

@@ -44,8 +44,8 @@ class EmbedJob(ShardJob):
     def processes(self) -> int:
         """How many processes decode for each model; 0 takes threads of the model's own, in turn with it.
 
-        By default none on a CPU, where a process would take turns with the model's threads, which wait for each other.
-        Beside a device there is one per core, and a quarter of that beside several workers' CPU.
+        By default none on a CPU, where a process would hold up the model's threads, which wait for each other. Several
+        workers on a CPU have one for four cores, and another device has one for each core.
         """
         from harness.records.times import cores
 

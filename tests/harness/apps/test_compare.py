@@ -181,7 +181,7 @@ def test_dense_rows_by_other_runtimes(no_run, monkeypatch):
     for package in ("openvino", "nncf"):
         pytest.importorskip(package, reason="needs the extra `openvino`")
     monkeypatch.setitem(TOLERANCES, "int8", FeatureTolerance(1.0, 0.5))  # without VNNI sums overflow
-    monkeypatch.setattr("harness.measure.rows.usual_precisions", lambda device: ("float32", "int8"))
+    monkeypatch.setattr("harness.measure.exports.usual_precisions", lambda device: ("float32", "int8"))
     pictures = torch.randn(112, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("harness.measure.exports.calibration_pictures", lambda preprocess, count: pictures)
     for module in ("harness.measure.exports", "zoo.deploy.setup"):
@@ -191,7 +191,7 @@ def test_dense_rows_by_other_runtimes(no_run, monkeypatch):
     assert "by cuda-graphs in" in console.export_text()
     assert [record.label for record in found] == ["dense", "dense, openvino fp32", "dense, openvino int8", "random"]
     _, single, quantised, _ = found
-    assert single.mean("cosine_distance") < 1e-6 < quantised.mean("cosine_distance") < 0.5
+    assert single.mean("cosine_distance") < 1e-6 < quantised.mean("cosine_distance") < 0.2
     assert quantised.method_config.keys() == {"precision", "recipe", "calibration"}
     assert all(record.latency for record in found)
     no_run()

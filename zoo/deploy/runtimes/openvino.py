@@ -80,9 +80,8 @@ class OpenVino(FileRuntime):
         model has in float is faster in float32, unless all activations come in float or the CPU has AMX.
         """
         as_they_come = recipe is not None and not find_recipe(recipe).activations
-        amx = (
-            torch.cpu._is_amx_tile_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        )  # not switched off
+        # Whoever limits the instructions to AVX2 switches AMX off, too.
+        amx = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
         rounds = (as_they_come or amx) and not self.refusal("bfloat16", loading=True)
         low = "bfloat16" if rounds else "float32"
         hint = {"INFERENCE_PRECISION_HINT": (low if precision == INT8 else precision).replace("float", "f")}
