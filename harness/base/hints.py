@@ -47,6 +47,7 @@ _HINTS: dict[str, Callable[..., str]] = {
     "predictor": _fit_predictor,
     "prompts": _fit_prompts,
     "recovery": _fit_recovery,
+    "budgets": lambda method="rankmerge": f"fit some with: patchrank fit budgets --method {method} --images DIR",
     "schedule": lambda: "search one with: patchrank fit schedule",
     "exported model": lambda: "write it anew with: patchrank export --output FILE",
     "setup": lambda: "choose again, which takes what is cached: patchrank choose --output FILE",

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
         command("fit prompts", learn.run_fit_prompts),
         command("fit recovery", learn.run_fit_recovery),
         command("fit schedule", learn.run_fit_schedule),
+        command("fit budgets", learn.run_fit_budgets),
         command("study", study.run_study, study.name_study),
         command("study reproduce", study.run_reproduce),
         command("study final", study.run_final),

@@ -143,3 +143,22 @@ def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
         f"{file.cost['reached']:.3f} GFLOPs, 1 - cosine to dense on images held out: {', '.join(losses)}"
     )
     return Shown(parts=(text,), data=json_values({"path": path, "schedule": file}))
+
+
+def run_fit_budgets(args: Namespace, progress: Progress) -> Shown:
+    """Fit budgets, write them, and set them beside the fixed keep rate of equal cost."""
+    from harness.learning.budgets import fit_budgets
+    from harness.learning.settings import BudgetConfig, Sources
+
+    datasets = tuple(args.datasets or (f"images:{args.images}",))
+    sources, config = flags.settings(Sources, args, datasets=datasets), flags.settings(BudgetConfig, args)
+    where = {"out": args.output, "device": args.device, "progress": progress}
+    path, file = fit_budgets(args.model, args.method, sources, config, **where)
+    judged = file.judged
+    text = (
+        f"wrote {path}: {file.method} at {file.cost:.3f} of dense's GFLOPs on average; on {judged['images']} images "
+        f"held out, at {judged['cost']:.3f}, 1 - cosine to dense {judged['before']:.5f} with keep rate "
+        f"{judged['keep']:g} for all, {judged['after']:.5f} with budgets; 95 % quantile {judged['before_95']:.5f} and "
+        f"{judged['after_95']:.5f}"
+    )
+    return Shown(parts=(text,), data=json_values({"path": path, "budgets": file}))

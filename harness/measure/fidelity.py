@@ -20,6 +20,7 @@ from harness.records.metrics import NEIGHBOURS as NEAREST
 from harness.records.metrics import cosine_distance, neighbours, overlap, predicted
 from harness.records.record import DENSE
 from harness.records.statistics import Interval, over_images
+from zoo.core.adaptive import signal
 from zoo.core.digests import digest
 from zoo.core.settings import check_fields
 from zoo.deploy.quantization import LEAST_PICTURES
@@ -243,6 +244,16 @@ class Pictures:
     def distances(self, rows: Sequence[Variant]) -> dict[str, NDArray[np.float64]]:
         """Return each row's 1 - cosine to dense, (n,), by key."""
         return {key: cosine_distance(each, self._truth) for key, each in self.features(rows).items()}
+
+    def signals(self, block: int) -> NDArray[np.float64]:
+        """Return each picture's signal in the dense tower's tokens at the input of a block, (n,)."""
+        vit, parts = self.tower.vit, []
+        like = next(vit.parameters())
+        with torch.inference_mode():
+            for images in self._batches():
+                tokens, _ = vit.advance(vit.embed(images.to(like.device, like.dtype)), 0, block)
+                parts.append(signal(tokens).double().cpu().numpy())
+        return np.concatenate(parts)
 
     def values(self, model: Prepared) -> dict[str, list[float]]:
         """Return a model's values, with a classifier those of top-1, too; none if its features overflowed."""

@@ -15,6 +15,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
+from zoo.core.adaptive import Adaptive, join_groups
 from zoo.core.attention import Attended, PoolingQuery, attend, cls_attention
 from zoo.core.learned import LearnedTokens
 from zoo.core.reducer import HostSpec, Reducer
@@ -145,7 +146,7 @@ class Host(nn.Module):
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
     norm_name: ClassVar[str] = "norm"  # of the norm of what leaves the tower
     projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
-    reducer: Reducer | None  # None for the dense tower
+    reducer: Reducer | None  # None for the dense tower, an ``Adaptive`` for a budget of each picture's own
     prompts: LearnedTokens | None
     grad_checkpointing: bool  # run blocks again for gradients instead of keeping what they computed
     embed_dim: int  # width D of the tokens
@@ -245,8 +246,11 @@ class Host(nn.Module):
         ``pooled`` says that the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a
         tower that pools the first token then runs that block for it alone.
 
-        Return the tokens that leave the last block, and those that left each block in ``taps``, in order.
+        Return the tokens that leave the last block, and those that left each block in ``taps``, in order. Those of an
+        adaptive tower are filled up, see ``join_groups``.
         """
+        if isinstance(self.reducer, Adaptive):
+            return self._advance_groups(self.reducer, tokens, start, stop, taps, pooled)
         tapped = []
         if self.in_place and not pooled:
             tokens = tokens._replace(x=tokens.x.clone())
@@ -260,6 +264,49 @@ class Host(nn.Module):
             if index in taps:
                 tapped.append(tokens._replace(x=tokens.x.clone()) if self.in_place else tokens)
         return tokens, tapped
+
+    def _advance_groups(
+        self, adaptive: Adaptive, tokens: Tokens, start: int, stop: int | None, taps: Collection[int], pooled: bool
+    ) -> tuple[Tokens, list[Tokens]]:
+        """Do what ``advance`` does, with the pictures of each budget on their own from its first block on."""
+        at, stop = adaptive.first_block, self.depth if stop is None else stop
+        if start > at:
+            raise ValueError(f"start={start}: an adaptive tower is run in one go from block {at} on")
+        tokens, tapped = self._with(None).advance(tokens, start, min(at, stop), taps=taps)
+        if stop <= at:
+            return tokens, tapped
+        budgets = adaptive.assign(tokens)
+        groups, each = [], []
+        for number in budgets.unique().tolist():
+            rows = (budgets == number).nonzero().squeeze(1).to(tokens.x.device)
+            left, among = self.budget(number).advance(tokens.images(rows), at, stop, taps=taps, pooled=pooled)
+            groups.append((rows, left))
+            each.append([(rows, tap) for tap in among])
+        tapped += [join_groups(parts, ranked=True) for parts in zip(*each, strict=True)]
+        return join_groups(groups), tapped
+
+    def _with(self, reducer: Reducer | None) -> Self:
+        """Return another tower of the same modules with another reducer."""
+        other = share_weights(self, type(self))
+        other.reducer = reducer
+        return other
+
+    @property
+    def adaptive(self) -> Adaptive:
+        """What gives each picture a budget; ValueError for a tower in which all pictures have one keep rate."""
+        if not isinstance(self.reducer, Adaptive):
+            raise ValueError("this tower has one keep rate for all pictures: build it by zoo.reduce(..., budgets=FILE)")
+        return self.reducer
+
+    def budget(self, number: int) -> Self:
+        """Return the tower of one budget of an adaptive tower, with all its modules and weights."""
+        return self._with(self.adaptive.each[number])
+
+    def assign(self, images: Tensor) -> Tensor:
+        """Return the keep rate that an adaptive tower gives each of images (B, C, H, W), (B,) float32 on the CPU."""
+        adaptive = self.adaptive
+        tokens, _ = self._with(None).advance(self.embed(images), 0, adaptive.first_block)
+        return torch.tensor(adaptive.budgets.keeps)[adaptive.assign(tokens)]
 
     def _step(self, index: int, tokens: Tokens, *, first: bool = False) -> Tokens:
         """Run one block, with ``first`` for that token alone: what others become behind its attention is not read."""

@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     x: Tensor  # (B, prefix + n, D) tokens, prefix tokens first
     prefix: int  # number of prefix tokens: class token and others that are never reduced
     grid: tuple[int, int]  # rows and columns of patches; N = rows * columns
-    patch_idx: Tensor  # (B, n) int64 position in the grid of each patch token, -1 for a fused token
+    patch_idx: Tensor  # (B, n) int64 position in the grid of each patch token, -1 for a fused or filling token
     size: Tensor | None = None  # (B, n) float number of patches that each stands for, None while all are 1
     importance: Tensor | None = None  # (B, n) float carried from an earlier reduction point
     history: tuple[Reduction, ...] = ()  # the reductions so far, oldest first
@@ -408,13 +408,16 @@ def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One forward pass, for figures and agreement measures; ``scores`` and ``ranking`` are None if nothing went."""
+    """One forward pass, for figures and agreement measures; ``scores`` and ``ranking`` are None if nothing went.
+
+    An adaptive tower's numbers of tokens are those of the picture that has most.
+    """
 
     output: Tensor  # what ``forward`` returns for the same images
     grid: tuple[int, int]  # rows and columns of patches; N = rows * columns
     tokens_per_block: tuple[int, ...]  # how many leave each block, prefix tokens included
     final_tokens: int  # number n of patch tokens that leave the last block; a fused token counts
-    kept: Tensor  # (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused token
+    kept: Tensor  # (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused or filling one
     reductions: tuple[Reduction, ...]  # what went at each reduction point, in order
     scores: Tensor | None  # (B, N) float, higher = kept longer, ties allowed
     ranking: Tensor | None  # (B, N) int64 grid positions, most important first

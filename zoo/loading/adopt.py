@@ -1,7 +1,6 @@
 """Give a model that exists a reduction method, prompts or a recovery, keeping its modules and weights."""
 
 import copy
-import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -12,12 +11,14 @@ from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
+from zoo.core.adaptive import Adaptive, Budgets
 from zoo.core.digests import blocks_fingerprint, digest, weights_digest
 from zoo.core.files import EMBEDDED
 from zoo.core.host import Host, host_of, share_weights
+from zoo.core.json_reader import from_json
 from zoo.core.learned import for_head
-from zoo.core.reducer import build_reducer
-from zoo.loading.learned_files import PREFIX, PredictorFile, PredictorPath, PromptFile, RecoveryFile
+from zoo.core.reducer import HostSpec, build_reducer
+from zoo.loading.learned_files import PREFIX, BudgetFile, PredictorFile, PredictorPath, PromptFile, RecoveryFile
 from zoo.towers.vit import TimmHost
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
@@ -39,6 +40,7 @@ CONTAINERS = {
 HEAD = "head.weight"  # of the linear map that gives the features, in files of recoveries
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
+AnyBudgets = str | Path | BudgetFile | Mapping[str, Any] | None
 H = TypeVar("H", bound=Host)
 
 
@@ -57,6 +59,8 @@ def reduce(
     predictor: PredictorPath = None,
     recovery: str | Path | None = None,
     unmerge: bool = False,
+    budgets: AnyBudgets = None,
+    cost: float | None = None,
     **options: Any,
 ) -> Any:
     """Give any tower of a known family a token reduction method.
@@ -70,17 +74,22 @@ def reduce(
         predictor: the file of its predictor, which determines the network's shape; None for random weights.
         recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
         unmerge: have a tower of transformers return hidden states of all patches.
-        options: the method's options, ``keep`` first of all.
+        budgets: file that `fit budgets` wrote, for an adaptive tower: each picture takes one of its keep rates.
+        cost: mean share of the dense tower's multiply-adds that an adaptive one takes; None for that of the file.
+        options: the method's options, ``keep`` first of all, which an adaptive tower doesn't take.
 
     Raises:
         ValueError: unknown method or option, value out of range, tower that can't be reduced or unmerge, or a
-            predictor or recovery of another tower, block or setting.
-        FileNotFoundError: no such predictor or recovery.
+            predictor, recovery or budgets of another tower, block or setting.
+        FileNotFoundError: no such predictor, recovery or budgets.
     """
     if (place := image_tower(model)) is not None:
         whole, inner = share_weights(model, type(model)), model.get_submodule(place)
         whole._modules[place] = reduce(
-            inner, method=method, predictor=predictor, recovery=recovery, unmerge=unmerge, **options
+            inner,
+            method=method,
+            predictor=predictor,
+            **{"recovery": recovery, "unmerge": unmerge, "budgets": budgets, "cost": cost, **options},
         )
         return whole
     reduced = host_of(model).adopt(model)
@@ -91,17 +100,45 @@ def reduce(
             name = type(model).__name__
             raise ValueError(f"unmerge=True: {name} has forward_intermediates for it; expected a tower of transformers")
         reduced.__dict__["unmerge"] = True
+    if (cost is not None and budgets is None) or (budgets is not None and method is None):
+        have, lack = ("cost", "budgets") if budgets is None else ("budgets", "method")
+        raise ValueError(f"{have} without {lack}: an adaptive tower needs method, budgets and, if you like, cost")
     if method is not None:
         like = next(reduced.block_modules.parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
         file = None if predictor is None else PredictorFile.read(predictor)
         if file is not None:
             file.fill(options)
-        reduced.reducer = build_reducer(method, options, spec).train(model.training)
+        if budgets is None:
+            reduced.reducer = build_reducer(method, options, spec)
+        else:
+            reduced.reducer = _build_adaptive(reduced, budgets, cost, method, options, spec)
+        reduced.reducer.train(model.training)
         if file is not None:
             load_predictor(reduced, file)
     _describe(reduced, method)
     return reduced if recovery is None else add_recovery(reduced, recovery)
+
+
+def _build_adaptive(
+    model: Host, budgets: AnyBudgets, cost: float | None, method: str, options: dict[str, Any], spec: HostSpec
+) -> Adaptive:
+    """Build the reducer of an adaptive tower; budgets that are no file come with a cost, of a saved model."""
+    if "keep" in options:
+        raise ValueError(
+            f"keep={options['keep']!r} with budgets: each picture takes a keep rate of its own; expected cost=X, a "
+            "mean share of the dense tower's multiply-adds"
+        )
+    if isinstance(budgets, Mapping):
+        assert cost is not None
+        return Adaptive(from_json(Budgets, budgets, "budgets", complete=True), cost, method, options, spec)
+    assert budgets is not None
+    file = budgets if isinstance(budgets, BudgetFile) else BudgetFile.read(budgets)
+    adaptive = Adaptive(file.budgets, file.cost if cost is None else cost, method, options, spec)
+    settings = adaptive.config.fixed.plain()
+    del settings["keep"]
+    file.require(blocks_fingerprint(model.state_dict(), model.blocks_prefix), method, settings)
+    return adaptive
 
 
 def load_predictor(model: Host, file: PredictorFile) -> None:
@@ -110,6 +147,10 @@ def load_predictor(model: Host, file: PredictorFile) -> None:
     if block is None:
         raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
     file.require(block=block)
+    if isinstance(model.reducer, Adaptive):
+        for number in range(len(model.reducer.each)):
+            load_predictor(model.budget(number), file)
+        return
     state, loaded = model.state_dict(), file.tensors()
     ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
     if ours != theirs:
@@ -293,7 +334,7 @@ def _describe(model: Host, method: str | None) -> None:
     if not cfg or not cfg.get("architecture"):
         return
     tag = f".{cfg['tag']}" if cfg.get("tag") else ""
-    reduction = {} if model.reducer is None else dataclasses.asdict(model.reducer.config)
+    reduction = {} if model.reducer is None else model.reducer.config.plain()
     # Without options that a name was built with: `reduced_vit` takes each once.
     attributes["_model_args"] = {name: value for name, value in args.items() if name not in reduction} | {
         "base": args.get("base", cfg["architecture"] + tag),

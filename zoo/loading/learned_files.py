@@ -1,4 +1,4 @@
-"""Files of what was learned for a tower: predictors, tokens, recoveries and schedules. Each refuses other towers."""
+"""Files of what was learned for a tower: predictors, tokens, recoveries, schedules, budgets. They fit no other."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from zoo.core.adaptive import Budgets
 from zoo.core.digests import digest
 from zoo.core.errors import add_remedy
 from zoo.core.files import EMBEDDED, cache_folder, write_whole
@@ -25,7 +27,7 @@ from zoo.core.settings import tower_name
 
 PredictorPath = str | Path | None
 PREFIX = "reducer.predictor."  # of a predictor's weights in a model's state dict
-FORMAT = 1  # of a schedule
+FORMAT = 1  # of a schedule, and of budgets
 RECOVERY_FORMAT = 3  # of a recovery
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
 _log = logging.getLogger(__name__)
@@ -323,25 +325,56 @@ def _named_marks(marks: Mapping[str, Any], tokens_learned: bool) -> dict[str, An
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleFile:
-    """A schedule that was found by measurement, with its provenance, as JSON."""
+class PlainFile:
+    """What was found by measurement, with its provenance, as JSON; the fields are a subclass's."""
+
+    model: str  # dense name of the tower that was measured
+    tag: str  # its weight tag
+    weights: str  # its ``blocks_fingerprint``
+    method: str
+    version: str  # of this package
+
+    kind = ""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read and check a file; raise FileNotFoundError or ValueError."""
+        path, kind = Path(path), cls.kind
+        if not path.is_file():
+            raise add_remedy(FileNotFoundError(f"no {kind} at {str(path)!r}: the file does not exist"), kind)
+        try:
+            values = strict_json(path.read_bytes())
+            wanted = getattr(cls, "format", None)
+            if isinstance(values, dict) and (have := values.get("format")) != wanted:
+                raise ValueError(f"it has format {have!r}, this version reads {wanted}")
+            file: Self = from_json(cls, values, kind)
+        except ValueError as error:
+            raise add_remedy(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
+        return file
+
+    def write(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFile(PlainFile):
+    """A schedule that was found by measurement."""
 
     reduce_at: tuple[int, ...]  # reduction points
     schedule: tuple[float, ...]  # keep rate after each but the last
     keep: float  # after the last
-    model: str  # dense name of the tower that it was searched on
-    tag: str  # its weight tag
-    weights: str  # its ``blocks_fingerprint``
-    method: str
     options: dict[str, Any]  # the method's settings apart from these three
     cost: dict[str, Any]  # what was to be met, ``gflops`` or ``time``; as which model, ``asked`` and ``reached``
     found: bool  # by the search; else it is the method's default at that cost
     datasets: list[dict[str, Any]]  # with 1 - cosine on held-out images of the default and of the schedule, of each
     candidates: int  # schedules that were tried
     seconds: float  # of the search
-    version: str  # of this package
     commit: str | None = None  # of the code
     format: int = FORMAT
+
+    kind = "schedule"
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in OPTIONS}
@@ -349,25 +382,6 @@ class ScheduleFile:
         token_counts(1, self.keep, self.reduce_at, self.schedule)
         check_settings(self.method, self.options | numbers)
         dataset_names(self.datasets)
-
-    @classmethod
-    def read(cls, path: Path) -> "ScheduleFile":
-        """Read and check a file; raise FileNotFoundError or ValueError."""
-        if not path.is_file():
-            raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
-        try:
-            values = strict_json(path.read_bytes())
-            if isinstance(values, dict) and (have := values.get("format")) != FORMAT:
-                raise ValueError(f"it has format {have!r}, this version reads {FORMAT}")
-            file: ScheduleFile = from_json(cls, values, "schedule")
-        except ValueError as error:
-            raise add_remedy(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
-        return file
-
-    def write(self, path: Path) -> None:
-        """Write it whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def read_schedule(path: str | Path) -> dict[str, Any]:
@@ -379,5 +393,42 @@ def read_schedule(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: not a schedule, or one of another format or with numbers out of range.
     """
-    file = ScheduleFile.read(Path(path))
+    file = ScheduleFile.read(path)
     return {name: getattr(file, name) for name in OPTIONS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetFile(PlainFile):
+    """Budgets that were fitted to pictures without labels."""
+
+    options: dict[str, Any]  # the method's settings apart from the keep rate, as JSON values
+    budgets: Budgets
+    cost: float  # mean share of the dense tower's multiply-adds on these pictures, where none is asked for
+    bound: dict[str, Any]  # what that cost was solved for, ``min_cosine`` or ``min_cosine_95``; empty if it was given
+    datasets: list[dict[str, Any]]  # name, revision and numbers of pictures, of each
+    judged: dict[str, Any]  # 1 - cosine of ``images`` held out: by the fixed ``keep`` rate of equal ``cost``, and after
+    commit: str | None = None  # of the code
+    format: int = FORMAT
+
+    kind = "budgets"
+
+    def __post_init__(self) -> None:
+        check_settings(self.method, {**self.options, "keep": self.budgets.keeps[-1]})
+        self.budgets.penalty(self.cost)
+        dataset_names(self.datasets)
+
+    def require(self, weights: str, method: str, options: Mapping[str, Any]) -> None:
+        """Raise ValueError unless they were fitted to a tower of these weights, reduced in this way, by this package.
+
+        ``options`` are all settings of the method, as JSON values, apart from the keep rate.
+        """
+        fitted = {"version": self.version, "weights": self.weights, "method": self.method, **self.options}
+        asked = {"version": version("clip-patchrank"), "weights": weights, "method": method, **options}
+        for name in (*fitted, *asked):
+            if (was := fitted.get(name)) != (now := asked.get(name)):
+                tower = tower_name(self.model, self.tag)
+                raise add_remedy(
+                    ValueError(f"these budgets were fitted to {tower} with {name}={was!r}, this is {name}={now!r}"),
+                    self.kind,
+                    method=method,
+                )

@@ -15,8 +15,8 @@ from timm.models._builder import resolve_pretrained_cfg
 
 import zoo.methods
 from zoo.core.reducer import configure, on_method
-from zoo.loading.adopt import add_prompts, add_recovery, filter_weights
-from zoo.loading.learned_files import PredictorFile, PromptFile, with_predictor
+from zoo.loading.adopt import AnyBudgets, add_prompts, add_recovery, filter_weights, reduce
+from zoo.loading.learned_files import BudgetFile, PredictorFile, PromptFile, with_predictor
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
 from zoo.loading.weights import SAVED, image_side, loading, own_path, own_weights, read_weights, timm_source
 from zoo.towers.vit import ReducedViT, TimmHost
@@ -28,6 +28,11 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> TimmHost:
     """Build a model: split its method's options off, find its weights, and let timm assemble it."""
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
+    budgets, cost = kwargs.pop("budgets", None), kwargs.pop("cost", None)
+    if budgets is not None:
+        return _build_adaptive(name, pretrained, budgets, cost, **kwargs)
+    if cost is not None:
+        raise ValueError(f"cost={cost!r} without budgets: expected budgets=FILE, too, or a keep rate in the name")
     recovery = kwargs.pop("recovery", None)
     options, arguments = split_options(name, kwargs)
     predictor = arguments.pop("predictor", None)
@@ -127,6 +132,27 @@ def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> TimmHos
     model = add_prompts(build(name, pretrained=True, **kwargs), file)
     if classes == 0:
         model.reset_classifier(0)
+    return model
+
+
+def _build_adaptive(
+    name: ModelName, pretrained: bool, budgets: AnyBudgets, cost: float | None, **kwargs: Any
+) -> TimmHost:
+    """Build a pretrained model whose pictures take budgets, by default at the cost of the keep rate in its name."""
+    if not pretrained or name.method is None or kwargs.get("features_only"):
+        raise ValueError(
+            f"{name} with budgets={str(budgets)!r}: expected the name of a reduced model, such as "
+            f"{name.dense}_rankmerge60, with pretrained=True and without features_only"
+        )
+    fixed = build(name, True, **kwargs)
+    assert fixed.reducer is not None
+    options = fixed.reducer.config.plain()
+    keep, file = options.pop("keep"), budgets if isinstance(budgets, BudgetFile) else BudgetFile.read(str(budgets))
+    if cost is None and keep is not None:
+        cost = file.budgets.cost_of(keep)
+    model = reduce(fixed, method=name.method, budgets=file, cost=cost, **options)
+    for reducer in model.adaptive.each:
+        reducer.load_state_dict(fixed.reducer.state_dict())
     return model
 
 

@@ -154,7 +154,7 @@ def split_options(name: ModelName, kwargs: Mapping[str, Any]) -> tuple[dict[str,
         options = {key: value for key, value in kwargs.items() if key in ours}
         if not options.keys() & {"keep", *config.instead_of_keep}:
             options |= name.options
-        ours.append("recovery")
+        ours += ["recovery", "budgets", "cost"]
         depth = name.depth(kwargs)
         if configure(name.method, options, depth).predictor_block(depth) is not None:
             ours.append("predictor")

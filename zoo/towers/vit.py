@@ -220,13 +220,14 @@ class TimmHost(Host):
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        """What timm saves of how this model was made: free of files, whose weights it holds."""
+        """What timm saves of how this model was made: free of files, whose content it holds."""
         return self.__dict__.get("_model_args", {})
 
     @_model_args.setter
     def _model_args(self, value: dict[str, Any]) -> None:
         held = {k: v for k, v in self._model_args.items() if k in _FILES}
-        named = {k: v for k, v in value.items() if k not in _FILES or isinstance(v, dict)}
+        other = {k: v for k, v in value.items() if k not in value.get("reduction", ())}  # of which each is there once
+        named = {k: v for k, v in other.items() if k not in _FILES or isinstance(v, dict)}
         self.__dict__["_model_args"] = held | named
 
 
