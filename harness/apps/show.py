@@ -158,11 +158,11 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
         left = (PREDICTOR if PREDICTOR in rankings else GOLDEN,)
     patches, merges = grid[0] * grid[1], False
     for keep, method in product(config.keeps, left):
-        if method == GOLDEN:
-            tokens, count = find_kept(rankings[GOLDEN], keep), final_count(patches, keep)
-        else:
+        if method != GOLDEN:
             output = _run_method(tower, images, method, keep, golden.block)
             tokens, count = tokens_at_end(output, patches), output.final_tokens
+        else:
+            tokens, count = find_kept(rankings[GOLDEN], keep), final_count(patches, keep)
         merges |= bool(((tokens >= 0) & (tokens != np.arange(patches))).any())
         column = f"{method} {100 * keep:g}"
         sheet.columns[column], sheet.panels[column] = f"{column} %\n{count} of {patches} tokens", tokens

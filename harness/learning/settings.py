@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from harness.measure.settings import KEEPS
 from zoo.core.settings import check_fields
 
 
@@ -33,7 +34,7 @@ class BudgetConfig:
 
     DEFAULT_COST: ClassVar[float] = 0.6
 
-    keeps: tuple[float, ...] = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25)
+    keeps: tuple[float, ...] = KEEPS
     signal_at: int = 0  # block whose input gives the signal; 0 for the embedded patches
     cost: float | None = None  # mean GFLOPs, as a share of the dense tower's
     min_cosine: float | None = None  # mean cosine to dense

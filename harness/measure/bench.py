@@ -15,15 +15,19 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
-from harness.datasets.base import FINAL, Dataset, Split
+from harness.datasets import get_dataset
+from harness.datasets.base import FINAL, Dataset, Split, SplitName, cached_json, keep_json
 from harness.datasets.few_shot import draw_train, subset
 from harness.datasets.text_features import caption_features, nameable, named, text_classifier
 from harness.golden.store import Rankings, find_rankings
+from harness.measure.budgets import LEAST_PICTURES, BudgetRows, adaptive_row, deal, join_dealt, spread_keeps
 from harness.measure.exports import ExportCache, runtime_rows
+from harness.measure.fidelity import Pictures
 from harness.measure.plan import costs, keep_near_rows, matched_rows
 from harness.measure.rows import (
     Judge,
     OutputCache,
+    RowOutput,
     Tuned,
     Variant,
     captions_of,
@@ -32,8 +36,10 @@ from harness.measure.rows import (
     variants,
 )
 from harness.measure.settings import Plan
-from harness.records.metrics import METRICS, Captions, MetricInput, measure
+from harness.records.metrics import METRICS, Captions, MetricInput, cosine_distance, measure
 from harness.records.record import (
+    ADAPTIVE,
+    DEALT,
     DENSE,
     GOLDEN,
     PROBE,
@@ -46,6 +52,7 @@ from harness.records.record import (
     pack_groups,
     utc_now,
 )
+from zoo.core.adaptive import LEAST, Budgets
 from zoo.core.digests import digest, fingerprint
 from zoo.core.settings import torch_dtype
 from zoo.deploy.runtime import RUNTIMES
@@ -54,6 +61,7 @@ from zoo.loading.towers import Tower, load_tower, without_text
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("gflops", "uncounted_operators", "params", "tokens_per_block", "latency")
+BUDGETS_OF, BUDGET_IMAGES = "photos", 400  # whose images, and how many, budgets are fitted to where a dataset has few
 PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
@@ -72,12 +80,15 @@ class Bench:
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
     folder: Path | None = None  # for outputs of a run that is stopped
     fit_probes: Callable[[], Judge | None] | None = None  # what judges foreground, asked when images are first run
+    budgets: Mapping[str, BudgetRows] = field(default_factory=dict)  # of the methods that have adaptive rows
 
     def __post_init__(self) -> None:
         self.parts = self.tower.clip or without_text(self.tower)
         for row in self.rows:
             if row.method not in RUNTIMES:  # which is in its place
                 row.vit.to(self.plan.device, torch_dtype(self.plan.precision))
+        for row in self._budget_rows:
+            row.vit.to(self.plan.device, torch_dtype(self.plan.precision))
 
     @classmethod
     def build(
@@ -99,8 +110,14 @@ class Bench:
         else:
             rows = matched_rows(tower, plan, progress, known)
         rows += recovered_rows(tower, plan.recoveries)
+        budgets = dict[str, BudgetRows]()
         exports = ExportCache.for_runtimes(tower, plan.runtimes, progress.say)  # in float32, as the tower is now
-        bench = cls(plan, dataset, tower, rows, weights, progress, known, folder=folder)
+        fixed = {method: [row.vit for row in rows if row.method == method] for method in plan.budgets}
+        with progress.task("keep rates of budgets", len(fixed)) as update:
+            for done, (method, vits) in enumerate(fixed.items(), start=1):
+                budgets |= {method: BudgetRows(tower, method, spread_keeps(tower, method, vits))} if vits else {}
+                update(done)
+        bench = cls(plan, dataset, tower, rows, weights, progress, known, folder=folder, budgets=budgets)
         bench.rows[1:1] = runtime_rows(rows[0], plan.runtimes, exports, progress.say)
         return bench
 
@@ -122,28 +139,33 @@ class Bench:
 
         def find(rows: Sequence[Variant]) -> tuple[list[Record], list[Record]]:
             """Return the rows' records without measurement, and those that are known."""
-            blanks = [self.blank(row, tuning, images) for row in rows]
+            blanks = [self.blank(row, tuning, images) for row in (*rows, *(row for row, _ in adaptive))]
             old = (fitting(blank, self.known, self.plan.timed_batches, ranked=ranked) for blank in blanks)
             return blanks, [record for record in old if record is not None]
 
+        adaptive = [] if tuning.shots else self.adaptive_rows(rows)
         blanks, present = find(rows)
-        if self.plan.match == "time" and len(present) < len(rows):
+        if self.plan.match == "time" and len(present) < len(blanks):
             rows = keep_near_rows(rows, self._costs(rows), self.plan, self.say_once)
+            adaptive = self.adaptive_rows(rows)
             blanks, present = find(rows)
-        if len(present) == len(rows):
-            return self._add_times(rows, present)
+        if len(present) == len(blanks):
+            return self._add_times([*rows, *(row for row, _ in adaptive)], present)
         captions = None
         if texts is not None and pairs is not None:  # refused before images are run
             with self.progress.task(f"captions of {dataset.name}", 1) as update:
                 features = caption_features(self.parts, texts, dataset.name, self.plan.device)
                 update(1)
             captions = Captions(features=features, pairs=pairs)
-        outputs = self.outputs.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
+        every = [*rows, *(self._budget_rows if adaptive else ())]
+        outputs = self.outputs.find(every, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
-        costs, dense, records = self._costs(rows), None, []
-        for row, blank in zip(rows, blanks, strict=True):
+        costs, dense, records = dict(self._costs(rows)), None, []
+        for row, fixed in adaptive:
+            outputs[row.key], costs[row.key] = self._deal(row, costs[fixed.key], outputs, split)
+        for row, blank in zip((*rows, *(row for row, _ in adaptive)), blanks, strict=True):
             output = outputs[row.key]
             per_image = {**output.per_image, "labels": split.labels}
             if row.rankings is not None:
@@ -164,6 +186,63 @@ class Bench:
             fields = {name: value for name, value in costs[row.key].items() if name not in METRICS}
             records.append(replace(blank, **fields, **measurements(data)))
         return records
+
+    @property
+    def _budget_rows(self) -> list[Variant]:
+        """The rows of all budgets, which adaptive rows are dealt from."""
+        return [row for each in self.budgets.values() for row in each.rows]
+
+    def adaptive_rows(self, rows: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+        """Return adaptive rows, the controls among them, each with the fixed row of equal cost."""
+        fixed = [row for row in rows if row.method in self.budgets and not row.stands_alone]
+        if not fixed:
+            return []
+        images, name = self._images_to_fit
+        fitted_to = f"{len(images)} images of {name}"
+        return [(adaptive_row(row, how, self.budgets[row.method], fitted_to), row) for row in fixed for how in ADAPTIVE]
+
+    @functools.cached_property
+    def _images_to_fit(self) -> tuple[Split, str]:
+        """The images that budgets are fitted to, and the name of their dataset."""
+        for dataset in (self.dataset, get_dataset(BUDGETS_OF)):
+            part: SplitName = "val" if self.plan.split == "train" else "train"
+            split = subset(dataset.split(part), BUDGET_IMAGES)
+            if len(split) >= LEAST_PICTURES:
+                return split, f"{part} of {dataset.name}"
+        raise AssertionError
+
+    def _deal(
+        self, row: Variant, fixed: Mapping[str, Any], outputs: Mapping[str, RowOutput], split: Split
+    ) -> tuple[RowOutput, dict[str, Any]]:
+        """Return what an adaptive row makes of images, and what they cost: on average as much as ``fixed`` does."""
+        rows, dense = self.budgets[row.method], outputs[self.rows[0].key].features
+        known = [outputs[each.key] for each in rows.rows]
+        errors = np.stack([cosine_distance(each.features, dense) for each in known], axis=1)
+        signals = Pictures(split, np.arange(len(split)), self.tower).signals(rows.signal_at)
+        budgets = self._fitted(row.method)
+        cost = max(fixed["gflops"] / rows.whole, budgets.costs[-1])  # a method may reach no less
+        dealt = deal(budgets, row.config[DEALT], cost, signals, errors)
+        each = np.array(budgets.costs)[dealt] * rows.whole
+        shared = {name: fixed[name] for name in ("uncounted_operators", "params")}
+        return join_dealt(known, dealt), {**shared, "gflops": each}
+
+    @functools.cached_property
+    def _fitted(self) -> Callable[[str], Budgets]:
+        """Budgets of a method by the images that aren't judged, fitted once."""
+
+        def fit(method: str) -> Budgets:
+            images, _ = self._images_to_fit
+            rows = self.budgets[method]
+            conditions = (self.weights, self.plan.precision, self.plan.device, torch.__version__, git_commit())
+            path, known = cached_json(
+                "fits", "compare", *conditions, [row.config for row in rows.rows], images.image_ids
+            )
+            known = known or {}
+            save = functools.partial(keep_json, path, known)
+            signals, errors = rows.measure(rows.rows, images, known, save, self.progress)
+            return rows.fit(np.maximum(signals, LEAST), errors)
+
+        return functools.cache(fit)
 
     def _classifier_key(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""

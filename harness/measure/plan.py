@@ -22,6 +22,7 @@ from harness.records.averages import CLOSE, time_ratio
 from harness.records.record import DENSE, GOLDEN, MATCHED, RECOVERY, TUNINGS, Record, Times
 from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.host import Host
+from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected, torch_dtype
 from zoo.deploy.runtime import Prepared, find_runtime
 from zoo.loading.adopt import reduce
@@ -40,6 +41,12 @@ def check_plan(plan: Plan) -> None:
         find_runtime(runtime)
     if min(plan.shots) < 0:
         raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
+    for method in plan.budgets:
+        if method not in METHODS or method not in plan.methods:
+            raise ValueError(
+                f"--budgets {method}: {expected(method, [name for name in plan.methods if name in METHODS])} that are "
+                "measured; or add it to --methods"
+            )
     if plan.match == "keep" and plan.match_to == Plan.match_to:
         return
     if plan.match_to in (DENSE, GOLDEN):

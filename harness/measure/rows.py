@@ -205,7 +205,7 @@ class RowOutput:
     """What a row makes of n images, in image order."""
 
     features: Tensor  # (n, D), unit, float32, on the CPU
-    final_tokens: int  # patch tokens left at the end
+    final_tokens: int | None  # patch tokens left at the end; None if each image has a number of its own
     # By `IMAGE_ARRAYS`, see `metrics.PER_IMAGE`; and token (n, N) int16, the position of the token that a patch ended
     # in, -1 if it was dropped. Nothing of these where nothing was reduced.
     per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from harness.datasets.base import SplitName
     from harness.records.record import Tuning
 
+KEEPS = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25)  # that pictures may take by default
 MATCHES = ("keep", "gflops", "time")
 
 
@@ -20,6 +21,7 @@ class Plan:
     models: tuple[str, ...] = ("clip_vit_s14",)  # dense timm names, with weight tag or without
     methods: tuple[str, ...]  # of `rows.known_methods`; dense is always there
     keeps: tuple[float, ...] = (0.6, 0.3)
+    budgets: tuple[str, ...] = ()  # of the methods, those that have adaptive rows, too
     recoveries: tuple[Path, ...] = ()  # files; each is a row with the method and keep rate that it was trained for
     datasets: tuple[str, ...] = ("fashion", "emoji", "photos")
     shots: tuple[int, ...] = (0,)  # labelled images per class; 0 takes the text classifier

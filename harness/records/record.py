@@ -30,6 +30,9 @@ RANDOM = "random"  # the control: a method that is no better chooses by chance
 SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
+DEALT = "dealt"  # setting of an adaptive row: what pictures take their keep rates by, of `ADAPTIVE`
+ADAPTIVE = {"signal": "adaptive", "random": "adaptive random", "errors": "adaptive known"}  # with words for rows
+CONTROLS = ("random", "errors")  # that deal at random, and by what is only known afterwards
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
 PROMPTS = {  # learned tokens, by the letters that --tokens takes
     "t": "learned text tokens",
@@ -175,12 +178,24 @@ class Record(RowRecord):
 
     @property
     def label(self) -> str:
-        """The method, with a faster dense model's runtime and precision, and with recovery."""
+        """The method, with a faster dense model's runtime and precision, with budgets, and with recovery."""
         if self.method in RUNTIMES:
             precision = self.method_config["precision"]
             short = SHORT_PRECISIONS.get(precision, precision)
             return f"{DENSE}, {short}" if self.method == OPTIMIZED else f"{DENSE}, {self.method} {short}"
+        if self.adaptive:
+            return f"{self.method}, {ADAPTIVE[self.method_config[DEALT]]}"
         return f"{self.method} + recovery" if self.recovered else self.method
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether each image took a keep rate of its own; ``keep`` is the fixed one of equal cost then."""
+        return DEALT in self.method_config
+
+    @property
+    def control(self) -> bool:
+        """Whether it is an adaptive row that no model could be."""
+        return self.method_config.get(DEALT) in CONTROLS
 
     @property
     def labelled(self) -> bool:
@@ -313,8 +328,12 @@ def read_run(path: Path) -> list[Record]:
 
 
 def lacks_times(record: Record, batches: Iterable[int]) -> bool:
-    """Tell whether a record lacks the latency at one of these batch sizes; a golden row has none."""
-    return record.method != GOLDEN and not {times.batch for times in record.latency} >= set(batches)
+    """Tell whether a record lacks the latency at one of these batch sizes; golden and adaptive rows have none."""
+    return (
+        record.method != GOLDEN
+        and not record.adaptive
+        and not {times.batch for times in record.latency} >= set(batches)
+    )
 
 
 def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, ranked: bool = False) -> Record | None:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 CLEAR = "*"
 LEVEL = 0.05  # of tests; intervals cover the rest
+TAIL = 0.95  # share of images that a quantile of a metric is of
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
 FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flip`
@@ -167,6 +168,30 @@ def over_images(values: ArrayLike, groups: ArrayLike | None = None, seed: int = 
     left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
     mean, low, high = bootstrap_mean(every[defined], left, seed)
     return Interval(mean, min(low, mean), max(high, mean))  # of equal values the mean differs by the last digit
+
+
+def tail_over_images(values: ArrayLike, groups: ArrayLike | None = None) -> Interval | None:
+    """Return the 95 % quantile of (B,) values, one per image, with the exact interval between order statistics.
+
+    Images of one group tell as much as one image. From 72 groups on the interval covers the true quantile with at least
+    95 %; of fewer its upper end is the largest value. None if the values have no spread.
+    """
+    from scipy.stats import binom
+
+    sample = finite_sample(values)
+    if not has_spread(sample, groups):
+        return None
+    count = sample.size if groups is None else len(np.unique(np.asarray(groups)))
+    below = binom.ppf([LEVEL / 2, 1 - LEVEL / 2], count, TAIL)  # how many of so many are below the true quantile
+    low, high = np.minimum([below[0] - 1, below[1]], count - 1) / (count - 1)
+    ends = float(np.quantile(sample, low, method="lower")), float(np.quantile(sample, high, method="higher"))
+    estimate = tail(sample)
+    return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate))
+
+
+def tail(values: ArrayLike) -> float:
+    """Return the 95 % quantile of values."""
+    return float(np.quantile(np.asarray(values), TAIL))
 
 
 def has_spread(values: NDArray[np.float64], groups: ArrayLike | None) -> bool:

@@ -177,7 +177,7 @@ def standings(groups: Sequence[Group]) -> list[Standing]:
                 largest[place] = group
     lowest: dict[Hashable, list[tuple[Group, Level]]] = {}
     for group in sorted(largest.values(), key=lambda group: group.first.labelled):
-        rows = [row for row in group.rows if row.method not in (GOLDEN, RANDOM)]
+        rows = [row for row in group.rows if row.method not in (GOLDEN, RANDOM) and not row.first.control]
         for batch, level in {level.batch: level for level in levels(rows) if len(level.rows) > 1}.items():
             lowest.setdefault((_conditions(group.first), batch, level.target.identity), []).append((group, level))
     return [

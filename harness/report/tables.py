@@ -40,6 +40,7 @@ _OVER_SEEDS = (
 _ABOUT = {
     "top1": "top-1 with 95 % Wilson interval",
     "diff_to_dense": "to dense: points on the same images, with 95 % paired bootstrap interval",
+    "cosine_distance_95": "1 - cosine, 95 %: what 95 % of images stay below, with its interval by order statistics",
     "gflops": "GFLOPs: 1e9 multiply-adds per image",
 }
 _AFTER_TIMES = "tau"  # the first metric whose column stands behind those of times
@@ -50,6 +51,7 @@ _FORMS = {
     **dict.fromkeys(("tau", "dense_agreement", "final_tokens"), (2, 1)),
     **dict.fromkeys(("recall_image_1", "recall_image_1_diff", "recall_text_1", "recall_text_1_diff"), (3, 2)),
     "cosine_distance": (3, 2),
+    "cosine_distance_95": (2, 1),
     "diff_to_dense": (3, 3),
 }
 RATIO = "× dense"

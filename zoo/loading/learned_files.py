@@ -195,6 +195,21 @@ def predictor_name(model: str, tag: str, block: int) -> str:
     return f"{tower}.patchrank.block{block}.safetensors"
 
 
+def budgets_name(model: str, tag: str, method: str) -> str:
+    """Return the file name of a method's budgets for a tower (dense timm name, weight tag)."""
+    return predictor_name(model, tag, 0).replace("patchrank.block0.safetensors", f"{method}.budgets.json")
+
+
+def find_budgets(model: str, tag: str, method: str) -> Path:
+    """Find a method's budgets for a tower: the user's own, else the packaged ones, else raise FileNotFoundError."""
+    name = budgets_name(model, tag, method)
+    for folder in (cache_folder() / "budgets", EMBEDDED):
+        if os.access(folder / name, os.R_OK):
+            return folder / name
+    message = f"no budgets of {method} for {tower_name(model, tag)}: neither packaged nor in the user's cache"
+    raise add_remedy(FileNotFoundError(message), "budgets", method=method)
+
+
 def find_fitted(model: str, tag: str) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
     start, end = predictor_name(model, tag, 0).rsplit("0", 1)

@@ -15,8 +15,8 @@ from timm.models._builder import resolve_pretrained_cfg
 
 import zoo.methods
 from zoo.core.reducer import configure, on_method
-from zoo.loading.adopt import AnyBudgets, add_prompts, add_recovery, filter_weights, reduce
-from zoo.loading.learned_files import BudgetFile, PredictorFile, PromptFile, with_predictor
+from zoo.loading.adopt import add_prompts, add_recovery, filter_weights, reduce
+from zoo.loading.learned_files import BudgetFile, PredictorFile, PromptFile, find_budgets, with_predictor
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
 from zoo.loading.weights import SAVED, image_side, loading, own_path, own_weights, read_weights, timm_source
 from zoo.towers.vit import ReducedViT, TimmHost
@@ -135,10 +135,11 @@ def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> TimmHos
     return model
 
 
-def _build_adaptive(
-    name: ModelName, pretrained: bool, budgets: AnyBudgets, cost: float | None, **kwargs: Any
-) -> TimmHost:
-    """Build a pretrained model whose pictures take budgets, by default at the cost of the keep rate in its name."""
+def _build_adaptive(name: ModelName, pretrained: bool, budgets: Any, cost: float | None, **kwargs: Any) -> TimmHost:
+    """Build a pretrained model whose pictures take the budgets of a file, or of the one that is found for ``True``.
+
+    By default they cost what the keep rate in the model's name does.
+    """
     if not pretrained or name.method is None or kwargs.get("features_only"):
         raise ValueError(
             f"{name} with budgets={str(budgets)!r}: expected the name of a reduced model, such as "
@@ -147,7 +148,10 @@ def _build_adaptive(
     fixed = build(name, True, **kwargs)
     assert fixed.reducer is not None
     options = fixed.reducer.config.plain()
-    keep, file = options.pop("keep"), budgets if isinstance(budgets, BudgetFile) else BudgetFile.read(str(budgets))
+    keep, cfg = options.pop("keep"), fixed.pretrained_cfg
+    if budgets is True:
+        budgets = find_budgets(name.dense, cfg["tag"] or "", name.method)
+    file = budgets if isinstance(budgets, BudgetFile) else BudgetFile.read(budgets)
     if cost is None and keep is not None:
         cost = file.budgets.cost_of(keep)
     model = reduce(fixed, method=name.method, budgets=file, cost=cost, **options)
