@@ -355,7 +355,7 @@ class Bench:
             tuning=tuning.kind,
             prompt_tokens=tuning.prompt_tokens,
             seed=tuning.seed,
-            image_size=row.vit.input_size,
+            image_size=self.rows[0].vit.input_size,
             classes_judged=classes,
             **images,
             **measured_here(self.plan, self.tower.tag, self.weights),

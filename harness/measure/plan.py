@@ -19,7 +19,7 @@ from harness.measure.rows import MethodRate, Variant, make_row, rows_of
 from harness.measure.settings import MATCHES, Plan
 from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.averages import CLOSE, time_ratio
-from harness.records.record import DENSE, GOLDEN, MATCHED, RECOVERY, TUNINGS, Record, Times
+from harness.records.record import DENSE, GOLDEN, MATCHED, RECOVERY, RESIZE, TUNINGS, Record, Times
 from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.host import Host
 from zoo.core.reducer import METHODS
@@ -41,6 +41,8 @@ def check_plan(plan: Plan) -> None:
         find_runtime(runtime)
     if min(plan.shots) < 0:
         raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
+    if RESIZE in plan.methods and (plan.match == "time" or any(plan.shots) or plan.match_to == RESIZE):
+        raise ValueError(f"method {RESIZE!r}: expected --match gflops or keep, another --match-to, and --shots 0 alone")
     for method in plan.budgets:
         if method not in METHODS or method not in plan.methods:
             raise ValueError(

@@ -25,7 +25,7 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Example, Split
 from harness.datasets.few_shot import batches
 from harness.datasets.images import measure_detail
-from harness.records.record import DENSE, GOLDEN, RECOVERY
+from harness.records.record import DENSE, GOLDEN, RECOVERY, RESIZE
 from zoo.core.digests import digest
 from zoo.core.host import Host
 from zoo.core.recipes import GoldenConfig
@@ -33,7 +33,7 @@ from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.settings import expected
 from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.runtime import RUNTIMES, Prepared
-from zoo.loading.adopt import add_prompts, add_recovery, reduce
+from zoo.loading.adopt import add_prompts, add_recovery, copy_tower, reduce
 from zoo.loading.learned_files import PromptFile, RecoveryFile
 from zoo.loading.towers import Tower, reduce_tower, require_predictor
 
@@ -84,7 +84,7 @@ class Variant:
     @property
     def stands_alone(self) -> bool:
         """Whether tokens, weights or kernels of its own leave nothing to share with other rows."""
-        return self.prompted or RECOVERY in self.config or self.method in RUNTIMES
+        return self.prompted or RECOVERY in self.config or self.method in (RESIZE, *RUNTIMES)
 
     @property
     def first_block(self) -> int:
@@ -112,8 +112,8 @@ class Tuned:
 
 
 def known_methods() -> tuple[str, ...]:
-    """Return what ``--methods`` takes: dense, every registered method, golden."""
-    return (DENSE, *sorted(METHODS), GOLDEN)
+    """Return what ``--methods`` takes: dense, every registered method, smaller images, golden."""
+    return (DENSE, *sorted(METHODS), RESIZE, GOLDEN)
 
 
 def require_method(name: str) -> None:
@@ -124,7 +124,7 @@ def require_method(name: str) -> None:
 
 def usual_methods() -> tuple[str, ...]:
     """Return the known methods that are measured where none are named."""
-    return tuple(name for name in known_methods() if name not in METHODS or METHODS[name].by_default)
+    return tuple(name for name in known_methods() if (METHODS[name].by_default if name in METHODS else name != RESIZE))
 
 
 def variants(tower: Tower, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
@@ -166,12 +166,19 @@ def make_row(
 ) -> Variant:
     """Make a row of a dense tower by a known method with its ``options``, ``keep`` among them.
 
-    A golden row prunes by golden rankings, which come later. ``predictor`` is a file in place of the tower's own.
+    A golden row prunes by golden rankings, which come later; a ``resize`` row is dense on smaller images. ``predictor``
+    is a file in place of the tower's own.
+
     Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
     """
     dense = tower.vit
     if method == DENSE:
         return Variant(model=tower.arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)
+    if method == RESIZE:
+        vit = shrink(dense, options["keep"])
+        keep, size = math.prod(vit.grid) / math.prod(dense.grid), {"image_size": list(vit.input_size)}
+        name = f"{tower.arch}_{method}{round(100 * keep)}"
+        return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=size, what=what)
     file = None
     if method == GOLDEN:
         vit, like = reduce(dense, method=None), next(dense.block_modules[0].parameters())
@@ -187,6 +194,31 @@ def make_row(
         config |= {"predictor": digest(file.path)}
     name = f"{tower.arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
+
+
+def shrink(dense: Host, keep: float) -> Host:
+    """Return a dense tower that makes images smaller, so that they have about a share ``keep`` of the patches.
+
+    Sides keep their proportion to within a patch. Raises ValueError for a tower whose image size can't be set.
+    """
+    resizable: Any = copy_tower(dense, ["pos_embed"])
+    patches = getattr(dense, "patch_embed", None)
+    if not hasattr(dense, "set_input_size") or not getattr(patches, "strict_img_size", False):
+        kind = type(dense).__name__
+        raise ValueError(f"method {RESIZE!r}: the image size of this {kind} can't be set; expected a tower of timm's")
+    rows, columns = dense.grid
+    sizes = [(round(rows * width / columns) - less, width) for width in range(1, columns + 1) for less in (0, 1)]
+    height, width = min((s for s in sizes if s[0] > 0), key=lambda s: (abs(s[0] * s[1] - keep * rows * columns), -s[0]))
+    side = [pixels // count for pixels, count in zip(dense.input_size, dense.grid, strict=True)]
+    resizable.set_input_size(img_size=(height * side[0], width * side[1]))
+    resizable.patch_embed.register_forward_pre_hook(_shrink_images)
+    host: Host = resizable
+    return host
+
+
+def _shrink_images(patch_embed: Any, images: tuple[Tensor]) -> tuple[Tensor]:
+    """Bring images (B, 3, H, W) to the size that patches are cut from."""
+    return (F.interpolate(images[0], tuple(patch_embed.img_size), mode="bicubic", antialias=True),)
 
 
 def recovered_rows(tower: Tower, paths: Sequence[Path]) -> list[Variant]:
@@ -250,7 +282,7 @@ def run(
             scores = rank_scores(tokens.history, cells)
             token = tokens_of(tokens.history, cells).short()
             per_image = {"scores": scores.cpu().numpy(), "token": token.cpu().numpy()}
-        if row.method == DENSE or dense is not None or judge is not None:
+        if row.method != RESIZE and (row.method == DENSE or dense is not None or judge is not None):
             patches = patch_features(row.vit, tokens)
             if row.method == DENSE:
                 dense = patches

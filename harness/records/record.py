@@ -25,6 +25,7 @@ from zoo.core.json_reader import from_json, strict_json
 from zoo.deploy.runtime import OPTIMIZED, RUNTIMES
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+RESIZE = "resize"  # the control that anyone tries first: the dense model on smaller images; no reducer, either
 UNREDUCED = (DENSE, *RUNTIMES)  # a runtime is the dense tower by it, in the precision of its settings
 RANDOM = "random"  # the control: a method that is no better chooses by chance
 SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
