@@ -17,7 +17,7 @@ import numpy as np
 from harness.base.table import UNMEASURED, Cell, Table, estimate_cell, points
 from harness.base.terminal import Progress
 from harness.measure.candidates import Candidate, ChooseConfig, Way
-from harness.measure.fidelity import CHANGE, COSINE, NEIGHBOURS, SetupBounds
+from harness.measure.fidelity import CHANGE, COSINE, NEIGHBOURS, TAIL_COSINE, SetupBounds
 from harness.measure.lab import STAGES, Assessment, Lab, Prediction
 from harness.records.statistics import Interval, exact
 from harness.report.charts import Chart, Dot
@@ -27,7 +27,12 @@ SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: th
 FEW_SAFER = (6, 2, 0)  # where each rung is quantised
 ROOM = 0.5  # of the allowed loss: an int8 recipe that uses up less leaves enough for a reduction
 LEAST_LOSS = 1e-5  # of 1 - cosine in a chart, whose axis is logarithmic
-WORDS = {COSINE: "cosine", NEIGHBOURS: "neighbours", CHANGE: "top-1, points"}  # metrics as columns
+WORDS = {
+    COSINE: "cosine",
+    TAIL_COSINE: "cosine of 95 %",
+    NEIGHBOURS: "neighbours",
+    CHANGE: "top-1, points",
+}  # metrics as columns
 
 
 def build_ladder(lab: Lab) -> list[Candidate]:
@@ -241,10 +246,11 @@ def _describe_miss(bounds: SetupBounds, assessment: Assessment) -> str:
     """Say which bound the ends of a setup's intervals miss, nothing if none."""
     for metric, least in bounds.floors.items():
         mean = assessment.fidelity[metric]
-        flag = f"--max-loss {bounds.max_loss}" if metric == CHANGE else f"--min-{metric} {least}"
+        flag = f"--max-loss {bounds.max_loss}" if metric == CHANGE else f"--min-{metric.replace('_', '-')} {least}"
         if mean.low < least:
             words = f"{mean.estimate:.5f}, by its interval at least {mean.low:.5f}"
-            return f"{flag} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
+            what = "cosine that 95 % reach" if metric == TAIL_COSINE else f"mean {WORDS[metric]}"
+            return f"{flag} is missed: the {what} on pictures held out is {words}"
     ratio = assessment.ratio
     if bounds.speed_up is not None and ratio.high * bounds.speed_up > 1:
         words = f"{1 / ratio.estimate:.2f} times as fast as dense, by its interval at least {1 / ratio.high:.2f}"

@@ -154,11 +154,11 @@ def run_fit_budgets(args: Namespace, progress: Progress) -> Shown:
     sources, config = flags.settings(Sources, args, datasets=datasets), flags.settings(BudgetConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}
     path, file = fit_budgets(args.model, args.method, sources, config, **where)
-    judged = file.judged
+    judged, (_, low, high) = file.judged, file.judged["difference"]
     text = (
         f"wrote {path}: {file.method} at {file.cost:.3f} of dense's GFLOPs on average; on {judged['images']} images "
         f"held out, at {judged['cost']:.3f}, 1 - cosine to dense {judged['before']:.5f} with keep rate "
-        f"{judged['keep']:g} for all, {judged['after']:.5f} with budgets; 95 % quantile {judged['before_95']:.5f} and "
-        f"{judged['after_95']:.5f}"
+        f"{judged['keep']:g} for all, {judged['after']:.5f} with budgets (difference {low:+.5f} to {high:+.5f}, 95 % "
+        f"interval); 95 % quantile {judged['before_95']:.5f} and {judged['after_95']:.5f}"
     )
     return Shown(parts=(text,), data=json_values({"path": path, "budgets": file}))

@@ -12,10 +12,10 @@ from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets.base import cached_json, keep_json
 from harness.learning.settings import BudgetConfig, Sources
-from harness.learning.sources import learning_sets
+from harness.learning.sources import held_out_groups, learning_sets
 from harness.measure.budgets import LEAST_PICTURES, BudgetRows, Values, deal, logarithms
 from harness.measure.fidelity import join_splits
-from harness.records.statistics import tail
+from harness.records.statistics import paired_mean, tail
 from zoo.core.adaptive import LEAST, Budgets, check_keeps, halve
 from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_file
@@ -102,6 +102,7 @@ def fit_budgets(
         errors, before = np.stack([by_keep[keep] for keep in config.keeps], axis=1), by_keep[fixed.keep]
         dealt = deal(budgets, "signal", cost, signals, errors)
         after = errors[np.arange(len(dealt)), dealt]
+        difference = paired_mean(after, before, held_out_groups(sets))
         file = BudgetFile(
             model=tower.arch,
             tag=tower.tag,
@@ -116,7 +117,7 @@ def fit_budgets(
                 "images": len(held),
                 "cost": float(np.array(budgets.costs)[dealt].mean()),
                 "keep": fixed.keep,
-                **{"before": float(before.mean()), "after": float(after.mean())},
+                **{"before": float(before.mean()), "after": float(after.mean()), "difference": list(difference)},
                 **{"before_95": tail(before), "after_95": tail(after)},
             },
             version=version("clip-patchrank"),

@@ -25,7 +25,7 @@ from harness.base.lines import lock_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
 from harness.learning.settings import SearchConfig, Sources
-from harness.learning.sources import learning_sets
+from harness.learning.sources import held_out_groups, learning_sets
 from harness.measure.cost import gflops
 from harness.measure.fidelity import Pictures, join_splits
 from harness.measure.plan import TOLERANCE, KeepSolver
@@ -294,12 +294,7 @@ class _Search:
         set clearly loses. Images of one group are resampled together.
         """
         splits = [images.held_out for images in self.sets]
-        names = [
-            f"{images.dataset.name}/{images.dataset.group_of(image_id)}"
-            for images in self.sets
-            for image_id in images.held_out.image_ids
-        ]
-        groups = np.unique(names, return_inverse=True)[1]
+        groups = held_out_groups(self.sets)
         distances: dict[str, Any] = {}
         self.add_distances(self.pictures(join_splits(splits)), [default, best], distances)
         before, after = (np.array(distances[schedule.key]) for schedule in (default, best))

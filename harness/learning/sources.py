@@ -58,6 +58,16 @@ def learning_sets(sources: Sources) -> list[LearningSet]:
     return sets
 
 
+def held_out_groups(sets: Sequence[LearningSet]) -> NDArray[np.int64]:
+    """Return the number of each held-out image's group, (n,), of one set after the other."""
+    names = [
+        f"{images.dataset.name}/{images.dataset.group_of(image_id)}"
+        for images in sets
+        for image_id in images.held_out.image_ids
+    ]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
 def hold_out(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw positions to learn from and every fifth to hold out; ``count`` alone decides which."""
     order = seeded_order(count, 0)

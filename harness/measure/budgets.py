@@ -16,7 +16,7 @@ from harness.measure.fidelity import Pictures
 from harness.measure.plan import KeepSolver
 from harness.measure.rows import RowOutput, Variant, make_row
 from harness.measure.settings import KEEPS
-from harness.records.record import ADAPTIVE, DEALT
+from harness.records.record import ADAPTIVE, DEALT, FITTED_TO
 from zoo.core.adaptive import LEAST, Budgets, check_keeps, signal_gflops
 from zoo.core.host import Host
 from zoo.loading.towers import Tower
@@ -156,6 +156,6 @@ def join_dealt(outputs: Sequence[RowOutput], dealt: NDArray[np.int64]) -> RowOut
 
 def adaptive_row(fixed: Variant, how: str, rows: BudgetRows, fitted_to: str) -> Variant:
     """Return the row in which pictures take budgets, at the mean cost of a fixed keep rate; it is never run itself."""
-    config = {**fixed.config, "budgets": list(rows.keeps), DEALT: how, "fitted to": fitted_to}
+    config = {**fixed.config, "budgets": list(rows.keeps), DEALT: how, FITTED_TO: fitted_to}
     name = f"{fixed.model}_{ADAPTIVE[how].replace(' ', '_')}"
     return replace(fixed, model=name, config=config)

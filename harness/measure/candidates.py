@@ -22,7 +22,7 @@ from harness.measure.rows import usual_methods
 from harness.measure.settings import Plan
 from harness.records.metrics import NEIGHBOURS as NEAREST
 from harness.records.record import DENSE
-from harness.records.statistics import LEAST_ROUNDS
+from harness.records.statistics import LEAST_FOR_TAIL, LEAST_ROUNDS
 from harness.records.times import describe_machine
 from zoo.core.errors import NoRoomError
 from zoo.core.host import Host, share_weights
@@ -226,6 +226,12 @@ class Workshop:
         least = self.bounds.min_neighbours
         if least is not None and (few := min(map(len, parts[1:]))) <= NEAREST:
             raise ValueError(f"--min-neighbours {least:g} of {few} pictures: expected more than {NEAREST}; give more")
+        tail, photographs = self.bounds.min_cosine_95, parts[-1].photographs
+        if tail is not None and photographs < LEAST_FOR_TAIL:
+            raise ValueError(
+                f"--min-cosine-95 {tail:g} by {photographs} photographs held out: expected {LEAST_FOR_TAIL}, as fewer "
+                "can't vouch for 95 % of others; give more pictures, or a larger --held-out"
+            )
         return parts
 
     def _find_classifier(self) -> Tensor | None:

@@ -19,7 +19,7 @@ from harness.measure.rows import Variant, make_row, run
 from harness.records.metrics import NEIGHBOURS as NEAREST
 from harness.records.metrics import cosine_distance, neighbours, overlap, predicted
 from harness.records.record import DENSE
-from harness.records.statistics import Interval, over_images
+from harness.records.statistics import Interval, over_images, tail_levels, tail_over_images
 from zoo.core.adaptive import signal
 from zoo.core.digests import digest
 from zoo.core.settings import check_fields
@@ -29,6 +29,7 @@ from zoo.loading.towers import Tower
 
 # Of features to dense; share of the nearest pictures that stay; of answers that are right.
 COSINE, NEIGHBOURS, CHANGE = "cosine", "neighbours", "diff_to_dense"
+TAIL_COSINE = "cosine_95"  # the cosine that 95 % of pictures reach
 PARTS = ("to calibrate with", "to search by", "held out")
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
@@ -46,21 +47,25 @@ class SetupBounds:
     """
 
     min_cosine: float | None = None  # mean cosine to the dense tower's features
+    min_cosine_95: float | None = None  # cosine that 95 % of pictures reach
     min_neighbours: float | None = None  # mean share of a picture's 10 nearest other ones that stay
     max_loss: float | None = None  # points of top-1 that may be lost; the pictures need classes
     speed_up: float | None = None  # times as fast as the dense tower in float32
 
     def __post_init__(self) -> None:
         if not self.floors:
-            raise ValueError("no bound on fidelity: expected --min-cosine, --min-neighbours or --max-loss")
-        ranges = {"min_cosine": "(0, 1)", "min_neighbours": "(0, 1)", "max_loss": "(0, 100)"}
+            raise ValueError(
+                "no bound on fidelity: expected --min-cosine, --min-cosine-95, --min-neighbours or --max-loss"
+            )
+        ranges = dict.fromkeys(("min_cosine", "min_cosine_95", "min_neighbours"), "(0, 1)") | {"max_loss": "(0, 100)"}
         check_fields(self, speed_up="(1, inf)", **ranges)
 
     @property
     def floors(self) -> dict[str, float]:
-        """The least that means may be, by metric that is bounded."""
+        """The least that means, or the cosine of 95 % of pictures, may be, by metric that is bounded."""
         loss = None if self.max_loss is None else -self.max_loss / 100
-        floors = {COSINE: self.min_cosine, NEIGHBOURS: self.min_neighbours, CHANGE: loss}
+        floors = {COSINE: self.min_cosine, TAIL_COSINE: self.min_cosine_95, NEIGHBOURS: self.min_neighbours}
+        floors |= {CHANGE: loss}
         return {metric: least for metric, least in floors.items() if least is not None}
 
     @property
@@ -68,6 +73,7 @@ class SetupBounds:
         """All bounds in words."""
         words = {
             f"mean cosine at least {self.min_cosine}": self.min_cosine,
+            f"cosine at least {self.min_cosine_95} of 95 % of the pictures": self.min_cosine_95,
             f"mean share of nearest pictures that stay at least {self.min_neighbours}": self.min_neighbours,
             f"at most {self.max_loss} points of top-1 lost": self.max_loss,
             f"{self.speed_up} times as fast as dense in eager float32": self.speed_up,
@@ -83,8 +89,12 @@ class SetupBounds:
             return math.inf
         shares = []
         for metric, least in self.floors.items():
-            sample, best = _pad(metric, values[metric]), 0.0 if metric == CHANGE else 1.0
-            low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
+            best = 0.0 if metric == CHANGE else 1.0
+            if metric == TAIL_COSINE:
+                low = float(np.quantile(values[COSINE], 1 - tail_levels(count)[1], method="lower"))
+            else:
+                sample = _pad(metric, values[metric])
+                low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
             shares.append((best - low) / (best - least))
         return max(shares)
 
@@ -270,7 +280,7 @@ class Pictures:
         return values
 
     def figures(self, values: Values, seed: int) -> dict[str, Interval]:
-        """Return each metric's mean with its 95 % interval over photographs."""
+        """Return each metric's mean with its 95 % interval over photographs, and the cosine that 95 % of them reach."""
         figures = {}
         for metric, each in values.items():
             padded = _pad(metric, each)
@@ -278,4 +288,7 @@ class Pictures:
             interval = over_images(padded, np.append(self.groups, more), seed)
             assert interval is not None  # there are two photographs at least
             figures[metric] = interval._replace(estimate=float(np.mean(each)))
+        tail = tail_over_images(1 - np.asarray(values[COSINE]), self.groups)
+        assert tail is not None
+        figures[TAIL_COSINE] = Interval(1 - tail.estimate, 1 - tail.high, 1 - tail.low)
         return figures

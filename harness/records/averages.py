@@ -17,6 +17,7 @@ from harness.records import statistics
 from harness.records.metrics import METRICS, Metric, MetricValue
 from harness.records.record import (
     DENSE,
+    FITTED_TO,
     GOLDEN,
     MATCHED,
     PROMPTS,
@@ -167,8 +168,8 @@ def _dense(rows: Sequence[Average]) -> Average | None:
 
 
 def _settings(record: Record) -> dict[str, Any]:
-    """Return a method's settings without the prompts that were learned for one seed."""
-    return {name: value for name, value in record.method_config.items() if name != "prompts"}
+    """Return a method's settings without what was learned for one seed or from one dataset."""
+    return {name: value for name, value in record.method_config.items() if name not in ("prompts", FITTED_TO)}
 
 
 def _mean(values: Sequence[Any]) -> Any:
@@ -327,7 +328,9 @@ def labels(rows: Sequence[Average]) -> dict[str, str]:
         same = [row for row in rows if row.first.label == method]
         several = max(Counter(row.keep for row in same).values()) > 1
         varying, distinct = list[str](), 1
-        for name in dict.fromkeys(name for row in same for name in row.config if several and name != "keep"):
+        for name in dict.fromkeys(
+            name for row in same for name in row.config if several and name not in ("keep", FITTED_TO)
+        ):
             more = len({tuple(_setting(row, known) for known in (*varying, name)) for row in same})
             if more > distinct:
                 varying, distinct = [*varying, name], more

@@ -31,6 +31,7 @@ RANDOM = "random"  # the control: a method that is no better chooses by chance
 SHORT_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
+FITTED_TO = "fitted to"  # setting of an adaptive row: the images that its budgets learned from
 DEALT = "dealt"  # setting of an adaptive row: what pictures take their keep rates by, of `ADAPTIVE`
 ADAPTIVE = {"signal": "adaptive", "random": "adaptive random", "errors": "adaptive known"}  # with words for rows
 CONTROLS = ("random", "errors")  # that deal at random, and by what is only known afterwards

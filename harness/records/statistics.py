@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 CLEAR = "*"
 LEVEL = 0.05  # of tests; intervals cover the rest
 TAIL = 0.95  # share of images that a quantile of a metric is of
+_LESS_THAN_A_RANK = 1e-9
+LEAST_FOR_TAIL = 72  # images from which on its interval has two ends
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
 FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flip`
@@ -176,17 +178,25 @@ def tail_over_images(values: ArrayLike, groups: ArrayLike | None = None) -> Inte
     Images of one group tell as much as one image. From 72 groups on the interval covers the true quantile with at least
     95 %; of fewer its upper end is the largest value. None if the values have no spread.
     """
-    from scipy.stats import binom
-
     sample = finite_sample(values)
     if not has_spread(sample, groups):
         return None
-    count = sample.size if groups is None else len(np.unique(np.asarray(groups)))
-    below = binom.ppf([LEVEL / 2, 1 - LEVEL / 2], count, TAIL)  # how many of so many are below the true quantile
-    low, high = np.minimum([below[0] - 1, below[1]], count - 1) / (count - 1)
+    low, high = tail_levels(sample.size if groups is None else len(np.unique(np.asarray(groups))))
     ends = float(np.quantile(sample, low, method="lower")), float(np.quantile(sample, high, method="higher"))
     estimate = tail(sample)
     return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate))
+
+
+def tail_levels(count: int) -> tuple[float, float]:
+    """Return the levels of those order statistics of so many values that have the true 95 % quantile between them.
+
+    They have it with a probability of 95 %, and are moved inwards by less than a rank, lest rounding take the next one.
+    """
+    from scipy.stats import binom
+
+    below = binom.ppf([LEVEL / 2, 1 - LEVEL / 2], count, TAIL)  # how many are below the true quantile
+    low, high = np.minimum([below[0] - 1, below[1]], count - 1) / (count - 1)
+    return float(low) + _LESS_THAN_A_RANK, float(high) - _LESS_THAN_A_RANK
 
 
 def tail(values: ArrayLike) -> float:

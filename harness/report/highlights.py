@@ -9,7 +9,7 @@ from harness.base.table import UNMEASURED, Cell, Table, count_of, estimate_cell,
 from harness.records.averages import Average, Level, cost_of, fidelity_ps, labels, levels, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import DENSE, GOLDEN, RANDOM, UNREDUCED, Record, differing
-from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, together
+from harness.records.statistics import CLEAR, FLIPPED, Interval, exact, tail, together
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.tables import RATIO, Group, describe_runtimes
 from zoo.deploy.runtime import RUNTIMES
@@ -131,7 +131,9 @@ class Standing:
             for group in self.groups:
                 there = by_dataset[group.name].get(row.identity)
                 cell = UNMEASURED if there is None else _show_distance(there)
-                yield Cell(cell, cell.value, CLEAR if there is not None and self.further(group, there) else "")
+                values = None if there is None else there.per_image(DISTANCE.name)
+                text = f"{cell}" if values is None else f"{cell}; {DISTANCE.text(tail(values))}"
+                yield Cell(text, cell.value, CLEAR if there is not None and self.further(group, there) else "")
             if scored is not None:
                 there = by_dataset[scored.name].get(row.identity)
                 yield UNMEASURED if there is None else estimate_cell(there.estimate(TOP1), TOP1.text)
@@ -146,7 +148,7 @@ class Standing:
         first = self.groups[0].first
         caption = [
             f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
-            f"{images}; 95 % intervals",
+            f"{images}; 95 % intervals, then behind the semicolon the 95 % quantile over images",
             f"{RATIO}: time by the dense model's" if batch else "",
             describe_runtimes(rows),
             f"not at this cost, or not on every dataset: {missing}" if missing else "",

@@ -19,10 +19,10 @@ from harness.datasets import few_shot
 from harness.datasets.images import measure_detail
 from harness.measure import rows, timing
 from harness.measure.bench import linear_probe
-from harness.measure.rows import feature_probe, run_split, variants
+from harness.measure.rows import feature_probe, run_split, shrink, variants
 from harness.measure.settings import Plan
 from harness.records.metrics import predicted
-from harness.records.record import Record, read_records, refuse_mixed, write_records
+from harness.records.record import ADAPTIVE, Record, read_records, refuse_mixed, write_records
 from zoo.deploy.runtime import TOLERANCES, FeatureTolerance
 from zoo.loading.clip import class_features
 
@@ -242,3 +242,63 @@ def test_refusals_before_any_run(made, change, match, shipped, no_run):
     no_run()
     with pytest.raises(ValueError, match=re.escape(match)):
         one_group(replace(PLAN, **change), [])
+
+
+@torch.no_grad()
+def test_adaptive_rows_deal_what_their_budgets_make_at_equal_cost(dense, parts, toy, no_run, monkeypatch):
+    for module in ("bench", "budgets"):
+        monkeypatch.setattr(f"harness.measure.{module}.LEAST_PICTURES", 12)  # of toy's train images
+    monkeypatch.setattr("harness.measure.bench.spread_keeps", lambda *_: [1.0, 0.7, 0.5, 0.3])
+    plan = Plan(**WHERE, methods=("rankmerge",), budgets=("rankmerge",), batches=())
+    found = one_group(plan, [])
+    _, fixed, ours, random, known = found
+    assert [record.label for record in found[1:]] == [
+        "rankmerge",
+        *(f"rankmerge, {word}" for word in ADAPTIVE.values()),
+    ]
+    assert not ours.control
+    assert random.control
+    assert known.control
+    assert ours.method_config["fitted to"] == "12 images of train of toy"
+    named = [each for each in toy.split("test") if each.label < 3]
+    images = torch.stack([parts.preprocess(each.image) for each in named])
+    truth = F.normalize(dense(images), dim=-1)
+    towers = [zoo.reduce(dense, method="rankmerge", keep=keep).eval() for keep in ours.method_config["budgets"]]
+    errors = torch.stack([1 - (F.normalize(vit(images), dim=-1) * truth).sum(1) for vit in towers])
+    near = (torch.tensor(ours.per_image("cosine_distance")) - errors).abs() <= 1e-5 + 1e-3 * errors
+    assert near.any(dim=0).all()  # each picture has what one of the budgets makes of it
+    for record in (ours, random, known):
+        assert 0.9 < record.mean("gflops") / fixed.mean("gflops") <= 1 + 1e-3  # stored in three digits
+        assert record.mean("final_tokens") is None
+    assert sorted(random.per_image("gflops")) == sorted(ours.per_image("gflops"))
+    assert known.mean("cosine_distance") <= min(ours.mean("cosine_distance"), fixed.mean("cosine_distance"))
+    assert known.mean("cosine_distance_95") == pytest.approx(
+        np.quantile(known.per_image("cosine_distance"), 0.95), rel=1e-2
+    )
+    no_run()
+    assert one_group(plan, found) == found
+
+
+@torch.no_grad()
+def test_smaller_images_are_a_row_at_equal_cost(dense, parts, toy):
+    plan = Plan(**WHERE, methods=("rankmerge", "resize"), match="gflops", match_to="rankmerge", far=True, batches=())
+    _, fixed, smaller = one_group(plan, [])
+    rows, columns = (side // 8 for side in smaller.method_config["image_size"])
+    assert smaller.keep == pytest.approx(rows * columns / 64)
+    assert rows in (columns, columns - 1)
+    assert smaller.mean("gflops") == pytest.approx(fixed.mean("gflops"), rel=0.1)  # as near as whole patches come
+    vit = shrink(dense, smaller.keep).eval()
+    images = torch.stack([parts.preprocess(each.image) for each in toy.split("test") if each.label < 3])
+    assert vit.input_size == (rows * 8, columns * 8)
+    features = [F.normalize(each(images), dim=-1) for each in (vit, dense)]
+    apart = 1 - (features[0] * features[1]).sum(1)
+    assert np.allclose(smaller.per_image("cosine_distance"), apart.numpy(), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("change", "quoted"), [
+    ({"budgets": ("tome",)}, "--budgets tome: expected one of rankmerge that are measured"),
+    ({"methods": ("resize",), "match": "time"}, "method 'resize': expected --match gflops or keep"),
+])  # fmt: skip
+def test_adaptive_and_smaller_rows_that_are_refused(change, quoted):
+    with pytest.raises(ValueError, match=quoted):
+        one_group(Plan(**WHERE, **{"methods": ("rankmerge",), **change}), [])

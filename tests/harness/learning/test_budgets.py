@@ -23,6 +23,7 @@ from harness.measure import budgets as measured
 from harness.measure import fidelity, plan
 from zoo.core.adaptive import LEAST
 from zoo.loading.learned_files import BudgetFile, find_budgets
+from zoo.loading.towers import load_tower
 
 ARCH = "clip_vit_b16"
 CONFIG = BudgetConfig(keeps=(1.0, 0.7, 0.4), cost=0.8)
@@ -150,6 +151,19 @@ def test_plain_pictures_are_named_and_left_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
     assert len(fitted().budgets.signals) == 68 - 2  # the first of each chunk
     assert "picture 'train-34' has no detail, its signal is 0: left out of the fit" in said
+
+
+@pytest.mark.parametrize("method", ["rankmerge", "tome"])
+def test_budgets_of_a_comparison_cost_the_same_for_all_methods(method: str, dense: zoo.ReducedViT):
+    tower = load_tower(ARCH)
+    fixed = zoo.reduce(dense, method=method, keep=0.6)
+    keeps = measured.spread_keeps(tower, method, [fixed])
+    rows = measured.BudgetRows(tower, method, keeps)
+    assert keeps[0] == 1
+    own = rows.costs[0] - 1  # of the signal
+    least = 0.75 * closed_gflops(fixed) / closed_gflops(dense)
+    reached = [cost - own for cost in rows.costs[1:]]
+    assert reached == pytest.approx(np.geomspace(0.9, least, measured.COSTS)[: len(reached)], abs=0.02)
 
 
 @pytest.mark.command("fit budgets")

@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import stats
 
 from harness.datasets.base import Dataset, Split
 from harness.datasets.folder import ImageFolder
 from harness.datasets.text_features import text_classifier
 from harness.measure import fidelity
-from harness.measure.fidelity import CHANGE, COSINE, NEIGHBOURS, Pictures, SetupBounds
+from harness.measure.fidelity import CHANGE, COSINE, NEIGHBOURS, TAIL_COSINE, Pictures, SetupBounds
 from harness.measure.rows import rows_of, run
 from zoo.deploy.runtime import Prepared
 from zoo.loading.towers import Tower
@@ -25,7 +26,7 @@ ARCH, TAG = "clip_vit_b16", "openai"
 
 
 @pytest.mark.parametrize(("bounds", "quoted"), [
-    ({"speed_up": 2}, "expected --min-cosine, --min-neighbours or --max-loss"),
+    ({"speed_up": 2}, "expected --min-cosine, --min-cosine-95, --min-neighbours or --max-loss"),
     ({"max_loss": 0}, "max_loss=0"),
     ({"min_cosine": 99}, r"min_cosine=99: expected a number in \(0, 1\)"),
     ({"min_cosine": math.nan}, "min_cosine=nan"),
@@ -43,6 +44,19 @@ def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
     assert SetupBounds(min_cosine=float(low)).share(values, 50) == pytest.approx(1)
     assert SetupBounds(min_cosine=float(low), max_loss=99).share(values, 50) == pytest.approx(1)  # the worse of the two
     assert SetupBounds(min_cosine=0.9).share({}, 50) == math.inf
+
+
+def test_a_bound_on_95_percent_is_met_by_order_statistics():
+    """Of 200 pictures, 195 below the true quantile are as many as chance has it: the sixth worst must meet the bound."""
+    cosines = np.random.default_rng(0).uniform(0.9, 1, 200)
+    sixth = np.sort(cosines)[200 - round(stats.binom.ppf(0.975, 200, 0.95)) - 1]
+    figures = Pictures(Split(np.zeros(200, dtype=np.int64), str, lambda *_: None), np.arange(200), None).figures(
+        {COSINE: cosines.tolist()}, 0
+    )
+    assert figures[TAIL_COSINE].low == pytest.approx(sixth)
+    bounds = [SetupBounds(min_cosine_95=float(sixth + off)) for off in (-1e-6, 1e-6)]
+    assert [each.meets(figures) for each in bounds] == [True, False]
+    assert [each.share({COSINE: cosines.tolist()}, 200) <= 1 for each in bounds] == [True, False]
 
 
 def test_no_loss_among_few_pictures_is_not_taken_for_none():

@@ -53,6 +53,16 @@ def test_median_interval_is_the_narrowest_that_covers(n: int):
     assert statistics.median_interval([4.0]) == (4, 4, 4)
 
 
+@pytest.mark.parametrize("count", [72, 200, 1000])
+def test_the_interval_of_a_tail_is_scipys_and_of_groups_that_of_fewer_images(count: int):
+    values = np.random.default_rng(0).exponential(size=count)
+    ends = stats.quantile_test(values, p=0.95).confidence_interval(0.95)
+    assert statistics.tail_over_images(values)[1:] == pytest.approx(ends)
+    alike, groups = np.repeat(values, 3), np.repeat(np.arange(count), 3)
+    low, high = statistics.tail_over_images(alike, groups)[1:]
+    assert low <= ends[0] < ends[1] <= high  # three copies of an image tell no more than one
+
+
 @settings(max_examples=40)
 @given(pairs, st.integers(1, 4))
 def test_the_quick_bootstrap_is_the_slow_one(outcomes: list[tuple[bool, bool]], seeds: int):
