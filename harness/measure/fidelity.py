@@ -91,7 +91,8 @@ class SetupBounds:
         for metric, least in self.floors.items():
             best = 0.0 if metric == CHANGE else 1.0
             if metric == TAIL_COSINE:
-                low = float(np.quantile(values[COSINE], 1 - tail_levels(count)[1], method="lower"))
+                distances = 1 - np.asarray(values[COSINE])
+                low = 1 - float(np.quantile(distances, tail_levels(count)[1], method="higher"))
             else:
                 sample = _pad(metric, values[metric])
                 low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))

@@ -47,7 +47,7 @@ def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
 
 
 def test_a_bound_on_95_percent_is_met_by_order_statistics():
-    """Of 200 pictures, 195 below the true quantile are as many as chance has it: the sixth worst must meet the bound."""
+    """By chance up to so many pictures are nearer than the true quantile; the next one must meet the bound."""
     cosines = np.random.default_rng(0).uniform(0.9, 1, 200)
     sixth = np.sort(cosines)[200 - round(stats.binom.ppf(0.975, 200, 0.95)) - 1]
     figures = Pictures(Split(np.zeros(200, dtype=np.int64), str, lambda *_: None), np.arange(200), None).figures(
