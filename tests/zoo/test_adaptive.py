@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import zoo
 from zoo.core.adaptive import Budgets, signal
 from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.host import Host
-from zoo.loading.learned_files import BudgetFile
+from zoo.loading.learned_files import BudgetFile, budgets_name
 from zoo.loading.towers import load_tower, reduce_tower
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -131,6 +132,33 @@ def test_a_file_and_a_name_give_one_model(tmp_path: Path):
     assert named.assign(torch.zeros(1, 3, 196, 196)).tolist() == [0.5]  # a plain colour
     fixed = timm.create_model("clip_vit_s14_patchrank50", pretrained=True).eval()
     assert torch.allclose(named.budget(2)(images), fixed(images), atol=1e-5)
+
+
+def test_the_budgets_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are found by name, and are of the embedded tower; a user's own come first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    vit = timm.create_model("clip_vit_s14_rankmerge60", pretrained=True, budgets=True).eval()
+    assert vit.adaptive.config.cost == pytest.approx(vit.adaptive.budgets.cost_of(0.6))
+    keeps = vit.assign(pictures(196))
+    assert keeps[3] < keeps[0]  # the plainest, the most detailed
+    with pytest.raises(FileNotFoundError, match=r"no budgets of tome for clip_vit_s14\.imgfocus_lit: neither packaged"):
+        timm.create_model("clip_vit_s14_tome60", pretrained=True, budgets=True)
+    own = file_of(load_tower("clip_vit_s14").vit, pictures(196), tmp_path)
+    place = cache_folder() / "budgets" / budgets_name("clip_vit_s14", "imgfocus_lit", "rankmerge")
+    place.parent.mkdir(parents=True)
+    own.rename(place)
+    own_vit = timm.create_model("clip_vit_s14_rankmerge60", pretrained=True, budgets=True)
+    assert own_vit.adaptive.budgets.keeps == (1.0, 0.75, 0.5)
+
+
+@pytest.mark.parametrize(("name", "more", "quoted"), [
+    ("clip_vit_s14", {"budgets": True}, "expected the name of a reduced model, such as clip_vit_s14_rankmerge60"),
+    ("clip_vit_s14_rankmerge60", {"cost": 0.5}, "cost=0.5 without budgets"),
+    ("clip_vit_s14_rankmerge60", {"budgets": "missing.json"}, "no budgets at 'missing.json'"),
+])  # fmt: skip
+def test_names_that_are_refused(name: str, more: dict[str, Any], quoted: str):
+    with pytest.raises((ValueError, FileNotFoundError), match=quoted):
+        timm.create_model(name, pretrained=True, **more)
 
 
 def _plain(tower: Any, method: str) -> dict[str, Any]:
