@@ -81,7 +81,7 @@ class CommandParser(argparse.ArgumentParser):
         """Add the command's flags, and those of every command."""
         super().__init__(
             prog=f"{PROGRAM} {command.path}".strip(), description=command.what, allow_abbrev=False, add_help=False,
-            epilog=command.epilog().replace("%", "%%"), formatter_class=Formatter,
+            epilog=command.epilog(), formatter_class=Formatter,
         )  # fmt: skip
         self._positionals.title, self._optionals.title = "arguments", "flags"
         command.flags(self)
@@ -160,12 +160,12 @@ class Formatter(argparse.HelpFormatter):
         return "\n".join(lines)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or "", action.default
+        text, default = (action.help or "").replace("%", "%%"), action.default
         if action.nargs == 0 or default in (None, "", argparse.SUPPRESS) or default == []:
             return text
         values: Sequence[object] = default if isinstance(default, list | tuple) else [default]
         shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-        return f"{text} (default: {shown})".replace("%", "%%")
+        return f"{text} (default: {shown.replace('%', '%%')})"
 
 
 def describe_versions() -> str:
