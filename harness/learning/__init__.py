@@ -1,1 +1,1 @@
-"""What is learned from datasets: predictors, prompts, recoveries and schedules."""
+"""What is learned from datasets: predictors, prompts, recoveries, schedules and budgets."""

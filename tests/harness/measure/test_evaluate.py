@@ -187,7 +187,9 @@ def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(count
     facts = {"classifier": units(classes, 8, seed=3) if classes else None, "scale": scale}
     facts["per_image"] = {"labels": np.arange(count) % classes if classes else np.full(count, -1)}
     dense, own = (MetricInput(features=units(count, 8, seed=seed), **facts) for seed in (1, 0))
-    expected = {"cosine_distance"} | ({"dense_agreement", "top1", "diff_to_dense"} if classes else set())
+    expected = {"cosine_distance", "cosine_distance_95"} | (
+        {"dense_agreement", "top1", "diff_to_dense"} if classes else set()
+    )
     expected |= {"kl_to_dense", "margin"} if scale else set()
     expected |= {"neighbour_overlap"} if count == LEAST_GALLERY else set()
     found, same = (measure(replace(own, dense=other)) for other in (dense, own))
