@@ -61,7 +61,13 @@ def section_of(page: str, title: str = "") -> str:
 
 @pytest.mark.parametrize(
     ("page", "section"),
-    [("methods.md", ""), ("terms.md", "Questions"), ("towers.md", ""), ("export.md", "Optimised towers")],
+    [
+        ("methods.md", ""),
+        ("adaptive.md", ""),
+        ("terms.md", "Questions"),
+        ("towers.md", ""),
+        ("export.md", "Optimised towers"),
+    ],
 )
 def test_the_python_of_a_page_runs(page: str, section: str, monkeypatch):
     """Without generating code when compiled; tests/zoo/test_export.py does."""
