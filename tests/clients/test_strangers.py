@@ -28,7 +28,7 @@ NEEDED = {
 }  # fmt: skip
 OPTIONAL = {
     "choose": ["--images", "pictures", "--min-cosine", "0.9"], "rank": ["--images", "pictures"],
-    "fit predictor": ["--dataset", "fashion", "--limit", "5"],
+    "fit predictor": ["--dataset", "fashion", "--limit", "5"], "fit budgets": ["--dataset", "fashion"],
 }  # fmt: skip
 TAKERS = [path for path, one in COMMANDS.items() if {"model", "models"} & {a.dest for a in CommandParser(one)._actions}]
 # What a folder can name Python for, and the commands' name of the folder.
