@@ -147,7 +147,9 @@ def setup_of(args: Namespace, runtime: str | None = None) -> "Setup":
     from zoo.deploy.setup import Setup
 
     recovery = None if args.recovery is None else str(args.recovery)
+    budgets = None if args.budgets is None else str(args.budgets)
     values = {"method": args.method, "keep": args.keep, "recovery": recovery, "precision": args.precision}
+    values |= {"budgets": budgets, "cost": args.cost}
     fields = {name: value for name, value in (values | {"runtime": runtime}).items() if value is not None}
     if not args.model.endswith(".json"):
         return Setup.of(args.model, **fields)

@@ -96,6 +96,12 @@ class Budgets:
         """Return the budget of each picture, (n,) int64: that of the least error (n, K) plus penalty times cost."""
         return (errors + penalty * torch.tensor(self.costs, dtype=errors.dtype)).argmin(dim=1)
 
+    def assign(self, signals: Tensor, penalty: float) -> Tensor:
+        """Return the budget of each picture, (B,) int64 on the CPU, by signals (B,); ValueError for one with NaN."""
+        if not bool(signals.isfinite().all()):
+            raise ValueError("a picture has no signal: its embedded patches hold NaN or infinite numbers")
+        return self.deal(self.errors(signals.clamp(min=LEAST).log()), penalty)
+
     def mean_cost(self, errors: Tensor, penalty: float) -> float:
         """Return the mean cost of pictures with these errors (n, K) at a penalty, by the dense tower's."""
         return float(torch.tensor(self.costs, dtype=torch.float64)[self.deal(errors, penalty)].mean())
@@ -200,6 +206,15 @@ class Adaptive(Reducer):
         """Raise ValueError: budgets have counts of their own."""
         raise ValueError("an adaptive tower keeps other numbers of patch tokens of each picture; take tower.budget(i)")
 
+    def signals(self, tokens: Tokens) -> Tensor:
+        """Return the signal of each picture, (B,) float32; ValueError for another grid than that of the budgets."""
+        if tokens.patch_count != self.budgets.patches:
+            raise ValueError(
+                f"pictures of {tokens.grid[0]} x {tokens.grid[1]} patches: the budgets were fitted on "
+                f"{self.budgets.patches} patches; expected pictures of that size"
+            )
+        return signal(tokens)
+
     def assign(self, tokens: Tokens) -> Tensor:
         """Return the budget of each picture, (B,) int64 on the CPU, by the tokens that enter ``first_block``.
 
@@ -210,15 +225,7 @@ class Adaptive(Reducer):
             raise ValueError(
                 "an adaptive tower has no graph of its own, as its shapes follow the pictures; take tower.budget(i)"
             )
-        if tokens.patch_count != self.budgets.patches:
-            raise ValueError(
-                f"pictures of {tokens.grid[0]} x {tokens.grid[1]} patches: the budgets were fitted on "
-                f"{self.budgets.patches} patches; expected pictures of that size"
-            )
-        values = signal(tokens)
-        if not bool(values.isfinite().all()):
-            raise ValueError("a picture has no signal: its embedded patches hold NaN or infinite numbers")
-        return self.budgets.deal(self.budgets.errors(values.clamp(min=LEAST).log()), self.penalty)
+        return self.budgets.assign(self.signals(tokens), self.penalty)
 
     def extra_repr(self) -> str:
         """Show budgets and cost in the printed form."""

@@ -302,11 +302,16 @@ class Host(nn.Module):
         """Return the tower of one budget of an adaptive tower, with all its modules and weights."""
         return self._with(self.adaptive.each[number])
 
-    def assign(self, images: Tensor) -> Tensor:
-        """Return the keep rate that an adaptive tower gives each of images (B, C, H, W), (B,) float32 on the CPU."""
+    def signals(self, images: Tensor) -> Tensor:
+        """Return the signal by which an adaptive tower gives images (B, C, H, W) their budgets, (B,) float32."""
         adaptive = self.adaptive
         tokens, _ = self._with(None).advance(self.embed(images), 0, adaptive.first_block)
-        return torch.tensor(adaptive.budgets.keeps)[adaptive.assign(tokens)]
+        return adaptive.signals(tokens)
+
+    def assign(self, images: Tensor) -> Tensor:
+        """Return the keep rate that an adaptive tower gives each of images (B, C, H, W), (B,) float32 on the CPU."""
+        budgets, penalty = self.adaptive.budgets, self.adaptive.penalty
+        return torch.tensor(budgets.keeps)[budgets.assign(self.signals(images), penalty)]
 
     def _step(self, index: int, tokens: Tokens, *, first: bool = False) -> Tokens:
         """Run one block, with ``first`` for that token alone: what others become behind its attention is not read."""

@@ -6,13 +6,16 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.core.adaptive import Budgets
 from zoo.core.settings import PRECISIONS, best_precision, expected, torch_dtype
 from zoo.deploy.graph import quiet, require_exportable
 from zoo.deploy.quantization import INT8, RECIPES, is_made_for_int8, require_pictures
@@ -29,6 +32,48 @@ class Prepared:
     dtype: torch.dtype = torch.float32  # of the pictures
     file: Path | None = None  # that it was written to or loaded from
     batch: int | None = None  # the only B that the call takes without preparing anew; None for any
+    adaptive: "PreparedBudgets | None" = None  # what the call consists of if each picture takes one of a few keep rates
+
+    @classmethod
+    def join(cls, adaptive: "PreparedBudgets") -> Self:
+        """Return the model that gives each picture its budget, of float32 pictures."""
+        return cls(call=adaptive.run, adaptive=adaptive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedBudgets:
+    """An adaptive tower ready to be run: what gives pictures their budgets, and a model for each budget."""
+
+    budgets: Budgets
+    cost: float  # mean multiply-adds by the dense tower's
+    signals: Callable[[Tensor], Tensor]  # from float32 pictures (B, 3, H, W) to their signals (B,)
+    each: tuple[Prepared, ...]  # in the order of the budgets
+
+    @cached_property
+    def penalty(self) -> float:
+        """What a unit of cost weighs against a unit of error."""
+        return self.budgets.penalty(self.cost)
+
+    def assign(self, images: Tensor) -> Tensor:
+        """Return the budget of each of float32 images (B, 3, H, W), (B,) int64; ValueError for one with NaN."""
+        return self.budgets.assign(self.signals(images), self.penalty)
+
+    def run(self, images: Tensor) -> Tensor:
+        """Map float32 images (B, 3, H, W) to features (B, D) float32, each by the model of its budget."""
+        return run_groups(self.assign(images), images, self._run_budget)
+
+    def _run_budget(self, number: int, images: Tensor) -> Tensor:
+        part = self.each[number]
+        size = part.batch or len(images)
+        rows = (F.pad(some, (0,) * 7 + (size - len(some),)) for some in images.to(part.dtype).split(size))
+        return torch.cat([part.call(some) for some in rows])[: len(images)].float()
+
+
+def run_groups(budgets: Tensor, images: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Return features (B, D) of images (B, ...), those of one budget (B,) in one call of ``run`` with its number."""
+    groups = [(number, (budgets == number).nonzero().squeeze(1)) for number in budgets.unique().tolist()]
+    parts = [run(number, images[rows.to(images.device)]) for number, rows in groups]
+    return torch.cat(parts)[torch.cat([rows for _, rows in groups]).argsort().to(images.device)]
 
 
 class Target(NamedTuple):

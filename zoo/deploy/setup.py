@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.core.adaptive import Adaptive
 from zoo.core.digests import fingerprint, weights_digest
 from zoo.core.errors import add_remedy
 from zoo.core.files import write_whole
@@ -18,9 +19,9 @@ from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected
 from zoo.deploy.export import ExportedModel, copy_exported, load_exported, read_description, read_digest
-from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, find_runtime
+from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, PreparedBudgets, find_runtime
 from zoo.loading.adopt import add_recovery
-from zoo.loading.learned_files import check_settings
+from zoo.loading.learned_files import BudgetFile, check_settings
 from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import (
@@ -52,8 +53,10 @@ class Setup:
 
     model: str  # dense name, as ``load_tower`` takes it, or path of an exported file
     method: str | None = None  # None for the dense tower and a file, which have no options and no recovery
-    options: dict[str, Any] = field(default_factory=dict)  # of the method, as JSON values, ``keep`` among them
+    options: dict[str, Any] = field(default_factory=dict)  # of the method, as JSON values, ``keep`` or budgets with it
     recovery: str | None = None  # file of ``zoo.recover``'s result
+    budgets: str | None = None  # file that `fit budgets` wrote; each picture takes one of its keep rates
+    cost: float | None = None  # mean multiply-adds of these by the dense tower's
     runtime: str = OPTIMIZED
     precision: str = "float32"
     recipe: str | None = None  # by which the tower was made int8
@@ -66,13 +69,21 @@ class Setup:
         if self.precision not in (allowed := find_runtime(self.runtime).precisions):
             raise ValueError(f"precision {self.precision!r} of {self.runtime}: {expected(self.precision, allowed)}")
         if self.method is None:
-            if self.options or self.recovery:
-                raise ValueError(f"{self.model} without a method takes no options and no recovery: name a method")
+            if self.options or self.recovery or self.budgets:
+                lack = "takes no options, no recovery and no budgets"
+                raise ValueError(f"{self.model} without a method {lack}: name a method")
         else:
             check_fields(self, method=METHODS)
             check_settings(self.method, self.options)
-            if self.options.get("keep") is None:
-                raise ValueError(f"{self.model} by {self.method} without a keep rate: a setup needs one")
+            if (self.options.get("keep") is None) == (self.budgets is None):
+                have = "without a keep rate" if self.budgets is None else "with a keep rate and budgets"
+                raise ValueError(f"{self.model} by {self.method} {have}: a setup needs a keep rate, or budgets")
+        if (self.budgets is None) != (self.cost is None):
+            raise ValueError(f"budgets={self.budgets!r} with cost={self.cost!r}: expected both or none")
+        if self.budgets is not None and self.recovery is not None:
+            raise ValueError(
+                f"recovery {self.recovery!r} with budgets: it was trained at one keep rate; give one of the two"
+            )
         if self.exported is not None and find_runtime(self.runtime).runs_code:
             raise ValueError(
                 f"exported={self.exported!r}: a file of {self.runtime} may run any code; name it as --model"
@@ -81,13 +92,24 @@ class Setup:
             raise ValueError(f"format {self.format!r} of a setup: expected {FORMAT}")
 
     @classmethod
-    def of(cls, name: str, *, method: str | None = None, keep: float | None = None, **more: Any) -> "Setup":
+    def of(
+        cls,
+        name: str,
+        *,
+        method: str | None = None,
+        keep: float | None = None,
+        budgets: str | None = None,
+        cost: float | None = None,
+        **more: Any,
+    ) -> "Setup":
         """Return the setup of a model's name, dense or reduced, or of a dense name with a method and keep rate.
 
-        Or of the path of an exported file, which fixes all other fields; ``more`` are such.
+        With ``budgets``, a file, which knows its method, pictures take keep rates of their own at a mean ``cost``: by
+        default that of the keep rate, if there is one, or the file's. Or of the path of an exported file, which fixes
+        all other fields; ``more`` are such.
         """
         if (file := exported_file(name)) is not None:
-            flags = {"method": method, "keep": keep} | more
+            flags = {"method": method, "keep": keep, "budgets": budgets, "cost": cost} | more
             if flag := next((flag for flag, value in flags.items() if value is not None), None):
                 raise ValueError(f"model {name!r} with --{flag}: an exported file is fixed; leave the flag out")
             description = read_description(file)
@@ -97,6 +119,12 @@ class Setup:
             if method is not None:
                 raise ValueError(f"model {name!r} with method {method!r}: the name says its method, give one of them")
             method, keep = named_method, percent if keep is None else keep
+        if budgets is not None:
+            return cls(model=dense, budgets=budgets, **_read_budgets(budgets, method, keep, cost), **more)
+        if cost is not None:
+            raise ValueError(
+                f"model {name!r} with --cost and without --budgets: give the file that `fit budgets` wrote"
+            )
         method = None if method == "dense" else method
         if (method is None) != (keep is None):
             have, lack = ("--method", "--keep") if keep is None else ("--keep", "--method")
@@ -141,7 +169,7 @@ class Setup:
             model = f"{kind}:{Path(place).absolute()}"
         elif kind == "open_clip" and slash and Path(file).is_file():
             model = f"{kind}:{arch}/{Path(file).absolute()}"
-        files = {"recovery": self.recovery, "exported": self.exported}
+        files = {"recovery": self.recovery, "budgets": self.budgets, "exported": self.exported}
         paths: dict[str, Any] = {name: file and str(Path(file).absolute()) for name, file in files.items()}
         return dataclasses.replace(self, model=model, **paths)
 
@@ -152,13 +180,14 @@ class Setup:
 
     @property
     def name(self) -> str:
-        """What the model is called: its tower with method and keep rate in percent, or its file's name."""
+        """What the model is called: its tower with method and keep rate or cost in percent, or its file's name."""
         if self.file is not None:
             return self.file.name
         if self.method is None:
             return self.model
         arch, dot, tag = self.model.partition(".")
-        short = f"{self.method}{round(100 * self.options['keep'])}"
+        rate = self.options["keep"] if self.cost is None else self.cost
+        short = f"{self.method}{'' if self.cost is None else '_adaptive'}{round(100 * rate)}"
         return f"{arch}_{short}{dot}{tag}" if arch in MODELS else f"{self.model} {short}"
 
     def load(self, *, random_weights: bool = False) -> Tower:
@@ -169,7 +198,7 @@ class Setup:
         if self.file is not None:
             raise ValueError(f"model {self.model!r} is exported already: give the name of a tower")
         if self.method is not None and not random_weights:
-            require_predictor(self.model, self.method, self.options["keep"])
+            require_predictor(self.model, self.method, self.options.get("keep"))
         tower = find_tower(self.model, random_weights=random_weights)
         return tower._replace(vit=self.reduce(tower))
 
@@ -177,7 +206,8 @@ class Setup:
         """Return its dense tower with the reduction, which shares the tower's weights; raise what ``load`` does."""
         if self.method is None:
             return tower.vit
-        vit, _ = reduce_tower(tower, self.method, self.options)
+        adaptive: dict[str, Any] = {} if self.budgets is None else {"budgets": self.budgets, "cost": self.cost}
+        vit, _ = reduce_tower(tower, self.method, self.options, **adaptive)
         return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
     def describe(self, tower: Tower) -> dict[str, Any]:
@@ -193,8 +223,9 @@ class Setup:
     def prepare(self, vit: nn.Module, example: Tensor) -> tuple[Prepared, str]:
         """Return a tower as the runtime runs it, for pictures like the example, and "" or why the tower runs eagerly.
 
-        A tower that `zoo.optimize` refuses runs eagerly. An exported file is run as it is. Raise ValueError for what
-        another runtime refuses, or for an exported file of another content or tower; FileNotFoundError without one.
+        A tower that `zoo.optimize` refuses runs eagerly. An exported file is run as it is. Of an adaptive tower the
+        runtime has one for each budget, and the signal is eager. Raise ValueError for what another runtime refuses, or
+        for an exported file of another content or tower; FileNotFoundError without one.
         """
         runtime = find_runtime(self.runtime)
         runtime.require(self.precision, str(example.device), loading=self.exported is not None)
@@ -204,6 +235,13 @@ class Setup:
                 message = f"{self.exported!r} was made of other weights than those of {self.name}"
                 raise add_remedy(ValueError(message), "setup")
             return model.prepared, ""
+        if isinstance(vit, Host) and isinstance(adaptive := vit.reducer, Adaptive):
+            towers = map(vit.budget, range(len(adaptive.each)))
+            each, reasons = zip(*(self.prepare(tower, example) for tower in towers), strict=True)
+            config = adaptive.config
+            signals = torch.no_grad()(vit.signals)
+            joined = PreparedBudgets(budgets=config.budgets, cost=config.cost, signals=signals, each=each)
+            return Prepared.join(joined), max(reasons)
         if runtime.recipes(self.precision):
             raise ValueError(
                 f"{self.name} in {self.precision} by {self.runtime} needs pictures to calibrate with; make a file, and "
@@ -237,3 +275,18 @@ class Setup:
         vit = self.load().vit
         prepared, _ = self.prepare(vit, torch.zeros(1, 3, *vit.input_size))
         return lambda images: prepared.call(images.to(prepared.dtype)).float()
+
+
+def _read_budgets(path: str, method: str | None, keep: float | None, cost: float | None) -> dict[str, Any]:
+    """Return method, options and cost of a setup with budgets; raise ValueError for what doesn't fit the file."""
+    file = BudgetFile.read(path)
+    if method not in (None, file.method):
+        raise ValueError(
+            f"--method {method!r} with --budgets {path!r}, which are of {file.method}: leave the method out"
+        )
+    if keep is not None and cost is not None:
+        raise ValueError(f"--keep {keep:g} with --cost {cost:g}: a keep rate says a cost, too; give one of the two")
+    if cost is None:
+        cost = file.cost if keep is None else file.budgets.cost_of(keep)
+    file.budgets.penalty(cost)
+    return {"method": file.method, "options": dict(file.options), "cost": cost}

@@ -255,7 +255,7 @@ def find_tower(name: str, *, random_weights: bool) -> Tower:
     return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
 
 
-def require_predictor(model: str, method: str, keep: float) -> None:
+def require_predictor(model: str, method: str, keep: float | None) -> None:
     """Refuse a method whose predictor is missing before the weights of a tower of ours are fetched.
 
     Whether another tower has one is only known once it is loaded. Raises ValueError for a keep rate that the method
@@ -269,17 +269,18 @@ def require_predictor(model: str, method: str, keep: float) -> None:
 
 
 def reduce_tower(
-    tower: Tower, method: str, options: Mapping[str, Any], predictor: Path | None = None
+    tower: Tower, method: str, options: Mapping[str, Any], predictor: Path | None = None, **adaptive: Any
 ) -> tuple[Host, PredictorFile | None]:
     """Reduce a tower by a registered method with its ``options``, ``keep`` among them; the weights are shared.
 
-    ``predictor`` is a file in place of the tower's own; the file that was loaded is returned, too.
+    ``predictor`` is a file in place of the tower's own; the file that was loaded is returned, too. ``adaptive`` are
+    ``budgets`` and ``cost`` of ``zoo.reduce`` in place of a keep rate.
 
     Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
     """
     dense = tower.vit
     completed, file = with_predictor(tower.arch, tower.tag, method, dict(options), dense.depth, predictor)
-    vit = reduce(dense, method=method, **completed)
+    vit = reduce(dense, method=method, **completed, **adaptive)
     if file is not None:
         load_predictor(vit, file)
     return vit.eval(), file

@@ -53,12 +53,15 @@ class DecodedChunk(NamedTuple):
 
     items: list[Item]
     seconds: float
+    places: Sequence[int] = ()  # of the items in the source, once they are a batch
+    budget: int = 0  # of all of them, for an adaptive tower
+    assigning_s: float = 0.0  # seconds that took
 
 
 def join(chunks: Iterable[DecodedChunk]) -> DecodedChunk:
     """Join several chunks."""
-    items, seconds = zip(*chunks, strict=True)
-    return DecodedChunk([*chain.from_iterable(items)], sum(seconds))
+    parts = list(chunks)
+    return DecodedChunk([*chain.from_iterable(part.items for part in parts)], sum(part.seconds for part in parts))
 
 
 def prepare(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, product
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.apps.vectors.decode import Decoders, Item, Transform, join
-from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, split_preprocessing
+from harness.apps.vectors.decode import DecodedChunk, Decoders, Item, Transform, join
+from harness.apps.vectors.lanes import EmbeddedBatch, LaneRing, Route, pool_budgets, split_preprocessing
 from harness.apps.vectors.settings import IMAGES, STORAGES, TEXTS, EmbedJob
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
 from harness.base.store import (
@@ -39,10 +39,11 @@ from harness.base.store import (
 from harness.base.terminal import Progress
 from harness.base.workers import Make, make_shards, require_same
 from harness.measure.server import call_in_sizes
-from zoo.core.digests import fingerprint, weights_digest
+from zoo.core.adaptive import Adaptive
+from zoo.core.digests import digest, fingerprint, weights_digest
 from zoo.core.files import write_whole
 from zoo.deploy.export import ExportedModel, load_exported
-from zoo.deploy.runtime import EAGER, OPTIMIZED, Prepared, find_runtime
+from zoo.deploy.runtime import EAGER, OPTIMIZED, Prepared, find_runtime, run_groups
 from zoo.deploy.setup import Setup
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.preprocessing import build_preprocessing
@@ -50,7 +51,10 @@ from zoo.loading.towers import load_tower
 
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 # Fields of a setup that a provenance has, too.
-SETUP = ("model", "method", "options", "recovery", "precision", "recipe", "exported", "exported_sha256")
+SETUP = (
+    *("model", "method", "options", "recovery", "budgets", "cost"),
+    *("precision", "recipe", "exported", "exported_sha256"),
+)
 CHUNK = 16  # pictures that a process decodes at a time, or that threads share
 DECODING = ".decoding"  # file in a folder while pictures are decoded
 *_, INT8, BINARY = STORAGES
@@ -116,9 +120,11 @@ class VectorsProvenance(ShardProvenance):
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     recovery: str | None = None  # its file
+    budgets: str | None = None  # their file; column ``keep`` then says what keep rate a picture took
+    cost: float | None = None  # mean multiply-adds by the dense tower's that these are to take
     random_weights: bool = False
     weights: str  # `zoo.core.digests.fingerprint` of the image tower
-    reducer: str | None = None  # digest of the method's own weights, None without
+    reducer: str | None = None  # digest of the method's own weights and of budgets, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words
     runtime: str  # that ran the image tower
@@ -256,12 +262,16 @@ class Encoder:
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(preprocess)).split())
         self.transform, self._scale = split_preprocessing(preprocess, device)
         assert self.prepared is not None
-        self._calls = dict.fromkeys(sizes, self.prepared.call)
-        if self.prepared.batch is not None:
-            self._calls |= {size: self._prepare(size).call for size in sizes if size != batch}
-            self._calls[batch] = self.prepared.call
-        for size in sizes or (1,):
-            self.width = self.forward(torch.zeros(size, 3, *self._size, device=device)).shape[1]
+        self.adaptive, parts = self.prepared.adaptive, _parts(self.prepared)
+        self.budgets = range(len(parts))
+        self._calls = [dict.fromkeys(sizes, part.call) for part in parts]
+        if parts[0].batch is not None:
+            for size in sizes:
+                again = parts if size == batch else _parts(self._prepare(size))
+                for calls, part in zip(self._calls, again, strict=True):
+                    calls[size] = part.call
+        for size, budget in product(sizes or (1,), self.budgets):
+            self.width = self.forward(torch.zeros(size, 3, *self._size, device=device), budget).shape[1]
 
     def _load_tower(self, random_weights: bool, batch: int) -> Transform:
         """Load a tower by name, and return its preprocessing."""
@@ -269,6 +279,8 @@ class Encoder:
         learned = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
         self.weights = fingerprint(tower.vit)
         self.reducer = weights_digest(learned) if learned else None
+        if isinstance(adaptive := tower.vit.reducer, Adaptive):
+            self.reducer = digest(self.reducer, adaptive.config.plain())
         self._vit, self._size, self._text = tower.vit.to(self.device).eval(), tower.vit.input_size, tower.require_clip
         self.has_text = tower.clip is not None
         self.prepared = self._prepare(batch)
@@ -295,7 +307,7 @@ class Encoder:
 
     def release(self) -> None:
         """Take the image tower off the device; nothing is embedded any more."""
-        self.prepared = None
+        self.prepared = self.adaptive = None
         self._calls.clear()
         if self.setup.file is None:
             self._vit.cpu()
@@ -316,19 +328,33 @@ class Encoder:
         """Embed pictures as ``transform`` makes them as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
         return self.unit(self.forward(pixels.to(self.device)).cpu())
 
+    def _scaled(self, pixels: Tensor) -> Tensor:
+        if pixels.dtype != torch.uint8:
+            return pixels
+        assert self._scale is not None
+        return self._scale(pixels)
+
     @torch.inference_mode()
-    def forward(self, pixels: Tensor) -> Tensor:
+    def assign(self, pixels: Tensor) -> Tensor:
+        """Return the budget of each picture (n, ...) as ``transform`` makes them, (n,); 0 if all have one keep rate."""
+        if self.adaptive is None:
+            return torch.zeros(len(pixels), dtype=torch.long)
+        return self.adaptive.assign(self._scaled(pixels.to(self.device)))
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor, budget: int | None = None) -> Tensor:
         """Map pictures on the device, preprocessed or as ``transform`` makes them, to features (n, D) float32 there.
 
-        Raise ValueError for too little memory.
+        All are of a ``budget``, or take their own. Raise ValueError for too little memory.
         """
         assert self.prepared is not None
-        if pixels.dtype == torch.uint8:
-            assert self._scale is not None
-            pixels = self._scale(pixels)
-        count, pixels = len(pixels), pixels.to(self.prepared.dtype)
+        pixels = self._scaled(pixels)
+        if budget is None and self.adaptive is not None:
+            return run_groups(self.adaptive.assign(pixels), pixels, lambda number, some: self.forward(some, number))
+        part, calls = _parts(self.prepared)[budget or 0], self._calls[budget or 0]
+        count, pixels = len(pixels), pixels.to(part.dtype)
         try:
-            features = call_in_sizes(self._calls, pixels) if self._calls else self.prepared.call(pixels)
+            features = call_in_sizes(calls, pixels) if calls else part.call(pixels)
         except torch.OutOfMemoryError as error:
             less = max(1, count // 2)
             raise ValueError(f"out of memory on {self.device} with --batch {count}: try {less}") from error
@@ -363,6 +389,11 @@ class Encoder:
         some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
         features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
         return self.unit(features.float().cpu()), wrong
+
+
+def _parts(prepared: Prepared) -> tuple[Prepared, ...]:
+    """Return the models of all budgets; of a model with one keep rate, itself."""
+    return (prepared,) if prepared.adaptive is None else prepared.adaptive.each
 
 
 def _text_tower(model: ExportedModel) -> ClipParts:
@@ -495,7 +526,8 @@ class Embedder:
         route = Route.to(torch.device(job.device))
         if encoder.runtime not in (EAGER, OPTIMIZED):  # others capture or compile by themselves
             route = route._replace(graph=None)
-        self.ring = LaneRing(encoder.forward, encoder.unit, route, batch=job.batch, width=encoder.width)
+        forwards = [partial(encoder.forward, budget=budget) for budget in encoder.budgets]
+        self.ring = LaneRing(forwards, encoder.unit, route, batch=job.batch, width=encoder.width)
 
     def take_revision(self, progress: Progress) -> None:
         """Go on with shards of pictures whose times changed; ValueError names a picture whose bytes changed."""
@@ -518,23 +550,28 @@ class Embedder:
         """
         batches = (self._texts if self.job.kind == TEXTS else self._pictures)(indices)
         for index in indices:
-            parts, good, bad = [np.empty((0, self.encoder.width), np.float32)], list[tuple[int, Item]](), list[Bad]()
-            for group in self._groups(index):
-                items, vectors, seconds = next(batches)
-                rows = list(zip(group, items, strict=True))
+            count, good, bad = len(self.store.positions(index)), list[tuple[int, int, Item]](), list[Bad]()
+            parts = [np.empty((0, self.encoder.width), np.float32)]
+            while len(good) + len(bad) < count:
+                batch = next(batches)
+                rows = list(zip(batch.places, batch.items, strict=True))
                 bad += [Bad(place, item.name, item.wrong, item.digest) for place, item in rows if item.wrong]
-                good += [(place, item) for place, item in rows if not item.wrong]
-                if vectors is not None:
-                    parts.append(vectors[[not item.wrong for item in items]])
-                yield {"count": len(group), **seconds}
+                good += [(place, batch.budget, item) for place, item in rows if not item.wrong]
+                if batch.vectors is not None:
+                    parts.append(batch.vectors[[not item.wrong for item in batch.items]])
+                yield {"count": len(rows), **batch.seconds}
+            order = sorted(range(len(good)), key=lambda row: good[row][0])
+            good = [good[row] for row in order]
             columns: dict[str, Any] = {
-                "id": np.array([place for place, _ in good], dtype=np.int64),
-                NAMES[self.job.kind]: pa.array([item.name for _, item in good], pa.string()),
+                "id": np.array([place for place, *_ in good], dtype=np.int64),
+                NAMES[self.job.kind]: pa.array([item.name for *_, item in good], pa.string()),
             }
             if self.job.kind == IMAGES:
-                columns["digest"] = pa.array([item.digest for _, item in good], pa.string())
-            columns |= Codes.of(np.concatenate(parts), self.job.storage).columns()
-            self.store.write(index, pa.table(columns), self.provenance, bad)
+                columns["digest"] = pa.array([item.digest for *_, item in good], pa.string())
+            if (adaptive := self.encoder.adaptive) is not None and self.job.kind == IMAGES:
+                columns["keep"] = np.array([adaptive.budgets.keeps[budget] for _, budget, _ in good], np.float32)
+            columns |= Codes.of(np.concatenate(parts)[order], self.job.storage).columns()
+            self.store.write(index, pa.table(columns), self.provenance, sorted(bad))
 
     def _groups(self, index: int) -> Iterator[range]:
         """Yield the positions of each batch of a shard."""
@@ -543,12 +580,29 @@ class Embedder:
             yield positions[start : start + size]
 
     def _pictures(self, indices: Sequence[int]) -> Iterator[EmbeddedBatch]:
-        """Yield the batches of shards; pictures are decoded ahead of the model, across shards."""
-        sizes = [len(group) for index in indices for group in self._groups(index)]
-        chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
+        """Yield the batches of shards; pictures are decoded ahead of the model, across shards.
+
+        Those of an adaptive tower have one budget each, and no batch has pictures of two shards, so that a shard
+        depends on no other.
+        """
+        plan = [list(self._groups(index)) for index in indices]
+        chunks = [
+            min(CHUNK, len(group) - start)
+            for groups in plan
+            for group in groups
+            for start in range(0, len(group), CHUNK)
+        ]
         files = self._files(indices)
-        prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
-        yield from self.ring.run(join(islice(prepared, len(batch))) for batch in chunks)
+        prepared = self.decoders.prepare(list(islice(files, chunk)) for chunk in chunks)
+
+        def read(groups: Sequence[range]) -> Iterator[DecodedChunk]:
+            for group in groups:
+                yield join(islice(prepared, -(-len(group) // CHUNK)))._replace(places=group)
+
+        shards: Iterator[Iterator[DecodedChunk]] = map(read, plan)
+        if self.encoder.adaptive is not None:
+            shards = (pool_budgets(batches, self.encoder.assign, self.job.batch) for batches in shards)
+        yield from self.ring.run(chain.from_iterable(shards))
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards, of consecutive ones at once: a start may read much of a Parquet file."""
@@ -564,7 +618,7 @@ class Embedder:
                 start, texts = time.perf_counter(), self.job.source.texts(group)
                 vectors, wrong = self.encoder.texts(texts)
                 items = [Item(text, wrong=wrong.get(place, "")) for place, text in enumerate(texts)]
-                yield EmbeddedBatch(items, vectors, {"model_s": time.perf_counter() - start})
+                yield EmbeddedBatch(items, vectors, {"model_s": time.perf_counter() - start}, group)
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:

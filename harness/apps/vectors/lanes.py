@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -122,13 +122,51 @@ class EmbeddedBatch(NamedTuple):
     items: list[Item]  # without pixels
     vectors: NDArray[np.float32] | None
     seconds: dict[str, float]
+    places: Sequence[int]  # of the items in the source
+    budget: int = 0
+
+
+def pool_budgets(
+    batches: Iterable[DecodedChunk], assign: Callable[[Tensor], Tensor], size: int
+) -> Iterator[DecodedChunk]:
+    """Regroup batches by the budgets that ``assign`` gives their pixels (n, ...): all of ``size`` but the last of each.
+
+    At most as many pictures wait as there are budgets times ``size``; what can't be read waits with them.
+    """
+    pools = defaultdict[int, list[tuple[Item, int]]](list)
+    decoding_s = assigning_s = 0.0
+
+    def take(budget: int) -> DecodedChunk:
+        nonlocal decoding_s, assigning_s
+        items, places = zip(*pools[budget][:size], strict=True)
+        del pools[budget][:size]
+        chunk = DecodedChunk([*items], decoding_s, places, budget, assigning_s)
+        decoding_s = assigning_s = 0.0
+        return chunk
+
+    for batch in batches:
+        decoding_s += batch.seconds
+        begin = time.perf_counter()
+        pixels = stack(batch.items)
+        budgets = [0] * len(batch.items) if pixels is None else assign(torch.from_numpy(pixels)).tolist()
+        assigning_s += time.perf_counter() - begin
+        for budget, item, place in zip(budgets, batch.items, batch.places, strict=True):
+            pools[budget].append((item, place))
+        while full := [budget for budget, pool in pools.items() if len(pool) >= size]:
+            yield take(full[0])
+    for budget in sorted(pools):
+        if pools[budget]:
+            yield take(budget)
 
 
 class LaneRing:
-    """Sends batches through a tower; for one that runs as a CUDA graph they are filled up to ``batch`` pictures."""
+    """Sends batches through a tower, or the towers of its budgets, ``forwards``.
 
-    def __init__(self, forward: Forward, finish: Finish, route: Route, *, batch: int, width: int) -> None:
-        self._forward, self._finish, self._route = forward, finish, route
+    For CUDA graphs they are filled up to ``batch`` pictures.
+    """
+
+    def __init__(self, forwards: Sequence[Forward], finish: Finish, route: Route, *, batch: int, width: int) -> None:
+        self._forwards, self._finish, self._route = list(forwards), finish, route
         self._batch, self._width = batch, width
         self._lanes = deque[_Lane]()
         self._static = False
@@ -149,7 +187,8 @@ class LaneRing:
     @torch.inference_mode()
     def _send(self, batch: DecodedChunk) -> tuple[EmbeddedBatch, _Lane | None]:
         items = [item._replace(pixels=None) for item in batch.items]
-        known = EmbeddedBatch(items, None, {"decoding_s": batch.seconds})
+        seconds = {"decoding_s": batch.seconds, "model_s": batch.assigning_s}
+        known = EmbeddedBatch(items, None, seconds, batch.places, batch.budget)
         some = next((item.pixels for item in batch.items if item.pixels is not None), None)
         if some is None:
             return known, None
@@ -162,19 +201,22 @@ class LaneRing:
             size = self._batch if self._static else count
             lane.pixels[count:size] = 0
             known.seconds["copying_s"] = time.perf_counter() - begin
-            self._launch(lane, size)
+            self._launch(lane, size, self._forwards[batch.budget])
         return known, lane
 
     def _prepare(self, like: NDArray[Any]) -> None:
         self._lanes.extend(_Lane(self._route, self._batch, like, self._width) for _ in range(LANES))
         there = self._lanes[0].there.zero_()
-        if self._route.graph is not None and (graph := self._route.graph(self._forward, there)) is not None:
-            self._forward, self._static = graph, True
+        if self._route.graph is not None:
+            graphs = [self._route.graph(forward, there) for forward in self._forwards]
+            if captured := [graph for graph in graphs if graph is not None]:
+                assert len(captured) == len(graphs)
+                self._forwards, self._static = captured, True
         for lane in self._lanes:  # whatever used this memory before has ended
             lane.done.record()
             lane.done.synchronize()
 
-    def _launch(self, lane: _Lane, size: int) -> None:
+    def _launch(self, lane: _Lane, size: int, forward: Forward) -> None:
         """Start the copy there, the tower and the copy back; the lane's batch before has been fetched."""
         at_once = self._route.overlaps
         with self._route.aside():
@@ -184,7 +226,7 @@ class LaneRing:
             lane.copied.record()
         lane.copied.wait()
         lane.begun.record()
-        lane.features[:size].copy_(self._forward(lane.there[:size]), non_blocking=at_once)
+        lane.features[:size].copy_(forward(lane.there[:size]), non_blocking=at_once)
         lane.done.record()
 
     def _fetch(self, known: EmbeddedBatch, lane: _Lane | None) -> EmbeddedBatch:
@@ -192,5 +234,5 @@ class LaneRing:
             return known
         lane.done.synchronize()
         known.seconds["copying_s"] += lane.sent.elapsed_time(lane.copied) / 1000
-        known.seconds["model_s"] = lane.begun.elapsed_time(lane.done) / 1000
+        known.seconds["model_s"] += lane.begun.elapsed_time(lane.done) / 1000
         return known._replace(vectors=self._finish(lane.features[: len(known.items)]))
