@@ -21,7 +21,7 @@ from zoo.core.settings import check_fields, expected
 from zoo.deploy.export import ExportedModel, copy_exported, load_exported, read_description, read_digest
 from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, PreparedBudgets, find_runtime
 from zoo.loading.adopt import add_recovery
-from zoo.loading.learned_files import BudgetFile, check_settings
+from zoo.loading.learned_files import ANY_KEEP, BudgetFile, check_settings
 from zoo.loading.preprocessing import describe_preprocessing
 from zoo.loading.sizes import MODELS
 from zoo.loading.towers import (
@@ -74,10 +74,10 @@ class Setup:
                 raise ValueError(f"{self.model} without a method {lack}: name a method")
         else:
             check_fields(self, method=METHODS)
-            check_settings(self.method, self.options)
             if (self.options.get("keep") is None) == (self.budgets is None):
                 have = "without a keep rate" if self.budgets is None else "with a keep rate and budgets"
                 raise ValueError(f"{self.model} by {self.method} {have}: a setup needs a keep rate, or budgets")
+            check_settings(self.method, {"keep": ANY_KEEP} | self.options)
         if (self.budgets is None) != (self.cost is None):
             raise ValueError(f"budgets={self.budgets!r} with cost={self.cost!r}: expected both or none")
         if self.budgets is not None and self.recovery is not None:
@@ -198,7 +198,7 @@ class Setup:
         if self.file is not None:
             raise ValueError(f"model {self.model!r} is exported already: give the name of a tower")
         if self.method is not None and not random_weights:
-            require_predictor(self.model, self.method, self.options.get("keep"))
+            require_predictor(self.model, self.method, self.options.get("keep", ANY_KEEP))
         tower = find_tower(self.model, random_weights=random_weights)
         return tower._replace(vit=self.reduce(tower))
 

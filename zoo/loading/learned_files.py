@@ -77,6 +77,9 @@ def dataset_names(datasets: Any, field: str = "name") -> list[str]:
     return [from_json(str, each.get(field), f"{field!r} of a data set") for each in sets]
 
 
+ANY_KEEP = 0.5  # stands in where a method is asked for what doesn't depend on its keep rate
+
+
 def check_settings(method: str, options: Mapping[str, Any]) -> None:
     """Refuse, by ValueError, settings that a method can't have; unknown methods are refused where they are used."""
     if method in METHODS:

@@ -16,7 +16,7 @@ from zoo.core.learned import CosineHead
 from zoo.core.settings import expected, tower_name
 from zoo.loading.adopt import load_predictor, reduce
 from zoo.loading.clip import Clip, ClipParts, Preprocess, create_clip, image_transform
-from zoo.loading.learned_files import PredictorFile, with_predictor
+from zoo.loading.learned_files import ANY_KEEP, PredictorFile, with_predictor
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import FOLDER, HUB, loading, timm_source
 from zoo.towers.vit import TimmHost
@@ -255,7 +255,7 @@ def find_tower(name: str, *, random_weights: bool) -> Tower:
     return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
 
 
-def require_predictor(model: str, method: str, keep: float | None) -> None:
+def require_predictor(model: str, method: str, keep: float) -> None:
     """Refuse a method whose predictor is missing before the weights of a tower of ours are fetched.
 
     Whether another tower has one is only known once it is loaded. Raises ValueError for a keep rate that the method
@@ -279,7 +279,9 @@ def reduce_tower(
     Raises ValueError for options that the method can't do or another tower's predictor, FileNotFoundError without one.
     """
     dense = tower.vit
-    completed, file = with_predictor(tower.arch, tower.tag, method, dict(options), dense.depth, predictor)
+    stand_in = {"keep": ANY_KEEP} if adaptive else {}
+    completed, file = with_predictor(tower.arch, tower.tag, method, {**options, **stand_in}, dense.depth, predictor)
+    completed = {name: value for name, value in completed.items() if name not in stand_in}
     vit = reduce(dense, method=method, **completed, **adaptive)
     if file is not None:
         load_predictor(vit, file)
