@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,8 +145,9 @@ class VectorServer:
         self.encoder = Encoder(setup, batch=config.batch, sizes=self.sizes, **options)
         self.name, self.wait_s = setup.name, config.wait_ms / 1000
         self.decoders, self.computer = ThreadPoolExecutor(config.cores), ThreadPoolExecutor(1)
-        self.room = asyncio.Semaphore(2 * config.batch)  # pixels in memory
-        self.waiting, self.arrival = deque[Waiting](), asyncio.Event()
+        budgets = self.encoder.budgets
+        self.room = asyncio.Semaphore((1 + len(budgets)) * config.batch)  # pixels in memory
+        self.waiting, self.arrival = [deque[Waiting]() for _ in budgets], asyncio.Event()  # of each budget
         self.batches: asyncio.Task[None] | None = None
 
     @app.post("/v1/embeddings")
@@ -202,7 +204,8 @@ class VectorServer:
                 return item.wrong
             loop = asyncio.get_running_loop()
             vector: asyncio.Future[Any] = loop.create_future()
-            self.waiting.append(Waiting(item, vector, loop.time()))
+            budget = await loop.run_in_executor(self.computer, self._assign, item)
+            self.waiting[budget].append(Waiting(item, vector, loop.time()))
             self.arrival.set()
             if self.batches is None or self.batches.done():  # none runs
                 self.batches = asyncio.create_task(self._run_batches())
@@ -213,19 +216,25 @@ class VectorServer:
         """Embed pictures and texts, from any requests, as long as some wait.
 
         A batch is the largest of the fixed sizes that they fill, so that the model computes nothing in vain; the others
-        go into the next batch, which gathers meanwhile. Ray's own batches would take whatever number waits.
+        go into the next batch, which gathers meanwhile. All have the budget of the first that waited, unless those of
+        another fill a batch before. Ray's own batches would take whatever number waits.
         """
         loop = asyncio.get_running_loop()
-        while self.waiting:
+        while any(self.waiting):
+            waiting = [budget for budget, queue in enumerate(self.waiting) if queue]
+            budget = min(waiting, key=lambda budget: self.waiting[budget][0].since)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self.waiting[0].since + self.wait_s):
-                    while len(self.waiting) < self.sizes[-1]:
+                async with asyncio.timeout_at(self.waiting[budget][0].since + self.wait_s):
+                    while not (full := [b for b, queue in enumerate(self.waiting) if len(queue) >= self.sizes[-1]]):
                         self.arrival.clear()
                         await self.arrival.wait()
-            size = max(size for size in self.sizes if size <= len(self.waiting))
-            batch = [self.waiting.popleft() for _ in range(size)]
+                    budget = full[0]
+            queue = self.waiting[budget]
+            size = max(size for size in self.sizes if size <= len(queue))
+            batch = [queue.popleft() for _ in range(size)]
+            compute = partial(self._compute, [one.item for one in batch], budget)
             try:
-                vectors = await loop.run_in_executor(self.computer, self._compute, [one.item for one in batch])
+                vectors = await loop.run_in_executor(self.computer, compute)
             except Exception as error:
                 for one in batch:
                     if not one.vector.done():
@@ -235,11 +244,17 @@ class VectorServer:
                     if not one.vector.done():  # as of a client that is gone
                         one.vector.set_result(vector)
 
-    def _compute(self, items: Sequence[Item]) -> list[NDArray[np.float32] | str]:
+    def _assign(self, item: Item) -> int:
+        """Return the budget of a picture; 0 of a text, and where all pictures have one keep rate."""
+        if item.pixels is None or self.encoder.adaptive is None:
+            return 0
+        return int(self.encoder.assign(torch.from_numpy(item.pixels[None])))
+
+    def _compute(self, items: Sequence[Item], budget: int = 0) -> list[NDArray[np.float32] | str]:
         results = dict[int, NDArray[np.float32] | str]()
         pictures = [place for place, item in enumerate(items) if item.pixels is not None]
         if (pixels := stack([items[place] for place in pictures])) is not None:
-            results.update(zip(pictures, self.encoder.pictures(torch.from_numpy(pixels)), strict=True))
+            results.update(zip(pictures, self.encoder.pictures(torch.from_numpy(pixels), budget), strict=True))
         if texts := [place for place, item in enumerate(items) if item.pixels is None]:
             features, wrong = self.encoder.texts([items[place].name for place in texts])
             for row, place in enumerate(texts):

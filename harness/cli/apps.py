@@ -111,10 +111,22 @@ def _file_precision(runtime: str, precision: str) -> str:
     return precision if precision in find_runtime(runtime).precisions else "float32"
 
 
+def _require_layout(layout: str | None, setup: "Setup", runtime: str) -> None:
+    if layout is None:
+        return
+    if LAYOUTS[layout] != runtime:
+        raise ValueError(f"--layout {layout} with --runtime {runtime}: expected {LAYOUTS[layout]}")
+    if setup.budgets is not None:
+        raise ValueError(
+            f"--layout {layout} with --budgets: these servers run one file per model; leave the layout out, "
+            "or serve the model by: patchrank serve"
+        )
+
+
 def run_export(args: Namespace, progress: Progress) -> Shown:
     """Write a file, and keep it if its runtime gives the model's features."""
     from harness.base.lines import lock_file
-    from zoo.deploy.export import DisagreementError, export_model, find_file_runtime
+    from zoo.deploy.export import DisagreementError, export_model, find_file_runtime, read_description
     from zoo.deploy.runtime import ONNXRUNTIME
 
     runtime, path = args.runtime or LAYOUTS.get(args.layout, ONNXRUNTIME), args.output
@@ -122,8 +134,7 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
     if setup.exported is not None:
         return _copy_exported(setup, args)
     lower = setup.precision
-    if args.layout not in (None, *(server for server, name in LAYOUTS.items() if name == runtime)):
-        raise ValueError(f"--layout {args.layout} with --runtime {runtime}: expected {LAYOUTS[args.layout]}")
+    _require_layout(args.layout, setup, runtime)
     if args.precision is None:
         setup = replace(setup, precision=_file_precision(runtime, lower))
     suffix = find_file_runtime(runtime, setup.precision).suffix  # before anything is loaded
@@ -147,6 +158,9 @@ def run_export(args: Namespace, progress: Progress) -> Shown:
         return Shown(parts=(table, data["problem"]), data=json_values(data), code=1)
     size = path.stat().st_size
     text = f"wrote {path} ({size:,} bytes) and {path.name}.json, which says what it is"
+    if names := read_description(path).budget_files:
+        whole = sum(path.with_name(name).stat().st_size for name in names)
+        text += f", and {len(names)} files of the budgets ({whole:,} bytes), {names[0]} to {names[-1]}"
     if args.layout is not None:
         text += f", and {_write_layout(args.layout, path)}"
     if setup.precision != lower:

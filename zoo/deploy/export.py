@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.core.adaptive import LEAST, Adaptive, Budgets
 from zoo.core.digests import digest, fingerprint
 from zoo.core.errors import add_remedy, no_room
 from zoo.core.files import PARTIAL, write_whole
@@ -28,7 +29,16 @@ from zoo.core.json_reader import from_json, strict_json
 from zoo.core.settings import expected
 from zoo.deploy.graph import quiet, require_exportable
 from zoo.deploy.quantization import calibration_digest, require_apart
-from zoo.deploy.runtime import RUNTIMES, FeatureTolerance, FileRuntime, Prepared, Target, find_runtime
+from zoo.deploy.runtime import (
+    RUNTIMES,
+    FeatureTolerance,
+    FileRuntime,
+    Prepared,
+    PreparedBudgets,
+    Runtime,
+    Target,
+    find_runtime,
+)
 
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
@@ -106,6 +116,9 @@ def export_model(
 ) -> FeatureAgreement:
     """Write a model for a runtime, run real images through that runtime, and keep the file if it agrees.
 
+    Of an adaptive tower, ``path`` gives the signals of images, and has a file beside it for each budget, such as
+    ``model.keep80.onnx``; all of them are held to the tower on their own, and together.
+
     Args:
         model: a tower with features (B, D) as output, in float32 on the CPU and in evaluation mode.
         path: file to write, with the ending of the runtime's files. OpenVINO has a ``.bin`` beside it.
@@ -127,6 +140,10 @@ def export_model(
     path = Path(path)
     maker = find_file_runtime(runtime, precision, path=path)
     require_exportable(model)
+    if isinstance(model, Host) and isinstance(model.reducer, Adaptive):
+        how: dict[str, Any] = {"batches": batches, "least_cosine": least_cosine, "recipe": recipe}
+        how |= {"runtime": runtime, "precision": precision, "calibration": calibration}
+        return _export_adaptive(model, path, images, facts or {}, tick, how)
     if images.ndim != 4 or images.dtype != torch.float32 or len(images) < 2:
         raise ValueError(f"images {tuple(images.shape)} of {images.dtype}: expected (n, 3, H, W) float32 with n from 2")
     recipe = maker.require_calibration(precision, recipe, calibration)
@@ -159,11 +176,8 @@ def export_model(
             done += len(part)
             tick(done)
         agreement = FeatureAgreement.of(torch.cat(features).split(len(images)), eager, batches)
-        tolerance = maker.tolerance(precision)
-        if least_cosine is not None and precision != "float32":
-            tolerance = replace(tolerance, cosine=least_cosine)
-        if problem := agreement.problem(precision, tolerance, reduced=getattr(model, "reducer", None) is not None):
-            raise DisagreementError(f"{runtime} in {precision}: {problem}; {path.name} was not written", agreement)
+        reduced = getattr(model, "reducer", None) is not None
+        _require_agreement(agreement, path, maker, precision, least_cosine, reduced=reduced)
         # The file that is asked for comes last: who finds it finds the others.
         files = sorted(Path(folder).glob(f"{glob.escape(path.stem)}.*"), key=lambda file: file == place)
         description = {**_describe(model), "features": eager.shape[1], **(facts or {})}
@@ -172,9 +186,84 @@ def export_model(
             assert calibration is not None
             description |= {"recipe": recipe, "calibration": calibration_digest(calibration)}
         description["agreement"] = asdict(agreement)
-        write_whole(_description_file(path), (json.dumps(description, indent=2, allow_nan=False) + "\n").encode())
+        _write_description(path, description)
         for file in files:
             write_whole(path.with_name(file.name), file)
+    return agreement
+
+
+def _require_agreement(
+    agreement: FeatureAgreement,
+    path: Path,
+    runtime: Runtime,
+    precision: str,
+    least_cosine: float | None,
+    *,
+    reduced: bool,
+) -> None:
+    """Raise DisagreementError if a file may not be used."""
+    tolerance = runtime.tolerance(precision)
+    if least_cosine is not None and precision != "float32":
+        tolerance = replace(tolerance, cosine=least_cosine)
+    if problem := agreement.problem(precision, tolerance, reduced=reduced):
+        raise DisagreementError(f"{runtime.name} in {precision}: {problem}; {path.name} was not written", agreement)
+
+
+class SignalStem(nn.Module):
+    """What an adaptive tower computes before pictures have budgets: images (B, 3, H, W) to signals (B, 1) float32."""
+
+    def __init__(self, tower: Host) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the signals, clamped to what `Budgets.assign` tells apart."""
+        return self.tower.signals(images).clamp(min=LEAST).unsqueeze(1)
+
+
+def _export_adaptive(
+    tower: Host,
+    path: Path,
+    images: Tensor,
+    facts: Mapping[str, Any],
+    tick: Callable[[int], object],
+    how: dict[str, Any],
+) -> FeatureAgreement:
+    """Do what ``export_model`` does, of an adaptive tower; ``how`` are its other arguments.
+
+    All calibration images serve each budget: few of them may take a budget on their own.
+    """
+    keeps, done, count = tower.adaptive.budgets.keeps, 0, len(images) * len(how["batches"])
+    parts = {f"{path.stem}.keep{100 * keep:g}{path.suffix}": tower.budget(i) for i, keep in enumerate(keeps)}
+
+    def advance(checked: int) -> None:
+        tick(min(count - 1, (done + checked) // (len(parts) + 2)))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    real = Path(os.path.realpath(path))
+    with tempfile.TemporaryDirectory(prefix=f".{real.name}.", suffix=PARTIAL, dir=real.parent) as folder:
+        place = Path(folder) / path.name
+        stem = how | {"precision": "float32", "recipe": None, "calibration": None}
+        for name, part in parts.items():
+            export_model(part, Path(folder) / name, images, facts=facts, tick=advance, **how)
+            done += count
+        export_model(SignalStem(tower).eval(), place, images, tick=advance, **stem)
+        description = strict_json(_description_file(place).read_bytes()) | _describe(tower) | facts
+        first = read_description(Path(folder) / next(iter(parts)))
+        description |= {name: getattr(first, name) for name in ("precision", "recipe", "calibration", "features")}
+        description["budget_files"] = list(parts)
+        _write_description(place, description)
+        model = load_exported(place)
+        with torch.no_grad():
+            eager = torch.cat([tower(part) for part in images.split(max(how["batches"]))])
+        features = [torch.cat([model(part) for part in images.split(batch)]) for batch in how["batches"]]
+        agreement = FeatureAgreement.of(features, eager, how["batches"])
+        maker = find_runtime(how["runtime"])
+        _require_agreement(agreement, path, maker, how["precision"], how["least_cosine"], reduced=True)
+        _write_description(place, description | {"agreement": asdict(agreement)})
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == place):
+            write_whole(path.with_name(file.name), file)
+    tick(count)
     return agreement
 
 
@@ -222,6 +311,8 @@ class ExportDescription:
     preprocessing: dict[str, Any] | None = None  # from picture to image
     weights_sha256: str | None = None  # of the image tower
     text_weights: str | None = None  # digest of the text tower's weights, which aren't in the file; None without one
+    # Of an adaptive tower, whose ``files`` give signals in float32: names of the files of its budgets.
+    budget_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +332,26 @@ class ExportedModel(ExportDescription):
         return read_digest(self.path)
 
 
+def _load_budgets(path: Path, description: ExportDescription, runtime: FileRuntime, threads: int) -> PreparedBudgets:
+    """Load the files of an adaptive tower; ValueError if one isn't what it was written as."""
+    budgets = from_json(Budgets, description.options.get("budgets"), "budgets", complete=True)
+    each = []
+    for name in description.budget_files:
+        part = read_description(path.with_name(name))  # before it is loaded, which may run code
+        if (part.runtime, part.precision) != (description.runtime, description.precision):
+            raise ValueError(f"{name!r} is for {part.runtime} in {part.precision}, not a budget of {str(path)!r}")
+        each.append(load_exported(path.with_name(name), threads=threads).prepared)
+    if len(each) != len(budgets.keeps):
+        raise ValueError(f"{str(path)!r} has {len(each)} files for {len(budgets.keeps)} budgets")
+    signals = runtime.load(path, "float32", threads).call
+    return PreparedBudgets(
+        budgets=budgets,
+        cost=from_json(float, description.options.get("cost"), "cost"),
+        signals=lambda images: signals(images).squeeze(1),
+        each=tuple(each),
+    )
+
+
 def read_description(path: Path) -> ExportDescription:
     """Read the JSON file beside an exported one; raise FileNotFoundError without one of its files, or ValueError."""
     beside = _description_file(path)
@@ -252,7 +363,7 @@ def read_description(path: Path) -> ExportDescription:
         values, known = strict_json(beside.read_bytes()), {each.name for each in fields(ExportDescription)}
         values = {name: value for name, value in from_json(dict[str, Any], values, "it").items() if name in known}
         description: ExportDescription = from_json(ExportDescription, values, "it")
-        siblings = _siblings(path, description.files)
+        siblings = _siblings(path, description)
     except ValueError as error:
         message = f"{str(beside)!r} doesn't describe an exported model: {error}"
         raise add_remedy(ValueError(message), "exported model") from error
@@ -264,7 +375,11 @@ def read_description(path: Path) -> ExportDescription:
 
 def read_digest(path: Path) -> str:
     """Return the SHA-256 over the content of all files of an exported model, in hex."""
-    return digest(*_siblings(path, read_description(path).files), path, length=64)
+    description = read_description(path)
+    parts = [read_digest(path.with_name(name)) for name in description.budget_files]
+    rest = [*parts, description.options] if parts else []  # with budgets and their cost
+    own = (path.with_name(name) for name in description.files[:-1])
+    return digest(*own, path, *rest, length=64)
 
 
 def copy_exported(source: Path, path: Path) -> Path:
@@ -279,8 +394,11 @@ def copy_exported(source: Path, path: Path) -> Path:
     if any(not name.startswith(f"{source.stem}.") or Path(name).stem != source.stem for name in names):
         path = path.with_name(source.name)
     renamed = [name.replace(source.stem, path.stem, 1) for name in names]
-    content = json.dumps({**description, "files": renamed}, indent=2, allow_nan=False) + "\n"
-    write_whole(_description_file(path), content.encode())
+    budgets = [
+        copy_exported(source.with_name(name), path.with_name(name.replace(source.stem, path.stem, 1))).name
+        for name in description.get("budget_files", ())
+    ]
+    _write_description(path, {**description, "files": renamed, "budget_files": budgets})
     for old, new in zip(names, renamed, strict=True):
         write_whole(path.with_name(new), source.with_name(old).read_bytes())
     return path
@@ -306,7 +424,10 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
     try:
         with quiet():
             threads = threads or torch.get_num_threads()
-            prepared = runtime.load(path, description.precision, threads, description.recipe)
+            if description.budget_files:
+                prepared = Prepared.join(_load_budgets(path, description, runtime, threads))
+            else:
+                prepared = runtime.load(path, description.precision, threads, description.recipe)
     except ValueError:
         raise
     except Exception as error:  # runtimes of others raise whatever they like
@@ -316,14 +437,18 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
     return ExportedModel(path=path, prepared=prepared, **vars(description))
 
 
-def _siblings(path: Path, names: Sequence[str]) -> list[Path]:
+def _siblings(path: Path, description: ExportDescription) -> list[Path]:
     """Return the files that belong to an exported one, without itself."""
-    return [path.with_name(name) for name in names[:-1]]
+    return [path.with_name(name) for name in (*description.files[:-1], *description.budget_files)]
 
 
 def _description_file(path: Path) -> Path:
     """Return the place of the JSON file that describes an exported one."""
     return path.with_name(f"{path.name}.json")
+
+
+def _write_description(path: Path, description: Mapping[str, Any]) -> None:
+    write_whole(_description_file(path), (json.dumps(description, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:

@@ -324,9 +324,9 @@ class Encoder:
         """Digest of the text tower's weights."""
         return weights_digest(self.clip.model.text.state_dict())
 
-    def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
+    def pictures(self, pixels: Tensor, budget: int | None = None) -> NDArray[np.float32]:
         """Embed pictures as ``transform`` makes them as unit vectors (n, D); raise what ``forward`` and ``unit`` do."""
-        return self.unit(self.forward(pixels.to(self.device)).cpu())
+        return self.unit(self.forward(pixels.to(self.device), budget).cpu())
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != torch.uint8:

@@ -201,7 +201,8 @@ def test_a_lack_of_memory_passes_and_an_overflow_does_not(error: Exception, stat
 def test_a_batch_is_the_largest_size_that_those_who_wait_fill():
     computed = list[list[int]]()
 
-    def compute(items: list[Any]) -> list[int]:
+    def compute(items: list[Any], budget: int) -> list[int]:
+        assert budget == (items[0] < 0)
         computed.append(items)
         if items[0] == 7:
             raise ValueError("embeddings overflowed")
@@ -209,18 +210,20 @@ def test_a_batch_is_the_largest_size_that_those_who_wait_fill():
 
     async def run() -> list[Any]:
         loop = asyncio.get_running_loop()
-        replica.waiting.extend(Waiting(item, loop.create_future(), loop.time()) for item in range(8))
-        vectors = [one.vector for one in replica.waiting]
+        for budget, items in enumerate((range(8), range(-3, 0))):
+            replica.waiting[budget].extend(Waiting(item, loop.create_future(), loop.time()) for item in items)
+        vectors = [one.vector for queue in replica.waiting for one in queue]
         vectors[2].cancel()  # its client is gone
         await VectorServer.func_or_class._run_batches(replica)
         return await asyncio.gather(*vectors, return_exceptions=True)
 
-    replica: Any = SimpleNamespace(sizes=(1, 2, 4, 5), wait_s=0.0, waiting=deque(), arrival=asyncio.Event())
+    queues = [deque[Waiting](), deque[Waiting]()]
+    replica: Any = SimpleNamespace(sizes=(1, 2, 4, 5), wait_s=0.0, waiting=queues, arrival=asyncio.Event())
     with ThreadPoolExecutor(1) as replica.computer:
         replica._compute = compute
         answers = asyncio.run(run())
-    assert computed == [[0, 1, 2, 3, 4], [5, 6], [7]]
-    assert [answer for answer in answers if isinstance(answer, int)] == [0, -1, -3, -4, -5, -6]
+    assert computed == [[0, 1, 2, 3, 4], [5, 6], [7], [-3, -2], [-1]]
+    assert [answer for answer in answers if isinstance(answer, int)] == [0, -1, -3, -4, -5, -6, 3, 2, 1]
     assert str(answers[7]) == "embeddings overflowed"
 
 
