@@ -1,48 +1,24 @@
 """Adaptive towers: each picture gets what the tower of its budget gives, at the mean cost that is asked for."""
 
-import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from some_budgets import adaptive, budgets_for, file_of, pictures
 from timm.models import save_for_hf
 from tiny_towers import OPEN_CLIP, TIMM, build, images_of
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.core.adaptive import Budgets, signal
-from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_folder
-from zoo.core.host import Host
-from zoo.loading.learned_files import BudgetFile, budgets_name
+from zoo.loading.learned_files import budgets_name
 from zoo.loading.towers import load_tower, reduce_tower
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-def pictures(size: int, count: int = 6) -> Tensor:
-    """Return pictures from plain to detailed, in no order."""
-    noise = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
-    return noise * 2.0 ** torch.tensor([0, -4, -1, -5, -2, -3])[:count].view(-1, 1, 1, 1)
-
-
-def budgets_for(tower: nn.Module, images: Tensor, **changes: Any) -> dict[str, Any]:
-    """Return budgets whose errors are the signals, twice as much at each lower keep rate."""
-    dense = zoo.reduce(tower, method=None)
-    logs = signal(dense.embed(images)).log().sort().values.tolist()
-    plain = {"keeps": (1.0, 0.75, 0.5), "costs": (1.0, 0.8, 0.6), "slopes": (0, 1, 1), "intercepts": (0, 0, 0.7)}
-    plain |= {"spreads": (0, 0.1, 0.1), "signals": logs, "signal_at": 0, "patches": dense.embed(images).patch_count}
-    return {**plain, **changes}
-
-
-def adaptive(tower: nn.Module, images: Tensor, method: str = "rankmerge", cost: float = 0.75, **changes: Any) -> Any:
-    options = {name: changes.pop(name) for name in ("reduce_at",) if name in changes}
-    plain = json.loads(json.dumps(budgets_for(tower, images, **changes)))
-    return zoo.reduce(tower, method=method, budgets=plain, cost=cost, **options).eval()
 
 
 def features(output: Any) -> Tensor:
@@ -105,20 +81,6 @@ def test_a_saved_model_is_the_same(tower: zoo.ReducedViT, tmp_path: Path):
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(images), vit(images))
     assert torch.equal(loaded.assign(images), vit.assign(images))
-
-
-def file_of(tower: Host, images: Tensor, folder: Path, method: str = "rankmerge", **changes: Any) -> Path:
-    """Write a file of budgets as `fit budgets` does."""
-    fixed = zoo.reduce(tower, method=method, keep=0.5)
-    options = {name: value for name, value in fixed.reducer.config.plain().items() if name != "keep"}
-    values = {
-        "budgets": Budgets(**budgets_for(tower, images)), "cost": 0.75, "bound": {}, "datasets": [], "judged": {},
-        "model": "tiny", "tag": "", "method": method, "options": options,
-        "weights": blocks_fingerprint(fixed.state_dict()), "version": version("clip-patchrank"),
-    } | changes  # fmt: skip
-    path = folder / "budgets.json"
-    BudgetFile(**values).write(path)
-    return path
 
 
 def test_a_file_and_a_name_give_one_model(tmp_path: Path):

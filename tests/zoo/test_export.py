@@ -18,13 +18,22 @@ from typing import Any
 import pytest
 import torch
 from lively import Build
+from some_budgets import adaptive, pictures
 from torch import Tensor, nn
 
 import zoo
 from zoo.core import attention
 from zoo.core.errors import NoRoomError
 from zoo.deploy import export
-from zoo.deploy.export import DisagreementError, FeatureAgreement, export_model, load_exported
+from zoo.deploy.export import (
+    DisagreementError,
+    FeatureAgreement,
+    copy_exported,
+    export_model,
+    load_exported,
+    read_description,
+    read_digest,
+)
 from zoo.deploy.graph import record_graph
 from zoo.deploy.quantization import INT8, is_made_for_int8
 from zoo.deploy.runtime import AOTI, EXPORTED_PROGRAM, ONNXRUNTIME, OPENVINO, RUNTIMES, TOLERANCES, Prepared, Target
@@ -107,6 +116,30 @@ def test_int8_leaves_what_chooses_tokens_in_float(recipe: str, count: int, make:
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 RANKED = {"rank": "cls", "rank_at": 1}
+
+
+@pytest.mark.parametrize("runtime", [EXPORTED_PROGRAM, OPENVINO])
+def test_an_adaptive_tower_has_a_file_for_each_budget(runtime: str, tiny: Build, tmp_path: Path):
+    """They give what the tower gives, wherever they were copied to."""
+    images = pictures(64)
+    vit = adaptive(tiny("clip_vit_b16", depth=3), images, reduce_at=1, cost=0.8)
+    suffix, other = RUNTIMES[runtime].suffix, {EXPORTED_PROGRAM: OPENVINO, OPENVINO: EXPORTED_PROGRAM}[runtime]
+    needs("openvino")
+    path = tmp_path / "there" / f"m{suffix}"
+    export_model(vit, path, images, runtime=runtime)
+    copy = copy_exported(path, tmp_path / f"n{suffix}")
+    assert read_description(copy).budget_files == tuple(f"n.keep{percent}{suffix}" for percent in (100, 75, 50))
+    assert len(vit.assign(images).unique()) == 3
+    assert torch.allclose(load_exported(copy)(images), vit(images), atol=1e-5)
+    assert read_digest(copy) == read_digest(path)
+    beside = tmp_path / f"n.keep50{suffix}.json"
+    whole = beside.read_text()
+    beside.write_text(json.dumps(json.loads(whole) | {"runtime": other}))
+    with pytest.raises(ValueError, match=rf"n\.keep50{suffix}' (is for {other}|has the ending)"):
+        load_exported(copy)
+    beside.unlink()
+    with pytest.raises(FileNotFoundError, match="keep50"):
+        load_exported(copy)
 
 
 @pytest.mark.parametrize(("runtime", "method", "options"), [

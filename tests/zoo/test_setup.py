@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from some_budgets import file_of, pictures
 
 import zoo
 from harness.base.hints import describe_error
@@ -99,6 +100,27 @@ def test_a_chosen_file_lies_beside_its_setup_and_is_run_as_it_is(foreign: str, t
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(ValueError, match=message):
             Setup.read(path)
+
+
+def test_budgets_say_method_and_cost(foreign: str, tmp_path: Path):
+    tower, images = load_tower(foreign), pictures(32)
+    file = str(file_of(tower.vit, images, tmp_path))
+    setup = Setup.of(foreign, budgets=file)
+    assert (setup.method, setup.cost, "keep" in setup.options) == ("rankmerge", 0.75, False)
+    assert Setup.of(foreign, keep=0.75, budgets=file).cost == pytest.approx(0.8)
+    adaptive = zoo.reduce(tower.vit, method="rankmerge", budgets=file).eval()
+    with torch.no_grad():
+        assert len(adaptive.assign(images).unique()) > 1
+        torch.testing.assert_close(setup.build()(images), adaptive(images))
+    for change, quoted in (
+        ({"method": "tome"}, "--method 'tome' with --budgets .* of rankmerge: leave the method out"),
+        ({"keep": 0.5, "cost": 0.7}, r"--keep 0\.5 with --cost 0\.7"),
+        ({"cost": 0.2}, r"cost=0\.2: expected a share .* from 0\.600, of keep rate 0\.5"),
+        ({"recovery": "r.safetensors"}, "recovery 'r.safetensors' with budgets: it was trained at one keep rate"),
+        ({"budgets": None, "cost": 0.5}, "--cost and without --budgets"),
+    ):
+        with pytest.raises(ValueError, match=quoted):
+            Setup.of(foreign, **{"budgets": file, **change})
 
 
 @pytest.mark.parametrize(("make", "quoted"), [

@@ -428,7 +428,7 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> ExportedMo
                 prepared = Prepared.join(_load_budgets(path, description, runtime, threads))
             else:
                 prepared = runtime.load(path, description.precision, threads, description.recipe)
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         raise
     except Exception as error:  # runtimes of others raise whatever they like
         reason = " ".join(str(error).strip().splitlines()[-1:])

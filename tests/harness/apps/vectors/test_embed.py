@@ -20,6 +20,7 @@ from killing import kill_when
 from packing import contents, tarred
 from PIL import Image
 from rich.console import Console
+from some_budgets import file_of
 
 from harness.apps.vectors.decode import Decoders
 from harness.apps.vectors.embed import DECODING, Embedded, embed, errors_path, read_vectors
@@ -30,6 +31,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.images import decode_image
 from zoo.core.digests import digest
+from zoo.deploy.setup import Setup
 from zoo.loading.towers import load_tower
 
 Run = Callable[..., Embedded]
@@ -214,9 +216,47 @@ def test_bad_pictures_alone_and_an_overflow_are_refused(run: Run, tmp_path: Path
     with pytest.raises(ValueError, match=r"none of the 1 images can be embedded; '.*vectors\.errors\.parquet'"):
         run(source=open_source([str(tmp_path / "bad")]))
     infinite = torch.full((1, 7), torch.inf)
-    monkeypatch.setattr("harness.apps.vectors.embed.Encoder.forward", lambda self, x: infinite.expand(len(x), 7))
+    monkeypatch.setattr("harness.apps.vectors.embed.Encoder.forward", lambda _, x, budget: infinite.expand(len(x), 7))
     with pytest.raises(ValueError, match="overflowed in float32; use --precision bfloat16"):
         run(out=tmp_path / "infinite")
+
+
+@pytest.fixture
+def budgets(pictures: Path, tower: str, tmp_path: Path) -> str:
+    """Write budgets fitted to the pictures."""
+    model = load_tower(tower)
+    images = [model.preprocess(decode_image(path.read_bytes(), "")) for path in pictures.rglob("[0-9]*.*g")]
+    with torch.no_grad():
+        return str(file_of(model.vit, torch.stack(images), tmp_path))
+
+
+@pytest.mark.parametrize("runtime", ["eager", "optimized"])
+def test_each_picture_takes_its_budget(runtime: str, run: Run, budgets: str, pictures: Path, tower: str):
+    how = {"budgets": budgets, "runtime": runtime}
+    done = run(how=how, storage="float32")
+    model = Setup.of(tower, **how).load()
+    taken = [keep for path in shard_paths(done.path).values() for keep in pq.read_table(path)["keep"].to_pylist()]
+    assert (len(taken), len({*taken})) == (40, 3)
+    keeps = iter(taken)
+    for shard in read_vectors(done.path):
+        for name, own in zip(shard.names, shard.embeddings, strict=True):
+            pixels = model.preprocess(decode_image((pictures / name).read_bytes(), "")).unsqueeze(0)
+            with torch.inference_mode():
+                wanted = F.normalize(model.vit(pixels), dim=-1)[0].numpy()
+                assert model.vit.assign(pixels).item() == next(keeps)
+            assert np.abs(own - wanted).max() < 1e-5
+
+
+def test_a_resumed_run_with_budgets_brings_the_same_bytes(run: Run, budgets: str, tmp_path: Path):
+    how = {"how": {"budgets": budgets, "precision": "bfloat16"}, "out": tmp_path / "whole"}
+    run(**how)
+    whole = contents(tmp_path / "whole")
+    for number in (1, 3):
+        shard_paths(tmp_path / "whole")[number].unlink()
+    run(**how)
+    assert contents(tmp_path / "whole") == whole
+    with pytest.raises(ValueError, match=r"cost=0\.75 there, 0\.7 wanted"):
+        run(how={**how["how"], "cost": 0.7}, out=how["out"])
 
 
 def test_texts_are_in_the_space_of_the_shipped_tower(tmp_path: Path):

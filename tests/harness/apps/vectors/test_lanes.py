@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import count
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.apps.vectors import lanes
 from harness.apps.vectors.decode import DecodedChunk, Item
-from harness.apps.vectors.lanes import LaneRing, Route, split_preprocessing
+from harness.apps.vectors.lanes import LaneRing, Route, pool_budgets, split_preprocessing
 
 CPU = Route.to(torch.device("cpu"))
 BATCHES = [[0, 1, 2, 3], [4, None, 6, 7], [None, None], [8, 9], [10, 11, 12, 13], [14]]  # pictures; None: unreadable
@@ -54,7 +55,7 @@ def forward(sizes: list[int], pixels: Tensor) -> Tensor:
 
 def run(route: Route, sizes: list[int]) -> list[lanes.EmbeddedBatch]:
     batches = [DecodedChunk([picture(number) for number in batch], 1.0) for batch in BATCHES]
-    ring = LaneRing(partial(forward, sizes), lambda features: features.numpy().copy(), route, batch=4, width=5)
+    ring = LaneRing([partial(forward, sizes)], lambda features: features.numpy().copy(), route, batch=4, width=5)
     return list(ring.run(batches))
 
 
@@ -76,6 +77,25 @@ def test_batches_come_back_in_order_and_a_graph_gets_them_filled_up():
     sizes.clear()
     check(run(CPU._replace(graph=lambda call, pixels: call), sizes))
     assert sizes == [4, 4, 4, 4, 4]
+
+
+def test_pictures_of_one_budget_come_together():
+    """Batches are full but the last of each budget, in the order of the source; none lacks what can't be read."""
+    first = count(0)
+    chunks = [DecodedChunk([picture(n) for n in batch], 1.0, [next(first) for _ in batch]) for batch in BATCHES]
+    known = {picture(number).pixels.tobytes(): number for batch in BATCHES for number in batch if number is not None}
+
+    def assign(pixels: Tensor) -> Tensor:
+        return torch.tensor([known.get(each.numpy().tobytes(), 0) % 2 for each in pixels])
+
+    pooled = list(pool_budgets(iter(chunks), assign, 4))
+    names = [name for chunk in pooled for name in (chunk.budget, [item.name for item in chunk.items])]
+    assert names == [
+        0, ["0", "2", "4", "bad"], 0, ["6", "bad", "bad", "8"], 1, ["1", "3", "7", "9"], 0, ["10", "12", "14"],
+        1, ["11", "13"],
+    ]  # fmt: skip
+    assert sorted(place for chunk in pooled for place in chunk.places) == list(range(17))
+    assert sum(chunk.seconds for chunk in pooled) == len(BATCHES)
 
 
 def test_a_tower_that_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch):
