@@ -1,7 +1,9 @@
 """Show images beside the importance of their patches by several rankings, and the patches that are kept."""
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import product
@@ -17,8 +19,8 @@ from torch import Tensor
 from harness.base.hints import describe_error
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import Dataset
-from harness.datasets.few_shot import undo_preprocess
-from harness.datasets.images import decode_image
+from harness.datasets.few_shot import BATCH, undo_preprocess
+from harness.datasets.images import decode_image, folder_images
 from harness.measure.rows import RowOutput, Variant, make_row, run
 from harness.measure.settings import Plan
 from harness.records.record import GOLDEN
@@ -27,13 +29,17 @@ from zoo.core.files import write_whole
 from zoo.core.recipes import GoldenConfig
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.settings import check_fields, expected
-from zoo.core.tokens import top
+from zoo.core.tokens import tokens_of, top
+from zoo.deploy.setup import Setup
 from zoo.loading.towers import Tower, load_tower, without_folders
 from zoo.ranking.golden import golden_importance
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 PREDICTOR = "patchrank"
 NAMES = {GOLDEN: "golden\nranking", PREDICTOR: "predictor", "clsattn": "CLS\nattention"}  # titles of rankings
+EVERY = "all"  # index of all images of a split
+MOST, PER_ROW = 24, 4  # images of a sheet with budgets, and of its rows
+BUDGET = "budget"  # its column
 FEW, GALLERY_SCALE = 4, 0.62  # images of a gallery, and its size as a share of a sheet's 2000 pixels
 
 
@@ -63,29 +69,41 @@ class Subject(NamedTuple):
     label: str = ""  # its class, empty where unknown
 
 
-def find_subject(place: str) -> Subject:
-    """Load an image from the path of a file, or ``dataset:split:index``; a file of that name goes first.
+def find_subjects(place: str) -> list[Callable[[], Subject]]:
+    """Return what loads each image of a file, a folder, ``dataset:split:index`` or ``dataset:split:all``.
+
+    A file or folder of that name goes first.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is no image, or a place that no dataset has.
+        ValueError: a folder without images, or a place that no dataset has; when it is loaded, a file that is no image.
     """
-    match = None if Path(place).exists() else PLACE.fullmatch(place)
+    path = Path(place)
+    match = None if path.exists() else PLACE.fullmatch(place)
     if match is None:
-        if not Path(place).is_file():
+        if path.is_dir():
+            return [partial(_read_subject, path / name) for name in folder_images(path, flag="").paths]
+        if not path.is_file():
             raise FileNotFoundError(
-                f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
+                f"image {place!r} does not exist; expected an image file, a folder of such, or dataset:split:index "
+                "such as fashion:val:3"
             )
-        return Subject(Path(place).name, decode_image(Path(place).read_bytes(), repr(place)))
+        return [partial(_read_subject, path)]
     dataset, index, split = get_dataset(match["dataset"]), match["index"], match["split"]
     try:
         count = len(dataset.split(split))  # type: ignore[arg-type]  # checked there
     except ValueError as error:
         raise ValueError(f"image {place!r}: {error}") from error
+    if count and index == EVERY:
+        return [partial(make_subject, dataset, split, at) for at in range(count)]
     if not index.isdecimal() or int(index) >= count:
-        there = f"images 0 to {count - 1}" if count else "no images"
+        there = f"images 0 to {count - 1}, or {EVERY}" if count else "no images"
         raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {split} has {there}")
-    return make_subject(dataset, split, int(index))
+    return [partial(make_subject, dataset, split, int(index))]
+
+
+def _read_subject(path: Path) -> Subject:
+    return Subject(path.name, decode_image(path.read_bytes(), repr(str(path))))
 
 
 def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
@@ -95,18 +113,30 @@ def make_subject(dataset: Dataset, split: Any, index: int) -> Subject:
     return Subject(f"{dataset.name}:{split}:{index}", example.image, label)
 
 
-def show(model: str, subjects: Sequence[Subject], config: ShowConfig, out: Path, device: str = "cpu") -> PatchSheet:
-    """Draw images beside the rankings of a dense tower (see ``towers.load_tower``), as a PNG.
+def show(
+    setup: Setup, subjects: Sequence[Callable[[], Subject]], config: ShowConfig, out: Path, device: str = "cpu"
+) -> PatchSheet:
+    """Draw images beside the rankings of a dense tower, or from cheap to costly by a tower with budgets.
 
     Raises:
         ValueError: a name or setting that doesn't fit, or nothing to decide what is kept.
         FileNotFoundError: weights are missing, or the predictor of a required method.
     """
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise ValueError(f"--output {str(out)!r}: expected a file's name that ends in .png")
-    sheet = make_sheet(load_tower(model), subjects, config, device)
+    form = out.suffix.lower()[1:]
+    if form not in ("png", "jpg") or out.is_dir():
+        raise ValueError(f"--output {str(out)!r}: expected a file's name that ends in .png or .jpg")
+    if setup.budgets is not None:
+        if config.left or config.keeps != ShowConfig.keeps:
+            raise ValueError("--left or --keeps with --budgets: budgets say what is left; leave the flag out")
+        sheet = make_budget_sheet(setup.load(), subjects, device)
+    else:
+        if setup.method is not None:
+            raise ValueError(f"model {setup.name!r}: expected a dense model; --left shows what methods leave")
+        if len(subjects) > MOST:
+            raise ValueError(f"{len(subjects)} images: expected up to {MOST}, or --budgets, which shows some of many")
+        sheet = make_sheet(load_tower(setup.model), [load() for load in subjects], config, device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, draw(sheet, scale=config.scale))
+    write_whole(out, draw(sheet, config.scale, form))
     return sheet
 
 
@@ -169,6 +199,46 @@ def make_sheet(tower: Tower, subjects: Sequence[Subject], config: ShowConfig, de
     if merges:
         sheet.notes[0] += " Patches that share a token have their mean colour and no line between them."
     return sheet
+
+
+def make_budget_sheet(tower: Tower, subjects: Sequence[Callable[[], Subject]], device: str) -> PatchSheet:
+    """Lay out images of a tower with budgets from the least signal to the largest, at most 24, spread evenly."""
+    vit, adaptive = tower.vit.to(device), tower.vit.adaptive
+    budgets, cost = adaptive.budgets, adaptive.config.cost
+    every = list[Tensor]()
+    with torch.inference_mode():
+        for start in range(0, len(subjects), BATCH):
+            images = torch.stack([tower.preprocess(load().image) for load in subjects[start : start + BATCH]])
+            every.append(vit.signals(images.to(device)).cpu())
+        signals = torch.cat(every)
+        taken = budgets.assign(signals, adaptive.penalty)
+        count = min(MOST, len(subjects))
+        places = signals.argsort(stable=True)[torch.linspace(0, len(subjects) - 1, count).round().long()].tolist()
+        shown = [subjects[place]() for place in places]
+        images = torch.stack([tower.preprocess(subject.image) for subject in shown])
+        trace = vit.trace(images.to(device))
+    patches, keeps = math.prod(trace.grid), [budgets.keeps[taken[place]] for place in places]
+    tokens = np.tile(np.arange(patches), (count, 1))
+    if trace.reductions:
+        tokens = tokens_of(trace.reductions, patches).cpu().numpy()
+    left = [len(np.unique(row[row >= 0])) for row in tokens]
+    shares = Counter(budgets.keeps[budget] for budget in taken.tolist())
+    whole = ", ".join(f"{shares[keep]} keep {100 * keep:g} %" for keep in reversed(budgets.keeps) if shares[keep])
+    mean = sum(budgets.costs[budget] for budget in taken.tolist()) / len(taken)
+    return PatchSheet(
+        names=[subject.name for subject in shown],
+        labels=[f"keep {100 * keep:g} %: {n}" for keep, n in zip(keeps, left, strict=True)],
+        views=undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy(),
+        grid=trace.grid,
+        columns={BUDGET: f"left of {patches}"},
+        panels={BUDGET: tokens},
+        notes=[
+            f"{tower.name} by {adaptive.method}, budgets at cost {cost:.3g}: {count} of {len(subjects)} images, "
+            f"evenly from the least detail to the most. Of all {len(subjects)}, {whole}; their mean cost is {mean:.3g} "
+            "of dense's multiply-adds. Patches that share a token have their mean colour and no line between them."
+        ],
+        per_row=PER_ROW,
+    )
 
 
 def make_reduced(tower: Tower, method: str, keep: float, block: int) -> Variant:

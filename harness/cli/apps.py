@@ -361,13 +361,15 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
 
 def run_show(args: Namespace, _progress: Progress) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.apps.show import ShowConfig, find_subject, show
+    from harness.apps.show import ShowConfig, find_subjects, show
     from harness.report.pictures import IMAGE
     from zoo.core.recipes import GoldenConfig
+    from zoo.deploy.setup import Setup
 
-    subjects = [find_subject(place) for place in args.images]
+    setup = Setup.of(args.model, budgets=None if args.budgets is None else str(args.budgets), cost=args.cost)
+    subjects = [load for place in args.images for load in find_subjects(place)]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.settings(GoldenConfig, args))
-    sheet = show(args.model, subjects, config, args.output, args.device)
+    sheet = show(setup, subjects, config, args.output, args.device)
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
     return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
 

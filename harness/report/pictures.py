@@ -35,7 +35,7 @@ LETTER = 0.115  # inches of a letter of text
 
 @dataclass(kw_only=True)
 class PatchSheet:
-    """Images in rows, with columns that colour their N patches."""
+    """Images in rows, one or several in each, with columns that colour their N patches."""
 
     names: Sequence[str]
     labels: Sequence[str]  # classes, empty where unknown
@@ -46,6 +46,7 @@ class PatchSheet:
     # own if it is kept, below 0 if it is dropped.
     panels: dict[str, NDArray[np.number]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # lines below
+    per_row: int = 1  # images in a row, each with all columns
 
 
 def draw(sheet: PatchSheet, scale: float = 1.0, form: str = "png", **options: object) -> bytes:
@@ -62,26 +63,29 @@ def _figure(sheet: PatchSheet, scale: float) -> "Figure":
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-    columns = [IMAGE, *sheet.columns]
+    own = [IMAGE, *sheet.columns]
+    columns = own * sheet.per_row
     across = min(max((WIDTH - 1) / len(columns) - 0.1, PANEL[0]), PANEL[1])
     size = fit(sheet.views.shape[1:3], sheet.grid, DPI * scale * across)
-    down, rows = across * size[0] / size[1], len(sheet.views)
+    down, rows = across * size[0] / size[1], -(-len(sheet.views) // sheet.per_row)
     coloured = any(values.dtype.kind == "f" for values in sheet.panels.values())
     width = len(columns) * (across + 0.1) + 1
     notes = [line for note in sheet.notes for line in textwrap.wrap(note, int(width / LETTER))]
-    height = rows * (down + 0.4) + 1.2 + coloured + 0.3 * len(notes)
+    height = rows * (down + 0.2) + 1.2 + coloured + 0.3 * len(notes)
     figure = Figure(figsize=(width, height), layout="compressed", facecolor="white")
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    for j, column in enumerate(columns):
-        axes[0, j].set_title(sheet.columns.get(column, IMAGE))
-        for i in range(rows):
-            axes[i, j].set(xticks=[], yticks=[])
-            axes[i, j].spines[:].set_visible(False)
-            axes[i, j].imshow(panel(sheet, i, column, size))
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(sheet.columns.get(column, IMAGE))
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     letters = int(down / LETTER)
-    for name, label, (first, *_) in zip(sheet.names, sheet.labels, axes, strict=True):
+    for i, (name, label) in enumerate(zip(sheet.names, sheet.labels, strict=True)):
+        panels = axes.reshape(-1, len(own))[i]
+        for axis, column in zip(panels, own, strict=True):
+            axis.imshow(panel(sheet, i, column, size))
         lines = [name, *textwrap.wrap(label, letters)[:2]]
-        first.set_ylabel("\n".join(shorten(line, letters) for line in lines))
+        panels[0].set_ylabel("\n".join(shorten(line, letters) for line in lines))
     if coloured:
         bar = figure.colorbar(
             ScalarMappable(cmap=COLOURS), ax=axes, location="bottom",

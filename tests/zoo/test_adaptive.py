@@ -61,7 +61,7 @@ def test_the_mean_cost_is_met_and_plain_pictures_take_less(tower: zoo.ReducedViT
 
 
 def test_intermediates_and_traces_tell_of_each_picture(tower: zoo.ReducedViT):
-    images = pictures(64)
+    images = pictures(64, 5)  # groups of different sizes, one of dense
     vit = adaptive(tower, images)
     maps, trace, keeps = vit.forward_intermediates(images, indices=[2, 5])[1], vit.trace(images), vit.assign(images)
     assert all(each.isfinite().all() for each in maps)

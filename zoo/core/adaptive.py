@@ -254,12 +254,12 @@ def join_groups(groups: Sequence[tuple[Tensor, Tokens]], *, ranked: bool = False
         return join(_fill(value, most, value.new_full((), fill)) for value in values)
 
     history: tuple[Reduction, ...] = ()
-    every = every_position(first.x, math.prod(first.grid))
+    every = every_position(first.x[:1], math.prod(first.grid))
     idx = join(_fill(part.patch_idx, most, part.patch_idx.new_full((), -1)) for part in parts)
     if any(part.history for part in parts):
         scores = [_scores(part, every, ranked=ranked) for part in parts]
         into = join(part.token_of_patch() if part.history else every.expand(len(part.x), -1) for part in parts)
-        history = (Reduction(-1, every[:1].expand(len(idx), -1), idx, join(scores), into),)
+        history = (Reduction(-1, every.expand(len(idx), -1), idx, join(scores), into),)
     pooled = first.x.shape[1] == 1 and first.prefix + first.patch_count > 1
     x = (part.x if pooled else _fill(part.x, first.prefix + most, part.x[:, first.prefix :][:, :1]) for part in parts)
     return first._replace(

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from some_budgets import file_of
 
+import zoo
 from harness.apps import show as module
-from harness.apps.show import ShowConfig, find_kept, find_subject, make_reduced, show, tokens_at_end
+from harness.apps.show import ShowConfig, find_kept, find_subjects, make_reduced, show, tokens_at_end
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.rows import run
 from harness.report.pictures import PatchSheet, draw
 from zoo.core.recipes import GoldenConfig
 from zoo.core.tokens import tokens_of
+from zoo.deploy.setup import Setup
 from zoo.loading.towers import Tower
 from zoo.ranking.golden import golden_importance
 
@@ -31,21 +34,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_files_and_images_of_datasets(here: Path):
-    places = ["emoji:val:2", "red.png", "fashion:test:0"]
-    assert [(one.name, one.label) for one in map(find_subject, places)] == [
-        ("emoji:val:2", "smiley or emotion"), ("red.png", ""), ("fashion:test:0", "t-shirt"),
+    (here / "more").mkdir()
+    Image.new("L", (9, 9)).save("more/grey.png")
+    places = ["emoji:val:2", "red.png", "fashion:test:0", "more"]
+    subjects = [load() for place in places for load in find_subjects(place)]
+    assert [(one.name, one.label) for one in subjects] == [
+        ("emoji:val:2", "smiley or emotion"), ("red.png", ""), ("fashion:test:0", "t-shirt"), ("grey.png", ""),
     ]  # fmt: skip
+    assert len(find_subjects("photos:val:all")) == 49
 
 
 @pytest.mark.parametrize(("place", "match"), [
     ("words.txt", r"image 'words.txt' can't be read .* or leave it out"),
     ("fashion:vla:3", "'fashion:vla:3': split must be one of train, val, test"),
-    ("fashion:val:100000", r"index '100000': fashion val has images 0 to \d+"),
+    ("fashion:val:100000", r"index '100000': fashion val has images 0 to \d+, or all"),
     ("emoji-captions:val:0", "emoji-captions val has no images"),
 ])  # fmt: skip
 def test_refusals(place: str, match: str, here: Path):
     with pytest.raises(ValueError, match=match):
-        find_subject(place)
+        [load() for load in find_subjects(place)]
 
 
 GOLDEN = GoldenConfig(score="preservation", window=2, stride=2)
@@ -56,11 +63,12 @@ Show = Callable[..., PatchSheet]
 def sheet_of(tower: Tower, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Show:
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
-    monkeypatch.setattr(module, "draw", lambda sheet, scale: b"drawn")
+    monkeypatch.setattr(module, "draw", lambda sheet, scale, form: b"drawn")
 
     def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> PatchSheet:
         settings = {"golden": GOLDEN} | config
-        sheet = show("any", list(map(find_subject, places)), ShowConfig(**settings), tmp_path / "show.png")
+        subjects = [load for place in places for load in find_subjects(place)]
+        sheet = show(Setup(model="any"), subjects, ShowConfig(**settings), tmp_path / "show.png")
         assert (tmp_path / "show.png").read_bytes() == b"drawn"
         return sheet
 
@@ -116,6 +124,34 @@ def test_without_a_predictor_the_golden_ranking_says_what_is_kept(sheet_of: Show
     assert sheet.notes[1].startswith("Left out: patchrank: no predictor for clip_vit_b16")
     with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
         sheet_of(left=("patchrank",))
+
+
+def test_pictures_from_cheap_to_costly(toy: Dataset, sheet_of: Show, tower: Tower, tmp_path: Path, monkeypatch):
+    """Each shows what its own budget leaves; of many some are shown, from the least signal to the largest."""
+    images = torch.stack([tower.preprocess(example.image) for example in toy.split("test")])
+    dense = tower.vit
+    file = str(file_of(dense, images, tmp_path))
+    setup = Setup.of("toy", budgets=file)
+    monkeypatch.setattr(module, "MOST", 7)
+    monkeypatch.setattr(Setup, "load", lambda self: tower._replace(vit=self.reduce(tower)))
+    places = find_subjects("toy:test:all")
+    sheet = show(setup, places, ShowConfig(), tmp_path / "show.png")
+    assert len(places) > len(sheet.names) == 7
+    vit = zoo.reduce(dense, method="rankmerge", budgets=file).eval()
+    shown = images[[int(name.rpartition(":")[2]) for name in sheet.names]]
+    with torch.no_grad():
+        signals, keeps = vit.signals(shown), vit.assign(shown)
+        traces = [vit.trace(image[None]).reductions for image in shown]
+    tokens = torch.cat([tokens_of(each, 64) if each else torch.arange(64)[None] for each in traces])
+    assert torch.equal(signals, signals.sort().values)
+    assert len(keeps.unique()) > 1
+    assert sheet.panels["budget"].tolist() == tokens.tolist()
+    counts = [len(set(row)) for row in tokens.tolist()]
+    assert sheet.labels == [f"keep {100 * keep:g} %: {n}" for keep, n in zip(keeps.tolist(), counts, strict=True)]
+    with pytest.raises(ValueError, match="--left or --keeps with --budgets"):
+        show(setup, places, ShowConfig(left=("evit",)), tmp_path / "show.png")
+    with pytest.raises(ValueError, match=r"images: expected up to 7, or --budgets"):
+        show(Setup(model="any"), places, ShowConfig(), tmp_path / "show.png")
 
 
 @pytest.mark.command("show")
