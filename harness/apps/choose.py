@@ -1,8 +1,9 @@
 """The fastest setup of a tower that meets bounds, chosen on a user's own pictures and machine, with a certificate.
 
-A setup is a way to run a model (runtime, precision, int8 recipe), a method and a keep rate. Few are measured: fidelity
-is searched in float in the process, dense towers are timed in every way, one method at two keep rates in every runtime
-that can still win. The rest is predicted, and what is chosen is judged and timed as it will run.
+A setup is a way to run a model (runtime, precision, int8 recipe), a method, and a keep rate, or budgets at a mean cost.
+Few are measured: fidelity is searched in float in the process, dense towers are timed in every way, one method at two
+keep rates in every runtime that can still win. The rest is predicted, and what is chosen is judged and timed as it will
+run. All that is said of keep rates holds for costs.
 """
 
 import dataclasses
@@ -239,7 +240,7 @@ def _list_frontier(lab: Lab, judged: Sequence[Assessment]) -> list[Assessment]:
     for row in frontier:
         way = row.candidate.way
         least[way] = min(least.get(way, math.inf), row.ratio.estimate)
-    return sorted(frontier, key=lambda row: (least[row.candidate.way], str(row.candidate.way), -row.candidate.keep))
+    return sorted(frontier, key=lambda row: (least[row.candidate.way], str(row.candidate.way), -row.candidate.rate))
 
 
 def _describe_miss(bounds: SetupBounds, assessment: Assessment) -> str:

@@ -1,11 +1,12 @@
 """Setups that may be chosen for a tower, made as each will run, and the pictures to choose by.
 
-A setup is a way to run a model (runtime, precision, int8 recipe), a method and a keep rate.
+A setup is a way to run a model (runtime, precision, int8 recipe), a method, and a keep rate, or budgets at a mean cost.
 """
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from harness.measure.fidelity import Pictures, SetupBounds, split_pictures
 from harness.measure.rows import usual_methods
 from harness.measure.settings import Plan
 from harness.records.metrics import NEIGHBOURS as NEAREST
-from harness.records.record import DENSE
+from harness.records.record import ADAPTIVE, DENSE
 from harness.records.statistics import LEAST_FOR_TAIL, LEAST_ROUNDS
 from harness.records.times import describe_machine
 from zoo.core.errors import NoRoomError
@@ -40,7 +41,7 @@ from zoo.deploy.runtime import (
     usual_precisions,
 )
 from zoo.deploy.setup import Setup
-from zoo.loading.learned_files import PredictorFile, find_predictor
+from zoo.loading.learned_files import ANY_KEEP, BudgetFile, PredictorFile, find_budgets, find_predictor
 from zoo.loading.towers import load_tower, split_method
 
 CONTROLS = ("random", "golden")  # what methods are compared with: nothing to run
@@ -53,6 +54,7 @@ class ChooseConfig:
     """The methods, runtimes and precisions to choose from, and how they are measured."""
 
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
+    budgets: tuple[str, ...] = ()  # files that `fit budgets` wrote; none for those of the methods that names find
     runtimes: tuple[str, ...] = ()  # none for `TRIED`
     precisions: tuple[str, ...] = ()  # none for float32, the fastest of the device, and int8
     calibration: int = CALIBRATION  # pictures that int8 models are made with
@@ -105,16 +107,28 @@ class Candidate(NamedTuple):
     method: str | None = None
     keep: float = 1.0
     rule: tuple[tuple[str, Any], ...] = ()  # options of another rule for reduction points than the method's default
+    budgets: str | None = None  # file of budgets, one for each picture, instead of the keep rate
+    cost: float | None = None  # mean multiply-adds of these by the dense tower's
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's options that aren't its defaults."""
+        """The method's options that aren't its defaults, or budgets and cost."""
+        if self.budgets is not None:
+            return {"budgets": self.budgets, "cost": self.cost}
         return {} if self.method is None else {"keep": self.keep, **dict(self.rule)}
 
     @property
+    def rate(self) -> float:
+        """The keep rate, or the cost."""
+        return self.keep if self.cost is None else self.cost
+
+    @property
     def rates(self) -> list["Candidate"]:
-        """The same at all keep rates that are tried, ascending."""
-        return [self._replace(keep=keep) for keep in RATES]
+        """The same at all keep rates, or costs, that are tried, ascending."""
+        if self.budgets is None:
+            return [self._replace(keep=keep) for keep in RATES]
+        least, *_, most = sorted(BudgetFile.read(self.budgets).budgets.costs)
+        return [self._replace(cost=cost) for cost in RATES if least <= cost <= most]
 
     @property
     def name(self) -> str:
@@ -122,7 +136,8 @@ class Candidate(NamedTuple):
         if self.method is None:
             return DENSE
         words = [f"{name}={value}" for name, value in self.rule]
-        return f"{self.method} {100 * self.keep:.0f}" + (f" with {', '.join(words)}" if words else "")
+        adaptive = "" if self.cost is None else f" {ADAPTIVE['signal']}"
+        return f"{self.method}{adaptive} {100 * self.rate:.0f}" + (f" with {', '.join(words)}" if words else "")
 
     def __str__(self) -> str:
         return f"{self.name} in {self.way}"
@@ -210,7 +225,25 @@ class Workshop:
                     if self.config.methods:
                         raise
                     self._leave_out(name, describe_error(error))
-        return reductions
+        return reductions + self._find_adaptive({str(row.method) for row in reductions})
+
+    def _find_adaptive(self, methods: Collection[str]) -> list[Candidate]:
+        """Return a reduction for each file of budgets, at its highest cost; those named must run."""
+        files, found = [*self.config.budgets], list[Candidate]()
+        for method in [] if files else sorted(methods):
+            with suppress(FileNotFoundError):
+                files.append(str(find_budgets(self.tower.arch, self.tower.tag, method)))
+        for file in files:
+            try:
+                method = BudgetFile.read(file).method
+                candidate = Candidate(next(iter(self.inside)), method, budgets=file).rates[-1]
+                self._reduce(candidate)
+                found.append(candidate)
+            except (ValueError, FileNotFoundError) as error:
+                if self.config.budgets:
+                    raise
+                self._leave_out(file, describe_error(error))
+        return found
 
     def _split_pictures(self) -> list[Pictures]:
         """Return the pictures to calibrate with, to search by and held out; without enough of the first no int8."""
@@ -248,7 +281,8 @@ class Workshop:
     def _find_predictors(self) -> list[Path]:
         """Return the files of all predictors that reductions use."""
         depth = self.tower.vit.depth
-        configs = [configure(str(row.method), row.options, depth) for row in self.reductions]
+        setups = map(self.find_setup, self.reductions)
+        configs = [configure(str(each.method), {"keep": ANY_KEEP} | each.options, depth) for each in setups]
         blocks = {block for config in configs if (block := config.predictor_block(depth)) is not None}
         return sorted(find_predictor(self.tower.arch, self.tower.tag, block).path for block in blocks)
 
@@ -257,7 +291,10 @@ class Workshop:
 
     def find_setup(self, candidate: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
-        return Setup(model=self.model, method=candidate.method, options=candidate.options, **candidate.way._asdict())
+        way = candidate.way._asdict()
+        if candidate.budgets is not None:
+            return Setup.of(self.model, **candidate.options, **way)
+        return Setup(model=self.model, method=candidate.method, options=candidate.options, **way)
 
     def serve(self, candidate: Candidate) -> Prepared:
         """Make a candidate as it is run, in the process or from its file; raise what reducing and exporting do.
@@ -266,10 +303,16 @@ class Workshop:
         """
         way = candidate.way
         if way.from_file:
-            if candidate not in self._loaded:
-                self._loaded[candidate] = self.exports.load(self.find_setup(candidate), str(candidate))
-            return self._loaded[candidate]
+            setup, name = self.find_setup(candidate), candidate._replace(cost=None)  # costs share files
+            if name not in self._loaded:
+                self._loaded[name] = self.exports.load(setup, str(candidate))
+            return self._loaded[name].at_cost(candidate.cost)
         reduced = self._reduce(candidate)
+        if candidate.budgets is not None:
+            return Prepared.of_budgets(reduced, lambda tower: self._serve_inside(way, tower))
+        return self._serve_inside(way, reduced)
+
+    def _serve_inside(self, way: Way, reduced: Host) -> Prepared:
         if way not in self.inside:
             return find_runtime(way.runtime).prepare(reduced, self.example, way.precision)
         dense: Any = self.inside[way].call

@@ -75,11 +75,12 @@ class ExportCache:
         return [*map(_version, MAKERS), *(machine[name] for name in ("device_name", "cpu_capability"))]
 
     def find(self, setup: Setup) -> Path:
-        """Return the place of a setup's file in the cache."""
+        """Return the place of a setup's file in the cache; one with budgets has the same for each cost."""
         way = (setup.runtime, setup.precision, setup.recipe)
         what = (self.weights, setup.method, setup.options, way, [digest(path) for path in self.predictors])
+        budgets = None if setup.budgets is None else digest(Path(setup.budgets))
         calibrated = None if setup.recipe is None else self.calibrated
-        name = digest(what, calibrated, self.makers, describe_preprocessing(self.tower.preprocess))
+        name = digest(what, budgets, calibrated, self.makers, describe_preprocessing(self.tower.preprocess))
         return cache_file("exports", f"{name}{find_runtime(setup.runtime).suffix}")
 
     def load(self, setup: Setup, name: str) -> Prepared:
@@ -90,13 +91,13 @@ class ExportCache:
         path = self.find(setup)
         with lock_file(path, "the cache", partial(self.say, f"{name}: waiting for another run, which writes its file")):
             with suppress(OSError, ValueError):  # not there, or damaged
-                return load_exported(path).prepared
+                return load_exported(path).prepared.at_cost(setup.cost)
             self.say(f"{name}: writing its file")
             how: dict[str, Any] = {field: getattr(setup, field) for field in ("runtime", "precision", "recipe")}
             how["facts"] = setup.describe(self.tower) | {"random_weights": False}
             how["calibration"] = None if setup.recipe is None else self.calibration
             export_model(setup.reduce(self.tower), path, self.check(), **how)
-        return load_exported(path).prepared
+        return load_exported(path).prepared.at_cost(setup.cost)
 
 
 def runtime_row(dense: Variant, runtime: str, precision: str, exports: ExportCache | None) -> Variant:

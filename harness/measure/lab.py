@@ -4,17 +4,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness import git_commit
 from harness.base.table import json_values
 from harness.base.terminal import Progress
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
+from harness.measure.budgets import logarithms
 from harness.measure.candidates import Candidate, ChooseConfig, Workshop
 from harness.measure.cost import gflops
 from harness.measure.fidelity import COSINE, SetupBounds, Values
@@ -102,6 +106,7 @@ class Lab(Workshop):
             *(self.dataset.name, self.dataset.condition, bounds.max_loss is None, self.exports.calibrated),
             *(self.search.split.image_ids, self.held_out.split.image_ids),
             *(config.device, torch.get_num_threads(), *map(digest, self.predictors)),
+            [digest(Path(one.budgets)) for one in self.reductions if one.budgets is not None],
         )
         # Values on the pictures of each name, by candidate.
         self.known: dict[str, dict[str, Values]] = (not fresh and known) or {"search": {}, "held_out": {}}
@@ -135,7 +140,11 @@ class Lab(Workshop):
         return float(np.mean(self.measure(candidate, "search")[COSINE]))
 
     def work(self, candidate: Candidate) -> float:
-        """Return a candidate's multiply-adds by the dense tower's."""
+        """Return a candidate's multiply-adds by the dense tower's; of budgets the mean of the pictures to search by."""
+        if candidate.budgets is not None:
+            adaptive = self._reduce(candidate).adaptive
+            budgets, signals = adaptive.budgets, self.search.signals(adaptive.budgets.signal_at)
+            return budgets.mean_cost(budgets.errors(logarithms(signals)), adaptive.penalty)
         for each in (candidate, Candidate(candidate.way)):
             if each[1:] not in self._gflops:
                 vit = self._reduce(each)
@@ -154,7 +163,19 @@ class Lab(Workshop):
     def _time(self, candidates: Iterable[Candidate], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
         models: dict[Any, Any] = {DENSE: self.tower.vit, **{each: self.serve(each) for each in candidates}}
-        return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
+        options |= {"images": self._timed, "patience": self.patience}
+        return timing.time_models(models, self.config.batch, rounds, **options)
+
+    @cached_property
+    def _timed(self) -> Tensor | None:
+        """The pictures that are timed, (batch, 3, H, W): those to search by, spread evenly over their signals.
+
+        None, for random images, where no candidate has budgets.
+        """
+        if all(reduction.budgets is None for reduction in self.reductions):
+            return None
+        steps = (np.arange(self.config.batch) + 0.5) * len(self.search) / self.config.batch
+        return self.search.images[self.search.signals(0).argsort()[steps.astype(int)]]
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
         """Return times by dense's in eager float32, all in the same rounds, of candidates that the tower can have.

@@ -114,10 +114,17 @@ def why_busy(dense: Timing) -> str:
 
 
 def time_models(
-    models: Mapping[K, Host | Prepared], batch: int, rounds: int, *, patience: Patience, **options: Any
+    models: Mapping[K, Host | Prepared],
+    batch: int,
+    rounds: int,
+    *,
+    patience: Patience,
+    images: Tensor | None = None,
+    **options: Any,
 ) -> dict[K, Timing]:
-    """Time models in turn, the dense one first, on random images of its size, device and precision; others cast them.
+    """Time models in turn, the dense one first, on images of its size, device and precision; others cast them.
 
+    Without ``images`` (batch, 3, H, W) they are random; an adaptive model takes other budgets for these.
     ``options`` are those of `interleave`. Raises BusyError if the machine is too busy.
     """
 
@@ -130,7 +137,9 @@ def time_models(
     first = next(iter(models.values()))
     assert isinstance(first, Host)
     like = next(first.parameters())
-    images = random_images(batch, first.input_size, like.device, like.dtype)
+    if images is None:
+        images = random_images(batch, first.input_size, like.device, like.dtype)
+    images = images.to(like)
     calls = {key: call(model) for key, model in models.items()}
     return patience.time(lambda: interleave(calls, images, rounds, **options), images.device)
 

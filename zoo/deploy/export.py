@@ -382,10 +382,11 @@ def read_digest(path: Path) -> str:
     return digest(*own, path, *rest, length=64)
 
 
-def copy_exported(source: Path, path: Path) -> Path:
+def copy_exported(source: Path, path: Path, *, adaptive: tuple[str, float] | None = None) -> Path:
     """Copy an exported model with the files that belong to it, and return where it is, at ``path`` if it can be.
 
-    A file that keeps the names of others inside keeps its own. Raise what ``read_description`` does.
+    A file that keeps the names of others inside keeps its own. An ``adaptive`` model gets another name and mean cost.
+    Raise what ``read_description`` does.
     """
     if source.absolute() == path.absolute():
         return path
@@ -398,6 +399,9 @@ def copy_exported(source: Path, path: Path) -> Path:
         copy_exported(source.with_name(name), path.with_name(name.replace(source.stem, path.stem, 1))).name
         for name in description.get("budget_files", ())
     ]
+    if adaptive is not None:
+        name, cost = adaptive
+        description |= {"model": name, "options": description["options"] | {"cost": cost}}
     _write_description(path, {**description, "files": renamed, "budget_files": budgets})
     for old, new in zip(names, renamed, strict=True):
         write_whole(path.with_name(new), source.with_name(old).read_bytes())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.adaptive import Budgets
+from zoo.core.host import Host
 from zoo.core.settings import PRECISIONS, best_precision, expected, torch_dtype
 from zoo.deploy.graph import quiet, require_exportable
 from zoo.deploy.quantization import INT8, RECIPES, is_made_for_int8, require_pictures
@@ -33,6 +34,18 @@ class Prepared:
     file: Path | None = None  # that it was written to or loaded from
     batch: int | None = None  # the only B that the call takes without preparing anew; None for any
     adaptive: "PreparedBudgets | None" = None  # what the call consists of if each picture takes one of a few keep rates
+
+    @classmethod
+    def of_budgets(cls, tower: Host, prepare: Callable[[Host], "Prepared"]) -> Self:
+        """Return an adaptive tower, each of whose budgets is run as ``prepare`` makes it; the signal is eager."""
+        budgets, cost = tower.adaptive.budgets, tower.adaptive.config.cost
+        each = tuple(prepare(tower.budget(number)) for number in range(len(budgets.keeps)))
+        signals = torch.no_grad()(tower.signals)
+        return cls.join(PreparedBudgets(budgets=budgets, cost=cost, signals=signals, each=each))
+
+    def at_cost(self, cost: float | None) -> "Prepared":
+        """Return the same adaptive model at another mean cost; any model as it is for None."""
+        return self if cost is None or self.adaptive is None else self.join(replace(self.adaptive, cost=cost))
 
     @classmethod
     def join(cls, adaptive: "PreparedBudgets") -> Self:

@@ -19,7 +19,7 @@ from zoo.core.json_reader import from_json, strict_json
 from zoo.core.reducer import METHODS
 from zoo.core.settings import check_fields, expected
 from zoo.deploy.export import ExportedModel, copy_exported, load_exported, read_description, read_digest
-from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, PreparedBudgets, find_runtime
+from zoo.deploy.runtime import EAGER, OPTIMIZED, RUNTIMES, Prepared, find_runtime
 from zoo.loading.adopt import add_recovery
 from zoo.loading.learned_files import ANY_KEEP, BudgetFile, check_settings
 from zoo.loading.preprocessing import describe_preprocessing
@@ -154,7 +154,9 @@ class Setup:
         """Write the file whole or not at all, and beside it a copy of the exported one."""
         setup = self
         if self.exported is not None:
-            beside = copy_exported(Path(self.exported), path.with_suffix(Path(self.exported).suffix))
+            place = path.with_suffix(Path(self.exported).suffix)
+            adaptive = None if self.cost is None else (self.name, self.cost)
+            beside = copy_exported(Path(self.exported), place, adaptive=adaptive)
             setup = dataclasses.replace(self, exported=beside.name, exported_sha256=read_digest(beside))
         write_whole(path, (json.dumps(dataclasses.asdict(setup), indent=2, allow_nan=False) + "\n").encode())
 
@@ -234,14 +236,16 @@ class Setup:
             if model.weights_sha256 != fingerprint(vit):
                 message = f"{self.exported!r} was made of other weights than those of {self.name}"
                 raise add_remedy(ValueError(message), "setup")
-            return model.prepared, ""
-        if isinstance(vit, Host) and isinstance(adaptive := vit.reducer, Adaptive):
-            towers = map(vit.budget, range(len(adaptive.each)))
-            each, reasons = zip(*(self.prepare(tower, example) for tower in towers), strict=True)
-            config = adaptive.config
-            signals = torch.no_grad()(vit.signals)
-            joined = PreparedBudgets(budgets=config.budgets, cost=config.cost, signals=signals, each=each)
-            return Prepared.join(joined), max(reasons)
+            return model.prepared.at_cost(self.cost), ""
+        if isinstance(vit, Host) and isinstance(vit.reducer, Adaptive):
+            reasons = list[str]()
+
+            def prepare(tower: Host) -> Prepared:
+                prepared, why = self.prepare(tower, example)
+                reasons.append(why)
+                return prepared
+
+            return Prepared.of_budgets(vit, prepare), max(reasons)
         if runtime.recipes(self.precision):
             raise ValueError(
                 f"{self.name} in {self.precision} by {self.runtime} needs pictures to calibrate with; make a file, and "
