@@ -18,6 +18,7 @@ import pytest
 import torch
 from killing import kill_when
 from PIL import Image
+from some_budgets import file_of
 
 import zoo
 from harness.apps.choose import build_ladder, choose, selection_table
@@ -33,6 +34,7 @@ from harness.measure.rows import rows_of, usual_methods
 from harness.measure.timing import BusyError
 from harness.records.record import DENSE, GOLDEN
 from harness.records.times import Timing
+from zoo.core.adaptive import Adaptive
 from zoo.core.errors import NoRoomError
 from zoo.core.files import cache_folder
 from zoo.core.settings import PRECISIONS
@@ -133,7 +135,7 @@ class Clock:
         """Return the time of a candidate, or of dense in eager float32."""
         if isinstance(one, str):
             return 120.0
-        reduced = self.overhead + 0.8 * one.keep
+        reduced = self.overhead + 0.8 * (one.keep if one.cost is None else 0.01 * one.cost)  # so budgets win
         return (50.0 if one.way.precision == "bfloat16" else 100.0) * (1.0 if one.method is None else reduced)
 
     def time_models(self, models: Mapping[Any, Any], batch: int, rounds: int, **_: Any) -> dict[Any, Timing]:
@@ -390,7 +392,9 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def load(path: Path) -> Any:
         if path.read_bytes() != b"whole":
             raise ValueError("it is cut")
-        return Mock(prepared=Prepared(call=models[path]))
+        if not isinstance(models[path].reducer, Adaptive):
+            return Mock(prepared=Prepared(call=models[path]))
+        return Mock(prepared=Prepared.of_budgets(models[path], lambda tower: Prepared(call=tower)))
 
     for place in (export_module.__name__, Setup.__module__):
         monkeypatch.setattr(f"{place}.describe_preprocessing", lambda preprocess: {})
@@ -422,6 +426,27 @@ def test_the_file_that_was_judged_is_in_the_setup(exports: list[str], unlabelled
     again = chosen(SetupBounds(min_cosine=0.9), FILES)
     assert (len(exports), left.exists()) == (count + 1, False)
     assert [one.fidelity for one in again.judged] == [one.fidelity for one in choice.judged]
+
+
+@pytest.mark.usefixtures("small", "clock")
+def test_budgets_per_picture_compete_with_fixed_keep_rates(
+    exports: list[str], tower: Tower, unlabelled: Dataset, tmp_path: Path
+):
+    """Files are shared by all costs; the setup that is chosen has its own."""
+    images = torch.stack([tower.preprocess(example.image) for example in unlabelled.split("train")[:6]])
+    file = str(file_of(tower.vit, images, tmp_path))
+    config = replace(CONFIG, methods=("rankmerge",), budgets=(file,), runtimes=(OPENVINO,))
+    choice = chosen(SetupBounds(min_cosine=0.9), config)
+    adaptive = [one.candidate for one in choice.judged if one.candidate.budgets is not None]
+    assert (choice.judged[-1].candidate, choice.setup.budgets) == (adaptive[-1], file)
+    assert choice.setup.cost == min(one.cost for one in adaptive) == 0.6 < max(one.cost for one in adaptive)
+    assert len(exports) == 2  # dense and budgets
+    lab = make_lab(config)
+    reduced, pictures = choice.setup.reduce(tower), lab.held_out.images
+    with torch.inference_mode():
+        torch.testing.assert_close(lab.serve(adaptive[-1]).call(pictures), reduced(pictures))
+        assert not torch.allclose(lab.serve(adaptive[0]).call(pictures), reduced(pictures), atol=1e-3)
+    assert lab.work(adaptive[-1]) == pytest.approx(0.6, abs=0.1)
 
 
 @pytest.mark.usefixtures("small", "clock", "exports")
