@@ -45,8 +45,6 @@ def run_choose(args: Namespace, progress: Progress) -> Shown:
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     if args.output.suffix != ".json":  # by which --model tells a setup from a name
         raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
-    if args.plot is not None and args.plot.suffix not in (".png", ".svg"):
-        raise ValueError(f"--plot {str(args.plot)!r}: expected a name that ends with '.png' or '.svg'")
     dataset = args.dataset or f"images:{args.images}"
     with lock_file(args.output), lock_file(args.plot, "--plot"):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=progress)

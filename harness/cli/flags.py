@@ -50,6 +50,13 @@ def keep_rate(text: str) -> float:
     return value
 
 
+def plot(text: str) -> Path:
+    """Read the name of a figure's file."""
+    if (path := Path(text)).suffix not in (".png", ".svg"):
+        raise ArgumentTypeError(f"{text!r}: expected a name that ends with '.png' or '.svg'")
+    return path
+
+
 def split(text: str) -> str:
     """Read the name of a split; `choices` says which others there are."""
     base = outline("harness.datasets.base")
@@ -61,7 +68,8 @@ def split(text: str) -> str:
 # Types by name, with the usual name of a value in help.
 TYPES: dict[str, tuple[Callable[[str], Any], str | None]] = {
     "str": (str, None), "int": (int, "N"), "positive": (positive, "N"), "float": (float, "X"),
-    "keep_rate": (keep_rate, "RATE"), "path": (Path, "FILE"), "split": (split, None),
+    "keep_rate": (keep_rate, "RATE"), "path": (Path, "FILE"), "plot": (plot, "FILE"),
+    "split": (split, None),
 }  # fmt: skip
 
 # Words of help that stand for the names of runtimes, with the attributes that these runtimes' classes set.

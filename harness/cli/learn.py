@@ -146,19 +146,21 @@ def run_fit_schedule(args: Namespace, progress: Progress) -> Shown:
 
 
 def run_fit_budgets(args: Namespace, progress: Progress) -> Shown:
-    """Fit budgets, write them, and set them beside the fixed keep rate of equal cost."""
-    from harness.learning.budgets import fit_budgets
+    """Fit budgets, write them, and set them beside fixed keep rates of equal cost."""
+    from harness.base.lines import lock_file
+    from harness.learning.budgets import fit_budgets, frontier_chart, frontier_table
     from harness.learning.settings import BudgetConfig, Sources
+    from harness.report.charts import render
+    from zoo.core.files import write_whole
 
     datasets = tuple(args.datasets or (f"images:{args.images}",))
     sources, config = flags.settings(Sources, args, datasets=datasets), flags.settings(BudgetConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}
     path, file = fit_budgets(args.model, args.method, sources, config, **where)
-    judged, (_, low, high) = file.judged, file.judged["difference"]
-    text = (
-        f"wrote {path}: {file.method} at {file.cost:.3f} of dense's GFLOPs on average; on {judged['images']} images "
-        f"held out, at {judged['cost']:.3f}, 1 - cosine to dense {judged['before']:.5f} with keep rate "
-        f"{judged['keep']:g} for all, {judged['after']:.5f} with budgets (difference {low:+.5f} to {high:+.5f}, 95 % "
-        f"interval); 95 % quantile {judged['before_95']:.5f} and {judged['after_95']:.5f}"
-    )
-    return Shown(parts=(text,), data=json_values({"path": path, "budgets": file}))
+    text = f"wrote {path}: {file.method} at {file.cost:.3f} of dense's GFLOPs on average"
+    data = json_values({"path": path, "budgets": file, "plot": args.plot})
+    if args.plot is not None:
+        with lock_file(args.plot, "--plot"):
+            write_whole(args.plot, render([frontier_chart(file)], form=args.plot.suffix[1:]))
+        text += f"\nwrote {args.plot}"
+    return Shown(parts=(frontier_table(file), text), data=data)

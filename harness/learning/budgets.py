@@ -1,26 +1,30 @@
 """Budgets of a method in a tower, fitted to pictures without labels and judged on others."""
 
 import functools
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness import git_commit
 from harness.base.lines import lock_file
+from harness.base.table import Table
 from harness.base.terminal import Progress
 from harness.datasets.base import cached_json, keep_json
 from harness.learning.settings import BudgetConfig, Sources
-from harness.learning.sources import held_out_groups, learning_sets
+from harness.learning.sources import LearningSet, held_out_groups, learning_sets
 from harness.measure.budgets import LEAST_PICTURES, BudgetRows, Values, deal, logarithms
 from harness.measure.fidelity import join_splits
-from harness.records.statistics import paired_mean, tail
-from zoo.core.adaptive import LEAST, Budgets, check_keeps, halve
+from harness.records.statistics import exact, paired_mean, tail
+from harness.report.charts import Chart, Dot
+from zoo.core.adaptive import LEAST, Budgets, check_cost, check_keeps, halve
 from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_file
 from zoo.core.reducer import METHODS
-from zoo.core.settings import expected
+from zoo.core.settings import expected, tower_name
 from zoo.loading.learned_files import BudgetFile, budgets_name
 from zoo.loading.towers import load_tower
 
@@ -48,6 +52,81 @@ def solve_cost(budgets: Budgets, signals: Values, errors: Values, config: Budget
     return budgets.mean_cost(guesses, penalty)
 
 
+def judge_frontier(
+    rows: BudgetRows,
+    budgets: Budgets,
+    cost: float,
+    sets: Sequence[LearningSet],
+    known: dict[str, Any],
+    save: Callable[[], None],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Return what pictures held out lose by fixed keep rates and by budgets of equal mean cost, the cheapest first.
+
+    The fixed keep rates are that of ``cost``, and the budgets themselves apart from the first and the last.
+    """
+    own, main = rows.own, rows.fixed(cost)
+    between = zip(rows.rows[1:-1], (each - own for each in budgets.costs[1:-1]), strict=True)
+    pairs = [(row, at) for row, at in between if at > budgets.costs[-1] and row.keep != main.keep] + [(main, cost)]
+    measured = [*rows.rows, *(row for row, _ in pairs if row.keep not in rows.keeps)]
+    held = join_splits([images.held_out for images in sets])
+    signals, values = rows.measure(measured, held, known, save, progress)
+    errors, by_keep = values[:, : len(rows.rows)], {row.keep: values[:, at] for at, row in enumerate(measured)}
+    judged = []
+    for row, at in sorted(pairs, key=lambda pair: pair[1]):
+        dealt = deal(budgets, "signal", at, signals, errors)
+        before, after = by_keep[row.keep], errors[np.arange(len(dealt)), dealt]
+        judged.append({
+            "cost": float(np.array(budgets.costs)[dealt].mean()),
+            "keep": row.keep,
+            **{"before": float(before.mean()), "after": float(after.mean())},
+            "difference": list(paired_mean(after, before, held_out_groups(sets))),
+            **{"before_95": tail(before), "after_95": tail(after)},
+        })  # fmt: skip
+    return judged
+
+
+def frontier_table(file: BudgetFile) -> Table:
+    """Return what was judged: 1 - cosine by a fixed keep rate and by budgets, in thousandths, a row for each cost."""
+    images = sum(dataset["held_out"] for dataset in file.datasets)
+    heads = ["mean cost", "one keep rate", "its mean", "budgets' mean", "95 % interval", "its 95 %", "budgets' 95 %"]
+    rows = []
+    for row in file.judged:
+        names = ("before", "after", "before_95", "after_95")
+        before, after, before_95, after_95 = (f"{1000 * row[name]:.3f}" for name in names)
+        _, low, high = (1000 * value for value in row["difference"])
+        start = [f"{row['cost']:.3f}", f"{row['keep']:g}", before, after]
+        rows.append([*start, f"{low:+.3f} to {high:+.3f}", before_95, after_95])
+    return Table.of(
+        f"{file.method} in {tower_name(file.model, file.tag)}: 1 - cosine to dense on {images} images held out, in "
+        "thousandths",
+        heads,
+        rows,
+        caption="mean cost: multiply-adds relative to dense; 95 % interval: of the difference of the means; its 95 %, "
+        "budgets' 95 %: the quantile that 95 % of the images don't exceed",
+    )
+
+
+def frontier_chart(file: BudgetFile) -> Chart:
+    """Return a chart of what was judged: multiply-adds against 1 - cosine, with and without budgets."""
+    names = {
+        "before": "one keep rate, mean", "after": "budgets, mean",
+        "before_95": "one keep rate, 95 % quantile", "after_95": "budgets, 95 % quantile",
+    }  # fmt: skip
+    title = f"{file.method} in {tower_name(file.model, file.tag)}: budgets against one keep rate"
+    return Chart(
+        title=title,
+        alt=f"{title}, 1 - cosine by multiply-adds.",
+        x_label="mean multiply-adds, relative to dense",
+        y_label="1 - cosine to dense",
+        series={
+            name: [Dot(exact(row["cost"]), exact(max(row[key], LEAST))) for row in file.judged]
+            for key, name in names.items()
+        },
+        log=True,
+    )
+
+
 def fit_budgets(
     model: str,
     method: str,
@@ -60,8 +139,8 @@ def fit_budgets(
 ) -> tuple[Path, BudgetFile]:
     """Fit the budgets of a method in a dense tower and write them; a stopped fit goes on where it was.
 
-    Lines are fitted to the images to learn from. On images held out, the adaptive tower is set beside the fixed keep
-    rate of equal cost. ``out`` None is for the user's cache, where names of models find it.
+    Lines are fitted to the images to learn from. On images held out, the adaptive tower is set beside fixed keep
+    rates of equal cost. ``out`` None is for the user's cache, where names of models find it.
 
     Raises:
         ValueError: an unknown name, too few pictures or pictures all alike, or a cost or bound out of reach.
@@ -71,15 +150,18 @@ def fit_budgets(
         raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
     check_keeps(config.keeps)
     sets = learning_sets(sources)
-    train, held = (join_splits([getattr(each, part) for each in sets]) for part in ("train", "held_out"))
+    train = join_splits([images.train for images in sets])
     if len(train) < LEAST_PICTURES:
         raise ValueError(
-            f"{len(train)} pictures to fit to, beside {len(held)} held out: expected {LEAST_PICTURES} at least"
+            f"{len(train)} pictures to fit to, beside {sum(len(each.held_out) for each in sets)} held out: expected "
+            f"{LEAST_PICTURES} at least"
         )
     tower = load_tower(model)
     weights = blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix)
     tower.vit.to(device)
     rows = BudgetRows(tower, method, config.keeps, config.signal_at)
+    if config.cost is not None:
+        check_cost(config.cost, rows.keeps, rows.costs)
     settings = {name: value for name, value in rows.rows[-1].config.items() if name not in ("keep", "predictor")}
     pictures = [(images.provenance, images.image_ids) for images in sets]
     path, known = cached_json(
@@ -95,14 +177,7 @@ def fit_budgets(
             progress.say(f"picture {train.image_ids[position]!r} has no detail, its signal is 0: left out of the fit")
         budgets = rows.fit(signals[~plain], errors[~plain])
         cost = solve_cost(budgets, signals[~plain], errors[~plain], config)
-        fixed = rows.fixed(cost)
-        every = [*(row for row in rows.rows if row.keep != fixed.keep), fixed]
-        signals, errors = rows.measure(every, held, known["held out"], save, progress)
-        by_keep = {row.keep: errors[:, place] for place, row in enumerate(every)}
-        errors, before = np.stack([by_keep[keep] for keep in config.keeps], axis=1), by_keep[fixed.keep]
-        dealt = deal(budgets, "signal", cost, signals, errors)
-        after = errors[np.arange(len(dealt)), dealt]
-        difference = paired_mean(after, before, held_out_groups(sets))
+        judged = judge_frontier(rows, budgets, cost, sets, known["held out"], save, progress)
         file = BudgetFile(
             model=tower.arch,
             tag=tower.tag,
@@ -113,13 +188,7 @@ def fit_budgets(
             cost=cost,
             bound=dict([config.bound] if config.bound else []),
             datasets=[images.provenance for images in sets],
-            judged={
-                "images": len(held),
-                "cost": float(np.array(budgets.costs)[dealt].mean()),
-                "keep": fixed.keep,
-                **{"before": float(before.mean()), "after": float(after.mean()), "difference": list(difference)},
-                **{"before_95": tail(before), "after_95": tail(after)},
-            },
+            judged=judged,
             version=version("clip-patchrank"),
             commit=git_commit(),
         )

@@ -39,8 +39,8 @@ class BudgetRows:
         self.rows = [self.row(keep) for keep in keeps]
         vit = tower.vit
         self.patches, self.whole = math.prod(vit.grid), gflops(vit, vit.input_size).gflops
-        own = signal_gflops(self.patches, vit.embed_dim) / self.whole
-        self.costs = tuple(gflops(row.vit, vit.input_size).gflops / self.whole + own for row in self.rows)
+        self.own = signal_gflops(self.patches, vit.embed_dim) / self.whole  # cost of the signal
+        self.costs = tuple(gflops(row.vit, vit.input_size).gflops / self.whole + self.own for row in self.rows)
 
     def row(self, keep: float) -> Variant:
         """Return the row of a keep rate."""

@@ -42,7 +42,7 @@ def file_of(tower: Host, images: Tensor, folder: Path, method: str = "rankmerge"
     fixed = zoo.reduce(tower, method=method, keep=0.5)
     options = {name: value for name, value in fixed.reducer.config.plain().items() if name != "keep"}
     values = {
-        "budgets": Budgets(**budgets_for(tower, images)), "cost": 0.75, "bound": {}, "datasets": [], "judged": {},
+        "budgets": Budgets(**budgets_for(tower, images)), "cost": 0.75, "bound": {}, "datasets": [], "judged": [],
         "model": "tiny", "tag": "", "method": method, "options": options,
         "weights": blocks_fingerprint(fixed.state_dict()), "version": version("clip-patchrank"),
     } | changes  # fmt: skip

@@ -111,12 +111,7 @@ class Budgets:
 
         The pictures are those of ``signals``, or those of ``errors`` (n, K). Raise ValueError for a cost out of reach.
         """
-        low, high = self.costs[-1], self.costs[0]
-        if not low <= cost <= high:
-            raise ValueError(
-                f"cost={cost!r}: expected a share of the dense tower's multiply-adds from {low:.3f}, of keep rate "
-                f"{self.keeps[-1]:g}, to {high:.3f}, of {self.keeps[0]:g}"
-            )
+        check_cost(cost, self.keeps, self.costs)
         errors = self.errors(torch.tensor(self.signals)) if errors is None else errors
         return halve(lambda penalty: self.mean_cost(errors, penalty) <= cost)
 
@@ -134,6 +129,15 @@ def check_keeps(keeps: Sequence[float]) -> None:
     """Raise ValueError unless there are two keep rates at least, in (0, 1], falling."""
     if len(keeps) < 2 or any(low >= high for high, low in pairwise(keeps)) or not 0 < keeps[-1] < keeps[0] <= 1:
         raise ValueError(f"keeps={list(keeps)}: expected two budgets at least, keep rates in (0, 1] that fall")
+
+
+def check_cost(cost: float, keeps: Sequence[float], costs: Sequence[float]) -> None:
+    """Raise ValueError for a mean cost that budgets of these keep rates and costs can't have."""
+    if not costs[-1] <= cost <= costs[0]:
+        raise ValueError(
+            f"cost={cost!r}: expected a share of the dense tower's multiply-adds from {costs[-1]:.3f}, of keep rate "
+            f"{keeps[-1]:g}, to {costs[0]:.3f}, of {keeps[0]:g}"
+        )
 
 
 def halve(meets: Callable[[float], bool]) -> float:

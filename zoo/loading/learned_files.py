@@ -424,7 +424,7 @@ class BudgetFile(PlainFile):
     cost: float  # mean share of the dense tower's multiply-adds on these pictures, where none is asked for
     bound: dict[str, Any]  # what that cost was solved for, ``min_cosine`` or ``min_cosine_95``; empty if it was given
     datasets: list[dict[str, Any]]  # name, revision and numbers of pictures, of each
-    judged: dict[str, Any]  # 1 - cosine of images held out by a fixed keep rate of equal cost, and by budgets
+    judged: list[dict[str, Any]]  # 1 - cosine of images held out at several costs, by a fixed keep rate and by budgets
     commit: str | None = None  # of the code
     format: int = FORMAT
 

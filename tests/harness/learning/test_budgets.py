@@ -75,14 +75,29 @@ def test_lines_are_those_of_least_squares(dense: zoo.ReducedViT, toy: Any, parts
             (slope, intercept), rel=1e-2
         )
     assert file.budgets.costs[0] > 1 > file.budgets.costs[1] > file.budgets.costs[2]  # the signal costs something
-    assert (file.judged["images"], file.cost) == (12, 0.8)
-    assert file.judged["cost"] <= 0.8
+    assert file.cost == 0.8
     vit = zoo.reduce(dense, method="rankmerge", budgets=tmp_path / "b.json").eval()
     images = torch.stack([parts.preprocess(example.image) for example in toy.split("train")])
     keeps = vit.assign(images).tolist()
     taken = [file.budgets.costs[file.budgets.keeps.index(round(keep, 4))] for keep in keeps]
     assert 0.75 < np.mean(taken) <= 0.8
     assert keeps[-1] > keeps[0]  # the most detailed and the plainest
+
+
+def test_the_frontier_holds_fixed_keep_rates_and_budgets_of_equal_cost(dense: zoo.ReducedViT, toy: Any, parts: Any):
+    file = fitted()
+    images = torch.stack([parts.preprocess(example.image) for example in toy.split("val")])
+    assert len(file.judged) == 2  # at keep rate .7 and at the cost that was asked for
+    assert [row["keep"] for row in file.judged if row["keep"] in file.budgets.keeps] == [0.7]
+    assert file.judged[0]["cost"] < file.judged[1]["cost"] <= 0.8
+    for row in file.judged:
+        vit = zoo.reduce(dense, method="rankmerge", keep=row["keep"]).eval()
+        with torch.no_grad():
+            errors = 1 - torch.cosine_similarity(vit(images).double(), dense(images).double())
+        assert row["before"] == pytest.approx(float(errors.mean()), rel=1e-3)
+        assert row["before_95"] == pytest.approx(float(errors.quantile(0.95)), rel=1e-3)
+        assert row["difference"][1] <= row["difference"][0] <= row["difference"][2]
+        assert row["difference"][0] == pytest.approx(row["after"] - row["before"])
 
 
 @pytest.mark.parametrize("name", ["min_cosine", "min_cosine_95"])
@@ -171,5 +186,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("harness.datasets.names_of", lambda names, _: list(names), raising=False)
     path = str(tmp_path / "b.json")
     words = ["fit", "budgets", "--model", ARCH, "--dataset", "emoji", "--keeps", "1", "0.5", "--cost", "0.8"]
-    assert main([*words, "--full", "--output", path, "--json"]) == 0
+    plot = tmp_path / "b.svg"
+    assert main([*words, "--plot", str(tmp_path / "b.tiff")]) == 2
+    assert "b.tiff': expected a name that ends with '.png' or '.svg'" in capsys.readouterr().err
+    assert main([*words, "--full", "--output", path, "--plot", str(plot), "--json"]) == 0
+    assert "one keep rate, 95 % quantile" in plot.read_text("utf-8")
     assert json.loads(capsys.readouterr().out)["budgets"]["budgets"]["keeps"] == [1.0, 0.5]
