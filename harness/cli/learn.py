@@ -156,11 +156,12 @@ def run_fit_budgets(args: Namespace, progress: Progress) -> Shown:
     datasets = tuple(args.datasets or (f"images:{args.images}",))
     sources, config = flags.settings(Sources, args, datasets=datasets), flags.settings(BudgetConfig, args)
     where = {"out": args.output, "device": args.device, "progress": progress}
-    path, file = fit_budgets(args.model, args.method, sources, config, **where)
+    with lock_file(args.plot, "--plot"):
+        path, file = fit_budgets(args.model, args.method, sources, config, **where)
+        if args.plot is not None:
+            write_whole(args.plot, render([frontier_chart(file)], form=args.plot.suffix[1:]))
     text = f"wrote {path}: {file.method} at {file.cost:.3f} of dense's GFLOPs on average"
     data = json_values({"path": path, "budgets": file, "plot": args.plot})
     if args.plot is not None:
-        with lock_file(args.plot, "--plot"):
-            write_whole(args.plot, render([frontier_chart(file)], form=args.plot.suffix[1:]))
         text += f"\nwrote {args.plot}"
     return Shown(parts=(frontier_table(file), text), data=data)

@@ -11,7 +11,7 @@ import torch
 
 from harness import git_commit
 from harness.base.lines import lock_file
-from harness.base.table import Table
+from harness.base.table import Table, estimate_cell
 from harness.base.terminal import Progress
 from harness.datasets.base import cached_json, keep_json
 from harness.learning.settings import BudgetConfig, Sources
@@ -63,13 +63,14 @@ def judge_frontier(
 ) -> list[dict[str, Any]]:
     """Return what pictures held out lose by fixed keep rates and by budgets of equal mean cost, the cheapest first.
 
-    The fixed keep rates are that of ``cost``, and the budgets themselves apart from the first and the last.
+    The fixed keep rates are that of ``cost``, and those of the budgets apart from the first and the last, where budgets
+    can cost as much.
     """
     own, main = rows.own, rows.fixed(cost)
     between = zip(rows.rows[1:-1], (each - own for each in budgets.costs[1:-1]), strict=True)
     pairs = [(row, at) for row, at in between if at > budgets.costs[-1] and row.keep != main.keep] + [(main, cost)]
-    measured = [*rows.rows, *(row for row, _ in pairs if row.keep not in rows.keeps)]
-    held = join_splits([images.held_out for images in sets])
+    measured = list({row.keep: row for row in (*rows.rows, main)}.values())
+    held, groups = join_splits([images.held_out for images in sets]), held_out_groups(sets)
     signals, values = rows.measure(measured, held, known, save, progress)
     errors, by_keep = values[:, : len(rows.rows)], {row.keep: values[:, at] for at, row in enumerate(measured)}
     judged = []
@@ -79,9 +80,11 @@ def judge_frontier(
         judged.append({
             "cost": float(np.array(budgets.costs)[dealt].mean()),
             "keep": row.keep,
-            **{"before": float(before.mean()), "after": float(after.mean())},
-            "difference": list(paired_mean(after, before, held_out_groups(sets))),
-            **{"before_95": tail(before), "after_95": tail(after)},
+            "before": float(before.mean()),
+            "after": float(after.mean()),
+            "difference": list(paired_mean(after, before, groups)),
+            "before_95": tail(before),
+            "after_95": tail(after),
         })  # fmt: skip
     return judged
 
@@ -89,21 +92,21 @@ def judge_frontier(
 def frontier_table(file: BudgetFile) -> Table:
     """Return what was judged: 1 - cosine by a fixed keep rate and by budgets, in thousandths, a row for each cost."""
     images = sum(dataset["held_out"] for dataset in file.datasets)
-    heads = ["mean cost", "one keep rate", "its mean", "budgets' mean", "95 % interval", "its 95 %", "budgets' 95 %"]
+    heads = ["cost", "keep rate", "mean", "mean, budgets", "difference", "95 %", "95 %, budgets"]
     rows = []
     for row in file.judged:
-        names = ("before", "after", "before_95", "after_95")
-        before, after, before_95, after_95 = (f"{1000 * row[name]:.3f}" for name in names)
-        _, low, high = (1000 * value for value in row["difference"])
-        start = [f"{row['cost']:.3f}", f"{row['keep']:g}", before, after]
-        rows.append([*start, f"{low:+.3f} to {high:+.3f}", before_95, after_95])
+        mean, after, tail_95, after_95 = (
+            f"{1000 * row[name]:.3f}" for name in ("before", "after", "before_95", "after_95")
+        )
+        difference = estimate_cell(tuple(row["difference"]), lambda value: f"{1000 * value:+.3f}")
+        rows.append([f"{row['cost']:.3f}", f"{row['keep']:g}", mean, after, difference, tail_95, after_95])
     return Table.of(
         f"{file.method} in {tower_name(file.model, file.tag)}: 1 - cosine to dense on {images} images held out, in "
         "thousandths",
         heads,
         rows,
-        caption="mean cost: multiply-adds relative to dense; 95 % interval: of the difference of the means; its 95 %, "
-        "budgets' 95 %: the quantile that 95 % of the images don't exceed",
+        caption="cost: mean multiply-adds relative to dense; keep rate: that of all images in the columns without "
+        "budgets; difference: of the means, with its 95 % interval; 95 %: quantile that 95 % of images don't exceed",
     )
 
 
