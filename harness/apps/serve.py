@@ -7,6 +7,7 @@ does, beside the model, so that a picture that can't be read never enters a batc
 import asyncio
 import base64
 import contextlib
+import re
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from ray import serve
+from ray.serve.schema import ReplicaState  # type: ignore[attr-defined]
 from starlette.exceptions import HTTPException
 
 from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
 from harness.base.workers import cluster_address, ray_running, require_actors
+from harness.datasets.images import count_pixels
 from harness.measure.server import batch_sizes
 from harness.records.times import cores
 from zoo.core.errors import is_out_of_memory
@@ -37,6 +40,9 @@ from zoo.deploy.export import read_description
 from zoo.deploy.setup import Setup
 
 MOST = 2048  # inputs of a request, as OpenAI allows
+MOST_PER_CORE = 4  # threads of a replica, or replicas
+SENDING = 1024  # clients of a replica that still send their requests, beside those that wait
+_ROUTE = re.compile(r"/[A-Za-z0-9._~/-]*")
 EXPECTED = "a text, a picture as data:image/...;base64,..., or a list of these"
 app = FastAPI(title="clip-patchrank")
 
@@ -58,6 +64,9 @@ class ServeConfig:
     batch: int = 16  # pictures and texts that the model takes at once
     wait_ms: float = 5.0  # that a batch waits for more
     queue: int = 128  # requests that wait for a replica; more get 503
+    body_s: float = 30.0  # that a client may take to send a request
+    body_mb: float = 64.0  # 1e6 bytes of a request
+    megapixels: float = 500.0  # of all pictures of a request
     host: str = "127.0.0.1"
     port: int = 8000
     route: str = "/"  # what paths begin with
@@ -66,10 +75,17 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("replicas", "threads", "batch", "queue"), "[1, inf)")
-        check_fields(self, **counts, wait_ms="[0, inf)", port="[1, 65535]")
-        if not self.route.startswith("/"):
-            raise ValueError(f"--route {self.route!r}: expected a path that starts with '/'")
+        bounds = dict.fromkeys(("body_s", "body_mb", "megapixels"), "(0, inf)")
+        check_fields(self, **counts, **bounds, wait_ms="[0, inf)", port="[1, 65535]")
+        if not _ROUTE.fullmatch(self.route):
+            raise ValueError(
+                f"--route {self.route!r}: expected a path that starts with '/', of letters, digits and -._~/"
+            )
         require_actors("--replicas", self.replicas, self.device)
+        if cluster_address() is None:
+            for flag, value in (("--threads", self.cores), ("--replicas", self.replicas)):
+                if value > MOST_PER_CORE * cores():
+                    raise ValueError(f"{flag} {value}: this machine has {cores()} cores; expected fewer")
 
     @property
     def cores(self) -> int:
@@ -140,6 +156,7 @@ class VectorServer:
 
     def __init__(self, setup: Setup, config: ServeConfig) -> None:
         torch.set_num_threads(config.cores)
+        self.config, self.inside = config, 0  # requests that have arrived and wait for their answer
         self.sizes = batch_sizes(config.batch)
         options: dict[str, Any] = {"random_weights": config.random_weights, "device": config.device}
         self.encoder = Encoder(setup, batch=config.batch, sizes=self.sizes, **options)
@@ -153,14 +170,19 @@ class VectorServer:
     @app.post("/v1/embeddings")
     async def embeddings(self, request: Request) -> JSONResponse:
         """Embed pictures and texts; if one of them can't be, the answer is 400 and says which and why."""
-        content, kind = await request.body(), request.headers.get("content-type", "")
+        content, kind = await self._body(request), request.headers.get("content-type", "")
+        if self.inside >= self.config.queue + 2 * self.config.batch:
+            raise HTTPException(503, f"{self.inside} requests wait already; ask again later")
         run = asyncio.get_running_loop().run_in_executor
-        inputs, packed = await run(self.decoders, self._read, content, kind)
+        self.inside += 1
         try:
+            inputs, packed = await run(self.decoders, self._read, content, kind)
             results: list[Any] = await asyncio.gather(*(self._vector(entry) for entry in inputs))
         except (ValueError, MemoryError, RuntimeError) as error:  # the batch overflows, or takes too much memory
             short = is_out_of_memory(error.__cause__ or error)
             raise HTTPException(503 if short else 500, str(error)) from error
+        finally:
+            self.inside -= 1
         if wrong := [f"input[{place}]: {why}" for place, why in enumerate(results) if isinstance(why, str)]:
             raise HTTPException(400, "; ".join(wrong))
         values = [base64.b64encode(row.tobytes()).decode() if packed else row.tolist() for row in results]
@@ -177,10 +199,23 @@ class VectorServer:
         model |= {"runtime": self.encoder.runtime, "precision": self.encoder.setup.precision}
         return {"object": "list", "data": [model]}
 
-    @app.get("/health")
-    def health(self) -> dict[str, str]:
-        """Say that a replica answers."""
-        return {"status": "ok"}
+    async def _body(self, request: Request) -> bytes:
+        """Return the body of a request; raise HTTPException if it is too long, or takes too long to arrive."""
+        most, seconds, parts = self.config.body_mb * 1e6, self.config.body_s, bytearray()
+        close = {"connection": "close"}
+        long = HTTPException(413, f"the request is longer than {self.config.body_mb:g} MB; send several", close)
+        if int(request.headers.get("content-length", 0)) > most:
+            raise long
+        try:
+            async with asyncio.timeout(seconds):
+                async for part in request.stream():
+                    parts += part
+                    if len(parts) > most:
+                        raise long
+        except TimeoutError as error:
+            late = f"the request hadn't arrived after {seconds:g} s; send less at once"
+            raise HTTPException(408, late, close) from error
+        return bytes(parts)
 
     def _read(self, content: bytes, kind: str) -> tuple[list[PictureFile | str], bool]:
         """Read the body of a request for this model; raise HTTPException for a body that it doesn't take."""
@@ -188,6 +223,12 @@ class VectorServer:
             inputs, packed = read_query(content, kind, self.name, self.encoder.width)
             if any(isinstance(entry, str) for entry in inputs):
                 _ = self.encoder.clip
+            pixels = sum(count_pixels(entry.read()) for entry in inputs if isinstance(entry, PictureFile)) / 1e6
+            if pixels > self.config.megapixels:
+                raise ValueError(
+                    f"the pictures have {pixels:,.0f} megapixels together; expected at most "
+                    f"{self.config.megapixels:g}: send several requests, or smaller pictures"
+                )
         except (ValueError, FileNotFoundError) as error:
             raise HTTPException(400, str(error)) from error
         return inputs, packed
@@ -262,6 +303,21 @@ class VectorServer:
         return [results[place] for place in range(len(items))]
 
 
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=SENDING)
+class HealthServer:
+    """Answers whether a replica of an application runs, apart from the queue of its requests."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, _request: Request) -> JSONResponse:
+        """Say that a replica runs, or 503."""
+        application = serve.status().applications.get(self.name)
+        states = application.deployments["VectorServer"].replica_states if application else {}
+        runs = states.get(ReplicaState.RUNNING, 0) > 0
+        return JSONResponse({"status": "ok" if runs else "no replica runs"}, 200 if runs else 503)
+
+
 @contextlib.contextmanager
 def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
     """Serve a model as long as the body runs, here or on the cluster of ``RAY_ADDRESS``; yield its and Ray's addresses.
@@ -288,10 +344,11 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
     logs = {"log_level": "ERROR", "enable_access_log": False}
     gpus = 1 if config.device.startswith("cuda") else 0
     replica: Any = VectorServer
+    health: Any = HealthServer
     deployment = replica.options(
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": config.cores, "num_gpus": gpus},
-        max_ongoing_requests=2 * config.batch,
+        max_ongoing_requests=2 * config.batch + config.queue + SENDING,
         max_queued_requests=config.queue,
         logging_config=logs,
     )
@@ -299,6 +356,7 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
         serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
         try:
             try:
+                serve.run(health.bind(name), name=f"{name}-health", route_prefix=f"{config.route.rstrip('/')}/health")
                 serve.run(deployment.bind(setup, config), name=name, route_prefix=config.route)
             except RuntimeError as error:
                 raise ValueError(f"Ray can't serve {setup.name}: {error}") from error
@@ -309,3 +367,4 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[dict[str, str]]:
             }
         finally:
             serve.delete(name)
+            serve.delete(f"{name}-health")

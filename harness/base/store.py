@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness.base.lines import hold_lock, require_appendable
 from zoo.core.digests import digest
-from zoo.core.errors import NoRoomError
+from zoo.core.errors import NoRoomError, is_out_of_memory
 from zoo.core.files import PARTIAL, require_file, write_whole
 from zoo.core.json_reader import from_json
 
@@ -36,12 +36,14 @@ class BrokenShardError(ValueError):
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Turn any error into a BrokenShardError; a changed footer can raise anything."""
+    """Turn any error except too little memory into a BrokenShardError; a changed footer can raise anything."""
     try:
         yield
     except BrokenShardError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
 
 
@@ -196,6 +198,9 @@ class ShardKind(Generic[P]):
             raise
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}; use another folder for {self.what}") from error
+        except MemoryError as error:
+            remedy = "free some, and the same command goes on; if it fails again, the file is damaged: delete it"
+            raise MemoryError(f"too little memory to read {str(path)!r} ({error}): {remedy}") from error
         if shard.first != index * shard.size:
             raise BrokenShardError(f"starts at {shard.first}, not at {index * shard.size}")
         return shard
@@ -260,7 +265,10 @@ class Store(Generic[P]):
 
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
-        """Keep other runs out, remove partial files, check all shards, and tell broken ones by ``say``."""
+        """Keep other runs out, remove partial files, check all shards, and tell broken ones by ``say``.
+
+        Raise ValueError for a broken file behind the last shard, which no run makes again.
+        """
         with lock_folder(self.folder):
             for path in self.folder.glob(f".*{PARTIAL}"):
                 path.unlink(missing_ok=True)
@@ -268,6 +276,11 @@ class Store(Generic[P]):
                 try:
                     self.present[index] = replace(self.kind.read(path, index), table=None)
                 except BrokenShardError as error:
+                    if index * self.size >= self.total:
+                        raise ValueError(
+                            f"{str(path)!r} is broken: {error}; it lies behind the last of {self.total:,} items, so "
+                            "that nothing makes it again: delete it"
+                        ) from error
                     say(f"{path.name} is broken ({error}): to be made again")
             yield self
 

@@ -3,17 +3,21 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from harness.base.hints import describe_error
 from zoo.core.settings import check_fields
 
 MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
+TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell tells of a program that SIGTERM ended
 # A function that makes shards by their numbers and yields values meanwhile.
 Make = Callable[[Sequence[int]], Iterator[Any]]
 
@@ -118,21 +122,42 @@ def cluster_address() -> str | None:
 
 @contextlib.contextmanager
 def ray_running(cpus: int) -> Iterator[None]:
-    """Join the cluster of ``RAY_ADDRESS``, or start one here; leave it at the end."""
+    """Join the cluster of ``RAY_ADDRESS``, or start one here; leave it at the end.
+
+    SIGTERM then ends the body by SystemExit with `TERMINATED`, where Ray's own handler would abort the process.
+    """
     import ray
 
     if ray.is_initialized():
         yield
         return
-    # Ray reads these when it starts: no reports home, no notes from its core on standard error.
+    # Ray reads these when it starts: no reports home, no notes from its core on standard error, no abort by SIGTERM.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster_address()
     options = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
     # Ray tells on standard output of workers that die, until it has stopped; that is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        before = _end_by_sigterm()
         try:
+            with patch("ray._private.utils.set_sigterm_handler", create=True):
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            _end_by_sigterm()  # again, as Ray's core has set its own
             yield
         finally:
             ray.shutdown()
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+
+def _end_by_sigterm() -> Any:
+    """Let SIGTERM raise SystemExit once, and return the handler before; None in a thread, which can't set one."""
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # so that the end isn't cut off
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, end)

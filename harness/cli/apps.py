@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import shlex
-import signal
 import tempfile
 import threading
 from argparse import Namespace
@@ -349,10 +348,9 @@ def run_serve(args: Namespace, progress: Progress) -> Shown:
     setup, config = flags.setup_of(args, args.runtime), flags.settings(ServeConfig, args)
     progress.say(f"{setup.name}: starting, replicas: {config.replicas}, threads of each: {config.cores}")
     with serving(setup, config) as served:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
         address = f"{served['url']}/v1/embeddings"
         progress.say(f"{setup.name} is served at {address}; Ray's metrics are at {served['metrics']}")
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
             threading.Event().wait()
     return Shown(parts=("stopped; requests that were accepted are answered",), data=served)
 

@@ -101,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.disable(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each try again; what comes of it is told
+    for name in ("stdout", "stderr"):  # None if it was closed
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (as long as the program runs)
     words = list(sys.argv[1:] if argv is None else argv)
     goes_on = False
     try:

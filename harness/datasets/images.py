@@ -46,6 +46,15 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
+def count_pixels(content: bytes) -> int:
+    """Return how many pixels an image file says it has; 0 for one that ``decode_image`` refuses unread."""
+    try:
+        with open_image(content) as image:
+            return image.width * image.height
+    except Exception:  # decoders raise whatever they stumble over
+        return 0
+
+
 def decode_image(content: bytes, where: str = "", *, behind: str | None = None) -> Image.Image:
     """Decode the bytes of an image file as RGB, turned as its EXIF says; ValueError if that can't be.
 

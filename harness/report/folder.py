@@ -34,6 +34,7 @@ _LATEX_HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
 % Square brackets are 95 % intervals; those of times are in table.csv.
 """
 _SIGN = re.compile(r"(?<![\w.])([-+])(?=\d)")  # of a number
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which text begins that spreadsheets run
 _ESCAPED = str.maketrans(
     {letter: f"\\{letter}" for letter in "{}$&#%_"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
@@ -230,10 +231,19 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows of the same columns, at least one, as CSV: numbers as JSON has them; None is empty."""
+    """Return rows of the same columns, at least one, as CSV: numbers as JSON has them; None is empty.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(rows[0])
     for row in rows:
-        writer.writerow(v if isinstance(v, str | None) else json.dumps(v, sort_keys=True) for v in row.values())
+        writer.writerow(map(_csv_cell, row.values()))
     return buffer.getvalue()
+
+
+def _csv_cell(value: object) -> str | None:
+    if not isinstance(value, str):
+        return None if value is None else json.dumps(value, sort_keys=True)
+    return f"'{value}" if value.startswith(_FORMULA) else value

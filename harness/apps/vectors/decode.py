@@ -30,11 +30,12 @@ from zoo.core.errors import is_out_of_memory
 AHEAD = 3  # chunks per process that wait for the model at most
 LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory
 CRASHES = 2  # of a process that has one picture alone: the picture is bad
+PAUSE_S = 0.1  # after a process that died at its start, once more after each
 DEATHS = 6  # of processes that something else ends: no more are tried for a picture, or at their start
 PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
 _TOO_OFTEN = (
-    f"{DEATHS} times in a row: too little memory? try fewer --decoders, or --decoders 0, which decodes in the model's "
-    "process"
+    f"{DEATHS} times in a row: too little memory? Finished shards are kept and the same command goes on; try fewer "
+    "--decoders, or --decoders 0, which decodes in the model's process"
 )
 Transform = Callable[[Any], Any]  # from a PIL image to one of the tower's size, or to pixels (C, H, W)
 
@@ -194,7 +195,8 @@ class Decoders:
             self._idle.pop().close()
 
     def _start_one(self) -> _Decoder:
-        for _ in range(DEATHS):
+        for attempt in range(DEATHS):
+            time.sleep(attempt * PAUSE_S)  # until the system has noticed that the server is dead
             try:
                 return _Decoder(self._transform)
             except DeadDecoderError as error:
@@ -252,6 +254,4 @@ class Decoders:
             if crashes == CRASHES:
                 why = f"image {picture.path!r} crashes its decoder: the process ends {dead}"
                 return DecodedChunk([Item(picture.path, digest=picture.digest(), wrong=why)], 0.0)
-        raise ValueError(
-            f"image {picture.path!r}: the processes that decode it end {dead}, {_TOO_OFTEN}; finished shards are kept"
-        )
+        raise ValueError(f"image {picture.path!r}: the processes that decode it end {dead}, {_TOO_OFTEN}")

@@ -59,6 +59,8 @@ CHUNK = 16  # pictures that a process decodes at a time, or that threads share
 DECODING = ".decoding"  # file in a folder while pictures are decoded
 *_, INT8, BINARY = STORAGES
 CODE_TYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
+LETTERS = 20  # per token of a text that are tokenized at most
+CONTEXT = 512  # tokens of a text, for a tokenizer that doesn't say
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -374,11 +376,12 @@ class Encoder:
         """
         clip = self.clip
         rows, wrong = dict[int, Tensor](), dict[int, str]()
+        most = LETTERS * (getattr(clip.tokenizer, "context_length", None) or CONTEXT)
         for place, text in enumerate(texts):
             try:
                 if not text:
                     raise ValueError("the text is empty")
-                tokens = clip.tokenizer([text]).to(self.device)
+                tokens = clip.tokenizer([text[:most]]).to(self.device)
                 if isinstance(clip.model.text, CompactText):
                     clip.model.text.rows(tokens)
                 rows[place] = tokens

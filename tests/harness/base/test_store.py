@@ -139,6 +139,22 @@ def test_broken_shards_and_half_written_files_go_and_are_made_again(folder: Path
         list(KIND.shards(folder))
 
 
+def test_a_lack_of_memory_breaks_no_shard_and_a_broken_one_behind_the_end_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shard_path(folder, 9).write_bytes(b"PAR1")
+    with pytest.raises(
+        ValueError, match=r"part-00009\.parquet' is broken: .* behind the last of 10 items.*: delete it"
+    ):
+        fill(folder)
+    shard_path(folder, 9).unlink()
+    whole = contents(folder)
+    monkeypatch.setattr(pq, "ParquetFile", Mock(side_effect=pa.ArrowMemoryError("malloc of size 128 failed")))
+    with pytest.raises(MemoryError, match=r"too little memory to read .*part-00000\.parquet' \(malloc"):
+        fill(folder)
+    assert contents(folder) == whole
+
+
 def test_somebody_elses_files_are_refused_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Broken shards are removed; other people's data must not be, nor what another version wrote."""
     path, sink = shard_path(folder, 0), pa.BufferOutputStream()
@@ -185,16 +201,6 @@ def test_shards_that_may_hold_the_same_are_refused(folder: Path):
     shard_path(folder, 3).write_bytes(KIND.encode(other))
     with pytest.raises(ValueError, match=r"part-00003\.parquet has shard size 2 there, 4 wanted"):
         list(KIND.shards(folder))
-
-
-def test_what_cannot_be_read_stays_until_it_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """It may be whole, and only memory be lacking."""
-    whole, store = contents(folder), Store(folder, KIND, size=4, total=10)
-    with monkeypatch.context() as patch:
-        patch.setattr(pq, "ParquetFile", Mock(side_effect=MemoryError("malloc of size 128 failed")))
-        with store.open(Mock()):
-            assert store.missing(ORIGIN) == [0, 1, 2]
-    assert contents(folder) == whole
 
 
 def test_a_pipe_is_no_shard(folder: Path):

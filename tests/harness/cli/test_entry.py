@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -105,6 +106,11 @@ def test_a_closed_pipe_is_quiet():
     done = subprocess.run(LIST, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
+
+
+def test_a_program_without_standard_output_runs():
+    done = subprocess.run(["sh", "-c", f"{shlex.join(LIST)} >&-"], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(("error", "code"), [(ValueError("wrong"), 2), (KeyboardInterrupt(), 130)])

@@ -21,7 +21,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main, parse
 from harness.records.metrics import METRICS
 from harness.records.record import UNITS, Record, Times, read_run, write_records
-from harness.report.folder import latex, markdown, records_csv
+from harness.report.folder import csv_text, latex, markdown, records_csv
 from harness.report.highlights import headline, standings
 from harness.report.tables import group_records, sections
 
@@ -169,6 +169,11 @@ def test_hostile_names_neither_open_nor_close_anything_and_latex_compiles(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-1500:]
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
+
+
+def test_no_text_in_csv_is_a_formula():
+    cells = {"a": "=1+1", "b": "@x", "c": "-1", "d": -1, "e": "a=b", "f": None}
+    assert csv_text([cells]).splitlines()[1] == "'=1+1,'@x,'-1,-1,a=b,"
 
 
 def test_every_field_comes_back_from_csv(records: list[Record]):

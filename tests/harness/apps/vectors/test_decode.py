@@ -128,6 +128,6 @@ def test_a_picture_that_ends_its_process_is_bad_and_one_whose_process_is_killed_
 
 
 def test_processes_that_die_at_their_start_are_told():
-    told = r"ends at its start, with exit code 3, 6 times in a row: too little memory\? try fewer --decoders"
+    told = r"ends at its start, with exit code 3, 6 times in a row: too little memory\? .*; try fewer --decoders"
     with Decoders(1, Code("__import__('os')._exit(3)")) as decoders, pytest.raises(ValueError, match=told):
         next(decoders.prepare([[PictureFile("a.png")]]))

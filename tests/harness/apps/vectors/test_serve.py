@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import io
 import json
 import socket
 import warnings
@@ -12,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import pytest
 import requests
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
@@ -86,7 +89,8 @@ def server(
     (folder / "texts.txt").write_text("\n".join(TEXTS))
     wanted = [embedded(open_source([str(folder / "in")]), folder / "pictures")]
     wanted.append(embedded(TextSource(folder / "texts.txt"), folder / "texts"))
-    config = ServeConfig(replicas=2, threads=1, batch=4, wait_ms=20, queue=8, port=port)
+    bounds: dict[str, Any] = {"body_s": 4, "body_mb": 1, "megapixels": 2}
+    config = ServeConfig(replicas=2, threads=1, batch=4, wait_ms=20, queue=8, port=port, **bounds)
     with serving(SETUP, config) as served:
         yield Server(served["url"], [data_url(content) for content in contents], np.concatenate(wanted))
 
@@ -142,6 +146,30 @@ def test_broken_and_oversized_pictures_cost_others_nothing(server: Server, pictu
         np.testing.assert_allclose(vectors_of(answers[2 * number])[0], server.wanted[number], atol=1e-5)
 
 
+def test_clients_that_never_finish_a_request_take_no_places_and_are_told(server: Server, port: int):
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(60)]
+        for one in slow:
+            one.sendall(head)
+        assert requests.get(f"{server.url}/health", timeout=3).json() == {"status": "ok"}
+        np.testing.assert_allclose(vectors_of(ask(server.url, server.pictures[0]))[0], server.wanted[0], atol=1e-5)
+        answer = b"".join(iter(lambda: slow[0].recv(4096), b""))  # until it is closed
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the request hadn't arrived after 4 s" in answer
+
+
+def test_a_request_has_a_length_and_its_pictures_a_size(server: Server):
+    Image.new("1", (1_000, 1_000)).save(sink := io.BytesIO(), "png")
+    answer = ask(server.url, [data_url(sink.getvalue())] * 3)
+    assert (answer.status_code, "3 megapixels together; expected at most 2" in answer.text) == (400, True)
+    for body in (b"x" * 1_000_001, iter([b"x" * 600_000] * 2)):  # the second is sent without its length
+        answer = requests.post(f"{server.url}/v1/embeddings", data=body, timeout=60)
+        assert (answer.status_code, "longer than 1 MB" in answer.text) == (413, True)
+    text = "a photo of a dress " * 40_000  # a tower reads its beginning
+    assert ask(server.url, text).json()["data"] == ask(server.url, text[:2_000]).json()["data"]
+
+
 def kill_a_replica() -> None:
     import ray
 
@@ -173,7 +201,7 @@ def test_a_killed_replica_loses_no_request_silently(server: Server):
 
 
 def test_a_tower_without_text_tower_takes_pictures_alone(tower: str):
-    replica: Any = SimpleNamespace(name="tiny", encoder=Encoder(Setup.of(tower)))
+    replica: Any = SimpleNamespace(name="tiny", encoder=Encoder(Setup.of(tower)), config=ServeConfig())
     read = partial(VectorServer.func_or_class._read, replica)
     assert len(read(json.dumps({"input": [data_url(CUT)]}).encode(), "application/json")[0]) == 1
     with pytest.raises(HTTPException, match=r"400: .* has no text tower"):
@@ -188,12 +216,11 @@ NO_MEMORY.__cause__ = torch.OutOfMemoryError()
     (OVERFLOW, 500), (NO_MEMORY, 503), (MemoryError(), 503), (RuntimeError("can't allocate memory"), 503),
 ])  # fmt: skip
 def test_a_lack_of_memory_passes_and_an_overflow_does_not(error: Exception, status: int):
-    async def body() -> bytes:
-        return b""
-
     read, vector = Mock(return_value=(["a"], False)), Mock(side_effect=error)
-    replica = SimpleNamespace(decoders=None, _read=read, _vector=vector)
-    request: Any = SimpleNamespace(body=body, headers={})
+    replica = SimpleNamespace(
+        decoders=None, _read=read, _vector=vector, _body=AsyncMock(), config=ServeConfig(), inside=0
+    )
+    request: Any = SimpleNamespace(headers={})
     with pytest.raises(HTTPException, match=str(status)):
         asyncio.run(VectorServer.func_or_class.embeddings(replica, request))
 
@@ -253,6 +280,9 @@ def test_every_batch_has_one_of_the_sizes_that_were_prepared(tower: str, fixed: 
     ({"queue": 0}, r"queue=0: expected an integer in \[1, inf\)"),  # which Ray refuses
     ({"port": 70_000}, r"port=70000: expected an integer in \[1, 65535\]"),
     ({"route": "x"}, "--route 'x': expected a path that starts with '/'"),
+    ({"route": '/a b"\n'}, "--route .*: expected a path that starts with '/', of letters"),
+    ({"threads": 100_000}, r"--threads 100000: this machine has \d+ cores"),
+    ({"replicas": 500_000}, r"--replicas 500000: this machine has \d+ cores"),
     ({"device": "cuda:1"}, "--device 'cuda:1' with --replicas: say cuda"),
 ])  # fmt: skip
 def test_settings_that_can_not_be(facts: dict[str, Any], match: str):
